@@ -1,0 +1,2 @@
+//! The contract between the engine and a machine.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! x86_64, native and compat.
+#![forbid(unsafe_code)]
