@@ -262,6 +262,11 @@ impl Tracee {
         &mut self.threads[index]
     }
 
+    /// Ends batches with this signal from now on: one that the process does not have pending.
+    pub fn close_with(&mut self, signal: i32) {
+        self.signal = signal;
+    }
+
     /// A thread other than the leader as a site.
     pub fn thread(&mut self, index: usize) -> ThreadSite<'_> {
         ThreadSite {
