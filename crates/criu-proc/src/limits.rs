@@ -113,7 +113,7 @@ impl Limits {
     }
 }
 
-/// Printed with `%lu`; kernels before 2.6.30 or so used `%ld`.
+/// Printed with `%lu`, but once with `%ld`.
 fn rlim(word: &[u8]) -> Option<Rlim> {
     if word == b"unlimited" {
         return Some(Rlim::Unlimited);

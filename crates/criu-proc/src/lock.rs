@@ -16,9 +16,9 @@ pub enum LockKind {
     Flock,
     /// `LEASE`: fcntl(2) `F_SETLEASE`.
     Lease,
-    /// `DELEG`: a delegation, from the NFS server or (Linux 6.19) fcntl(2) `F_SETDELEG`.
+    /// `DELEG`: a delegation, `FL_DELEG`: of an NFS server.
     Deleg,
-    /// `ACCESS`: a lock that only tests, of kernels before 6.8.
+    /// `ACCESS`: a lock that only tests, for mandatory locking; `FL_ACCESS`.
     Access,
 }
 
@@ -27,9 +27,9 @@ pub enum LockKind {
 pub enum LockMode {
     /// `ADVISORY`.
     Advisory,
-    /// `MANDATORY`: until Linux 5.14.
+    /// `MANDATORY`: of kernels that still had `CONFIG_MANDATORY_FILE_LOCKING`.
     Mandatory,
-    /// `MSNFS`: `LOCK_MAND`, until Linux 6.0.
+    /// `MSNFS`: `LOCK_MAND` of flock(2), which newer kernels ignore.
     Msnfs,
     /// `*NOINODE*`: the file is not known.
     NoInode,
@@ -50,9 +50,9 @@ pub enum LockAccess {
     Write,
     /// `UNLCK`.
     Unlock,
-    /// `RW`: `LOCK_MAND`, until Linux 6.0.
+    /// `RW`: `LOCK_MAND` with `LOCK_RW`.
     ReadWrite,
-    /// `NONE`: the same.
+    /// `NONE`: `LOCK_MAND` alone.
     None,
 }
 

@@ -21,7 +21,7 @@ pub enum TaskState {
     Parked,
     /// `I`: an idle kernel thread.
     Idle,
-    /// `K` (Linux 2.6.33 to 3.13) or `W` (waking): transients of old kernels.
+    /// `K` (wakekill) or `W` (waking): transients of old kernels.
     Waking,
 }
 

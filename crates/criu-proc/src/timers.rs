@@ -27,7 +27,7 @@ pub enum Target {
     Thread(Pid),
 }
 
-/// One timer. `show_timer` in `fs/proc/base.c`; needs `CONFIG_CHECKPOINT_RESTORE` before Linux 4.19 or so.
+/// One timer. `show_timer` in `fs/proc/base.c`; some kernels have the file only with `CONFIG_CHECKPOINT_RESTORE`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PosixTimer {
     /// Its number in the process.
@@ -44,7 +44,7 @@ pub struct PosixTimer {
     pub clock: i32,
 }
 
-/// All timers, in the kernel's order (the youngest first, until Linux 6.15 or so).
+/// All timers, in the kernel's order: the youngest first.
 pub fn timers(timers: &[u8]) -> Result<Vec<PosixTimer>, ParseError> {
     let mut lines = lines("timers", timers);
     let mut all = Vec::new();

@@ -101,8 +101,8 @@ pub struct TimensOffsets {
     pub boottime: (i64, u32),
 }
 
-/// Reads `/proc/PID/timens_offsets`. `proc_timens_show_offsets` in `kernel/time/namespace.c`. Kernels before 5.7 or so
-/// print the clocks' numbers, 1 and 7, instead of their names.
+/// Reads `/proc/PID/timens_offsets`. `proc_timens_show_offsets` in `kernel/time/namespace.c`. The first
+/// kernels with time namespaces print the clocks' numbers, 1 and 7, instead of their names.
 pub fn timens_offsets(text: &[u8]) -> Result<TimensOffsets, ParseError> {
     let (mut monotonic, mut boottime) = (None, None);
     for mut line in lines("timens_offsets", text) {

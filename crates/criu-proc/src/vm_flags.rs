@@ -53,14 +53,14 @@ codes! {
     7 MAYSHARE "ms" "`VM_MAYSHARE`: mapped with `MAP_SHARED`.";
     8 GROWSDOWN "gd" "`VM_GROWSDOWN`: a stack.";
     9 PFNMAP "pf" "`VM_PFNMAP`: bare page frames.";
-    10 DENYWRITE "dw" "`VM_DENYWRITE`, until Linux 5.15.";
+    10 DENYWRITE "dw" "`VM_DENYWRITE`, of older kernels.";
     11 LOCKED "lo" "`VM_LOCKED`: mlock(2).";
     12 IO "io" "`VM_IO`: device memory.";
     13 SEQ_READ "sr" "`VM_SEQ_READ`: `MADV_SEQUENTIAL`.";
     14 RAND_READ "rr" "`VM_RAND_READ`: `MADV_RANDOM`.";
     15 DONTCOPY "dc" "`VM_DONTCOPY`: `MADV_DONTFORK`.";
     16 DONTEXPAND "de" "`VM_DONTEXPAND`: mremap(2) cannot grow it.";
-    17 LOCKONFAULT "lf" "`VM_LOCKONFAULT`: `MLOCK_ONFAULT`; shown since Linux 6.5 or so.";
+    17 LOCKONFAULT "lf" "`VM_LOCKONFAULT`: `MLOCK_ONFAULT`, mlock2(2).";
     18 ACCOUNT "ac" "`VM_ACCOUNT`: counts against the commit limit.";
     19 NORESERVE "nr" "`VM_NORESERVE`: `MAP_NORESERVE`.";
     20 HUGETLB "ht" "`VM_HUGETLB`: hugetlbfs pages.";
@@ -79,11 +79,11 @@ codes! {
     33 SHADOW_STACK "ss" "`VM_SHADOW_STACK`: x86 CET, arm64 GCS.";
     34 SEALED "sl" "`VM_SEALED`: mseal(2).";
     35 DROPPABLE "dp" "`VM_DROPPABLE`: `MAP_DROPPABLE`.";
-    36 MAYBE_GUARD "gu" "`VM_MAYBE_GUARD`: may hold `MADV_GUARD_INSTALL` pages; Linux 6.19.";
+    36 MAYBE_GUARD "gu" "`VM_MAYBE_GUARD`: may hold `MADV_GUARD_INSTALL` pages; newer than Linux 6.18.";
     37 ARM64_BTI "bt" "`VM_ARM64_BTI`: `PROT_BTI`.";
     38 MTE "mt" "`VM_MTE`: `PROT_MTE`.";
-    39 MPX "mp" "`VM_MPX`: x86 MPX, Linux 3.19 to 5.5.";
-    40 NONLINEAR "nl" "`VM_NONLINEAR`: remap_file_pages(2), until Linux 3.19.";
+    39 MPX "mp" "`VM_MPX`: x86 MPX, of older kernels.";
+    40 NONLINEAR "nl" "`VM_NONLINEAR`: remap_file_pages(2), of older kernels.";
 }
 
 impl VmFlags {

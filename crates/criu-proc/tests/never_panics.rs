@@ -3,8 +3,11 @@
 use criu_proc::*;
 use proptest::prelude::*;
 
-/// Every parser, by the name of its fixture.
-const PARSERS: &[(&[u8], fn(&[u8]))] = &[
+/// A file, and what reads such files.
+type Case = (&'static [u8], fn(&[u8]));
+
+/// Every parser.
+const PARSERS: &[Case] = &[
     (include_bytes!("../fixtures/stat"), |text| {
         drop(Stat::parse(text).map(|stat| stat.tty()))
     }),
