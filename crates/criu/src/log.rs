@@ -16,6 +16,7 @@ use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id};
 use tracing::{Dispatch, Event, Level, Subscriber};
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
@@ -99,9 +100,11 @@ impl Log {
             sink,
             start: verbosity.has_times().then_some(start),
         };
-        let dispatch = Dispatch::new(
-            tracing_subscriber::registry().with(lines.with_filter(verbosity.filter())),
-        );
+        let level = verbosity.filter();
+        // Spans are kept at every level: they say which task and object a warning is about.
+        let filter = filter_fn(move |metadata| metadata.is_span() || *metadata.level() <= level);
+        let dispatch =
+            Dispatch::new(tracing_subscriber::registry().with(lines.with_filter(filter)));
         Ok(Log {
             dispatch,
             shows_errors: *target == Target::Stderr && verbosity.0 > 0,

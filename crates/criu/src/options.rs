@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 
 use crate::cli::config::Surroundings;
-use crate::cli::external::{External, Inherited, Provided};
+use crate::cli::external::{DUMPED, External, Inherited, PROVIDED};
 use crate::cli::typed::{Typed, bad_value, not_yet};
 use crate::cli::verb::Verb;
 use crate::error::Failure;
@@ -73,17 +73,40 @@ pub struct CpuCap {
     pub image: bool,
 }
 
+/// What dump and restore have in common.
+#[derive(Clone, Debug)]
+pub struct Tree {
+    /// What every verb needs.
+    pub common: Common,
+    /// Session and terminal are the caller's, outside the tree.
+    pub shell_job: bool,
+    /// Control groups.
+    pub cgroups: Cgroups,
+    /// How files are recognised.
+    pub validation: FileValidation,
+    /// What of the CPU is written and must match.
+    pub cpu_cap: CpuCap,
+    /// Connections are closed; written in the inventory, where both must agree.
+    pub tcp_close: bool,
+    /// What stays outside, or what the caller provides for it.
+    pub external: Vec<External>,
+    /// Hooks.
+    pub scripts: Scripts,
+    /// Print the statistics.
+    pub display_stats: bool,
+    /// Only say what would be done.
+    pub plan: bool,
+}
+
 /// A dump.
 #[derive(Clone, Debug)]
 pub struct DumpOptions {
-    /// What every verb needs.
-    pub common: Common,
+    /// What dump and restore have in common.
+    pub tree: Tree,
     /// The root of the tree.
     pub root: Pid,
     /// What becomes of the tasks.
     pub end: EndState,
-    /// Session and terminal may be outside the tree.
-    pub shell_job: bool,
     /// Locks are kept; otherwise a lock is an error.
     pub file_locks: bool,
     /// Nameless open files may be given a temporary name.
@@ -96,63 +119,29 @@ pub struct DumpOptions {
     pub evasive_devices: bool,
     /// How long collecting the tasks may take.
     pub timeout: Option<Duration>,
-    /// Control groups.
-    pub cgroups: Cgroups,
-    /// What is written about files.
-    pub validation: FileValidation,
-    /// What is written about the CPU.
-    pub cpu_cap: CpuCap,
-    /// Connections will be closed; written in the inventory.
-    pub tcp_close: bool,
-    /// What stays outside.
-    pub external: Vec<External>,
-    /// Hooks.
-    pub scripts: Scripts,
-    /// Print the statistics.
-    pub display_stats: bool,
-    /// Only say what would be done.
-    pub plan: bool,
 }
 
 /// A restore.
 #[derive(Clone, Debug)]
 pub struct RestoreOptions {
-    /// What every verb needs.
-    pub common: Common,
+    /// What dump and restore have in common.
+    pub tree: Tree,
     /// Return once the tasks run.
     pub detached: bool,
     /// The root task becomes a child of our parent.
     pub sibling: bool,
     /// Leave the tasks stopped.
     pub stopped: bool,
-    /// Session and terminal are the caller's.
-    pub shell_job: bool,
     /// Where to write the root task's pid, absolute.
     pub pidfile: Option<PathBuf>,
-    /// Control groups.
-    pub cgroups: Cgroups,
-    /// How files are recognised.
-    pub validation: FileValidation,
     /// Compare the permissions of files.
     pub check_permissions: bool,
-    /// What of the CPU must match.
-    pub cpu_cap: CpuCap,
-    /// Connections are closed; must agree with the inventory.
-    pub tcp_close: bool,
     /// Check images and files before anything is made.
     pub verify: bool,
-    /// What the caller provides.
-    pub external: Vec<Provided>,
     /// Descriptors the caller provides.
     pub inherited: Vec<Inherited>,
     /// What to become when the tasks run; empty is nothing.
     pub exec: Vec<OsString>,
-    /// Hooks.
-    pub scripts: Scripts,
-    /// Print the statistics.
-    pub display_stats: bool,
-    /// Only say what would be done.
-    pub plan: bool,
 }
 
 /// A check of the kernel.
@@ -206,10 +195,33 @@ impl Common {
     }
 }
 
+impl Tree {
+    fn read(typed: &Typed, around: &Surroundings, kinds: &[&'static str]) -> Result<Self, Failure> {
+        let common = Common::read(typed, around)?;
+        let paths = typed.values("action-script").map(OsString::from).collect();
+        let scripts = Scripts {
+            paths,
+            images: common.images.clone(),
+            work: common.work.clone(),
+        };
+        Ok(Tree {
+            common,
+            shell_job: typed.switch("shell-job", false),
+            cgroups: cgroups(typed)?,
+            validation: validation(typed)?,
+            cpu_cap: cpu_cap(typed)?,
+            tcp_close: typed.switch("tcp-close", false),
+            external: texts(typed, "external", |text| External::parse(text, kinds))?,
+            scripts,
+            display_stats: typed.switch("display-stats", false),
+            plan: typed.switch("plan", false),
+        })
+    }
+}
+
 impl DumpOptions {
     /// Gives the words of a dump their meaning.
     pub fn read(typed: &Typed, around: &Surroundings) -> Result<Self, Failure> {
-        let common = Common::read(typed, around)?;
         let missing = || Failure::usage("a dump needs --tree PID");
         let root: i32 = typed.parsed("tree")?.ok_or_else(missing)?;
         if root <= 0 {
@@ -220,35 +232,24 @@ impl DumpOptions {
             typed.switch("leave-stopped", false),
         ) {
             (true, true) => {
-                return Err(Failure::usage(
-                    "--leave-running and --leave-stopped exclude each other",
-                ));
+                let text = "--leave-running and --leave-stopped exclude each other";
+                return Err(Failure::usage(text));
             }
             (true, false) => EndState::Running,
             (false, true) => EndState::Stopped,
             (false, false) => EndState::Killed,
         };
+        let seconds = typed.parsed("timeout")?.unwrap_or(10);
         Ok(DumpOptions {
+            tree: Tree::read(typed, around, DUMPED)?,
             root: Pid::from_raw(root),
             end,
-            shell_job: typed.switch("shell-job", false),
             file_locks: typed.switch("file-locks", false),
             link_remap: typed.switch("link-remap", false),
             ghost_limit: typed.value("ghost-limit").map_or(Ok(1 << 20), size)?,
             ghost_fiemap: typed.switch("ghost-fiemap", true),
             evasive_devices: typed.switch("evasive-devices", false),
-            timeout: Some(typed.parsed("timeout")?.unwrap_or(10))
-                .filter(|seconds| *seconds != 0)
-                .map(Duration::from_secs),
-            cgroups: cgroups(typed)?,
-            validation: validation(typed)?,
-            cpu_cap: cpu_cap(typed)?,
-            tcp_close: typed.switch("tcp-close", false),
-            external: texts(typed, "external", External::parse)?,
-            scripts: scripts(typed, &common),
-            display_stats: typed.switch("display-stats", false),
-            plan: typed.switch("plan", false),
-            common,
+            timeout: (seconds != 0).then(|| Duration::from_secs(seconds)),
         })
     }
 }
@@ -256,26 +257,19 @@ impl DumpOptions {
 impl RestoreOptions {
     /// Gives the words of a restore their meaning.
     pub fn read(typed: &Typed, around: &Surroundings) -> Result<Self, Failure> {
-        let common = Common::read(typed, around)?;
+        let tree = Tree::read(typed, around, PROVIDED)?;
         Ok(RestoreOptions {
             detached: typed.switch("restore-detached", false),
             sibling: typed.switch("restore-sibling", false),
             stopped: typed.switch("leave-stopped", false),
-            shell_job: typed.switch("shell-job", false),
-            pidfile: typed.value("pidfile").map(|path| common.work.join(path)),
-            cgroups: cgroups(typed)?,
-            validation: validation(typed)?,
+            pidfile: typed
+                .value("pidfile")
+                .map(|path| tree.common.work.join(path)),
             check_permissions: !typed.switch("skip-file-rwx-check", false),
-            cpu_cap: cpu_cap(typed)?,
-            tcp_close: typed.switch("tcp-close", false),
             verify: typed.switch("verify", true),
-            external: texts(typed, "external", Provided::parse)?,
             inherited: texts(typed, "inherit-fd", Inherited::parse)?,
             exec: typed.operands.clone(),
-            scripts: scripts(typed, &common),
-            display_stats: typed.switch("display-stats", false),
-            plan: typed.switch("plan", false),
-            common,
+            tree,
         })
     }
 }
@@ -305,24 +299,13 @@ impl CpuinfoOptions {
     }
 }
 
-fn scripts(typed: &Typed, common: &Common) -> Scripts {
-    let paths = typed.values("action-script").map(OsString::from).collect();
-    Scripts {
-        paths,
-        images: common.images.clone(),
-        work: common.work.clone(),
-    }
-}
-
 fn texts<T>(
     typed: &Typed,
     name: &str,
-    parse: fn(&str) -> Result<T, Failure>,
+    parse: impl Fn(&str) -> Result<T, Failure>,
 ) -> Result<Vec<T>, Failure> {
-    typed
-        .values(name)
-        .map(|value| parse(value.to_str().ok_or_else(|| bad_value(name, value))?))
-        .collect()
+    let text = |value: &OsStr| parse(value.to_str().ok_or_else(|| bad_value(name, value))?);
+    typed.values(name).map(text).collect()
 }
 
 /// Bytes, with K, M or G behind.
@@ -442,15 +425,15 @@ mod tests {
             (Pid::from_raw(12), EndState::Killed, 2 << 20)
         );
         assert_eq!(
-            (options.common.images, options.common.log),
+            (options.tree.common.images, options.tree.common.log),
             ("/here/img".into(), Target::File("/work/d.log".into()))
         );
         assert_eq!(
-            (options.timeout, options.cgroups, options.ghost_fiemap),
+            (options.timeout, options.tree.cgroups, options.ghost_fiemap),
             (None, Cgroups::Ignore, true)
         );
         assert_eq!(
-            options.cpu_cap,
+            options.tree.cpu_cap,
             CpuCap {
                 cpu: true,
                 fpu: true,
@@ -492,10 +475,13 @@ mod tests {
             RestoreOptions::read(typed, &around())
         })?;
         assert!(
-            options.detached && options.shell_job && !options.verify && options.check_permissions
+            options.detached
+                && options.tree.shell_job
+                && !options.verify
+                && options.check_permissions
         );
         assert_eq!(
-            (options.common.images, options.pidfile),
+            (options.tree.common.images, options.pidfile),
             ("/here/".into(), Some("/here/w/p".into()))
         );
         Ok(())

@@ -88,7 +88,7 @@ fn restore(options: &RestoreOptions, _: &Progress) -> Result<(), Failure> {
             let error = Command::new(program).args(args).exec();
             Err(Failure::from_chain("exec-cmd", &error).object(program.display()))
         }
-        [] if options.detached || options.plan => Ok(()),
+        [] if options.detached || options.tree.plan => Ok(()),
         [] => reap(),
     }
 }

@@ -1,111 +1,30 @@
 //! Objects the tree uses but does not own, as `--external` and `--inherit-fd` spell them.
+//!
+//! Only the outer form is read here, `kind[inside]:name`; what is inside belongs to whoever owns the kind.
 
+use super::typed::bad_value;
 use crate::error::Failure;
 
-/// What `--external` of a dump names.
+/// One value of `--external`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum External {
-    /// `tty[rdev:dev]`: a terminal.
-    Tty {
-        /// The device it is.
-        rdev: u64,
-        /// The device its node is on.
-        dev: u64,
-    },
-    /// `file[mnt_id:inode]`: an open file.
-    File {
-        /// The mount it was opened through.
-        mount: u64,
-        /// Its inode.
-        inode: u64,
-    },
-    /// `dev[major/minor]:name`: a block device under a mount.
-    Device {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-        /// Its name in the images.
-        name: String,
-    },
-    /// `unix[inode]`: a socket.
-    Unix {
-        /// Its inode.
-        inode: u64,
-    },
-    /// `mnt[mountpoint]:name`: a bind mount.
-    Mount {
-        /// Where it is mounted.
-        mountpoint: String,
-        /// Its name in the images.
-        name: String,
-    },
-    /// `mnt[]` with `:m` and `:s`: every mount that looks external.
-    AutoMounts {
-        /// Also mounts that receive from the outside.
-        masters: bool,
-        /// Also mounts shared with the outside.
-        sharing: bool,
-    },
-    /// `net[inode]:name`: a network namespace.
-    NetNs {
-        /// Its inode.
-        inode: u64,
-        /// Its name in the images.
-        name: String,
-    },
-    /// `pid[inode]:name`: a pid namespace.
-    PidNs {
-        /// Its inode.
-        inode: u64,
-        /// Its name in the images.
-        name: String,
-    },
+pub struct External {
+    /// The sort of object, one of those the verb knows.
+    pub kind: &'static str,
+    /// What is between the brackets.
+    pub inside: String,
+    /// What follows the colon, if anything does.
+    pub name: Option<String>,
 }
 
-/// What `--external` of a restore provides.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Provided {
-    /// `dev[name]:path`.
-    Device {
-        /// Its name in the images.
-        name: String,
-        /// Where it is here.
-        path: String,
-    },
-    /// `mnt[name]:path`.
-    Mount {
-        /// Its name in the images.
-        name: String,
-        /// Where it is here.
-        path: String,
-    },
-    /// `veth[inner]:outer@bridge`.
-    Veth {
-        /// Its name inside.
-        inner: String,
-        /// Its name outside.
-        outer: String,
-        /// The bridge the outer end joins.
-        bridge: Option<String>,
-    },
-    /// `macvlan[inner]:outer`.
-    Macvlan {
-        /// Its name inside.
-        inner: String,
-        /// Its name outside.
-        outer: String,
-    },
-    /// `netdev[inner]:original`.
-    NetDevice {
-        /// Its name inside.
-        inner: String,
-        /// Its name here.
-        original: String,
-    },
-}
+/// What a dump can leave outside: `tty[rdev:dev]` `file[mnt_id:inode]` `dev[major/minor]:name` `unix[inode]`
+/// `mnt[mountpoint]:name` `mnt[]:ms` `net[inode]:name` `pid[inode]:name`.
+pub const DUMPED: &[&str] = &["tty", "file", "dev", "unix", "mnt", "net", "pid"];
 
-/// `--inherit-fd fd[N]:KEY`: our descriptor N is what the images call KEY.
+/// What a restore can be given: `dev[name]:path` `mnt[name]:path` `veth[inner]:outer@bridge`
+/// `macvlan[inner]:outer` `netdev[inner]:original`.
+pub const PROVIDED: &[&str] = &["dev", "mnt", "veth", "macvlan", "netdev"];
+
+/// One value of `--inherit-fd`, `fd[N]:KEY`: our descriptor N is what the images call KEY.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inherited {
     /// Our descriptor.
@@ -115,134 +34,41 @@ pub struct Inherited {
 }
 
 impl External {
-    /// Reads one value of `--external`.
-    pub fn parse(text: &str) -> Result<Self, Failure> {
-        Self::try_parse(text).ok_or_else(|| refuse("external", text))
-    }
-
-    fn try_parse(text: &str) -> Option<Self> {
-        let (kind, inside, after) = brackets(text)?;
-        let name = || after.filter(|name| !name.is_empty()).map(str::to_owned);
-        let hex = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok();
-        Some(match kind {
-            "tty" => {
-                let (rdev, dev) = inside.split_once(':')?;
-                External::Tty {
-                    rdev: hex(rdev)?,
-                    dev: hex(dev)?,
-                }
-            }
-            "file" => {
-                let (mount, inode) = inside.split_once(':')?;
-                External::File {
-                    mount: hex(mount)?,
-                    inode: hex(inode)?,
-                }
-            }
-            "dev" => {
-                let (major, minor) = inside.split_once('/')?;
-                External::Device {
-                    major: major.parse().ok()?,
-                    minor: minor.parse().ok()?,
-                    name: name()?,
-                }
-            }
-            "unix" => External::Unix {
-                inode: inside.parse().ok()?,
-            },
-            "mnt" if inside.is_empty() => {
-                let flags = after.unwrap_or_default();
-                flags
-                    .chars()
-                    .all(|flag| "ms".contains(flag))
-                    .then_some(())?;
-                External::AutoMounts {
-                    masters: flags.contains('m'),
-                    sharing: flags.contains('s'),
-                }
-            }
-            "mnt" => External::Mount {
-                mountpoint: inside.to_owned(),
-                name: name()?,
-            },
-            "net" => External::NetNs {
-                inode: inside.parse().ok()?,
-                name: name()?,
-            },
-            "pid" => External::PidNs {
-                inode: inside.parse().ok()?,
-                name: name()?,
-            },
-            _ => return None,
-        })
-    }
-}
-
-impl Provided {
-    /// Reads one value of `--external`.
-    pub fn parse(text: &str) -> Result<Self, Failure> {
-        Self::try_parse(text).ok_or_else(|| refuse("external", text))
-    }
-
-    fn try_parse(text: &str) -> Option<Self> {
-        let (kind, inside, after) = brackets(text)?;
-        let (name, value) = (inside.to_owned(), after?.to_owned());
-        Some(match kind {
-            "dev" => Provided::Device { name, path: value },
-            "mnt" => Provided::Mount { name, path: value },
-            "macvlan" => Provided::Macvlan {
-                inner: name,
-                outer: value,
-            },
-            "netdev" => Provided::NetDevice {
-                inner: name,
-                original: value,
-            },
-            "veth" => match value.split_once('@') {
-                Some((outer, bridge)) => Provided::Veth {
-                    inner: name,
-                    outer: outer.to_owned(),
-                    bridge: Some(bridge.to_owned()),
-                },
-                None => Provided::Veth {
-                    inner: name,
-                    outer: value,
-                    bridge: None,
-                },
-            },
-            _ => return None,
-        })
+    /// Reads one value; `kinds` are those the verb knows.
+    pub fn parse(text: &str, kinds: &[&'static str]) -> Result<Self, Failure> {
+        let parsed = brackets(text).and_then(|(kind, inside, name)| {
+            let kind = kinds.iter().copied().find(|known| *known == kind)?;
+            Some(External {
+                kind,
+                inside: inside.to_owned(),
+                name: name.map(str::to_owned),
+            })
+        });
+        parsed.ok_or_else(|| bad_value("external", text.as_ref()))
     }
 }
 
 impl Inherited {
-    /// Reads one value of `--inherit-fd`.
+    /// Reads one value.
     pub fn parse(text: &str) -> Result<Self, Failure> {
-        let parsed = brackets(text)
-            .filter(|parts| parts.0 == "fd")
-            .and_then(|(_, fd, key)| Some((fd.parse().ok()?, key?)));
-        let (fd, key) = parsed
-            .filter(|(fd, key)| *fd >= 0 && !key.is_empty())
-            .ok_or_else(|| refuse("inherit-fd", text))?;
-        Ok(Inherited {
-            fd,
-            key: key.to_owned(),
-        })
+        let parsed = brackets(text).and_then(|(kind, fd, key)| {
+            let fd = fd.parse().ok().filter(|fd| kind == "fd" && *fd >= 0)?;
+            Some(Inherited {
+                fd,
+                key: key?.to_owned(),
+            })
+        });
+        parsed.ok_or_else(|| bad_value("inherit-fd", text.as_ref()))
     }
 }
 
-/// Splits `kind[inside]` or `kind[inside]:after`.
+/// Splits `kind[inside]` or `kind[inside]:name`.
 fn brackets(text: &str) -> Option<(&str, &str, Option<&str>)> {
     let (kind, rest) = text.split_once('[')?;
-    let (inside, after) = rest.split_once(']')?;
-    match after {
-        "" => Some((kind, inside, None)),
-        _ => Some((kind, inside, Some(after.strip_prefix(':')?))),
+    match rest.split_once(']')? {
+        (inside, "") => Some((kind, inside, None)),
+        (inside, after) => Some((kind, inside, Some(after.strip_prefix(':')?))),
     }
-}
-
-fn refuse(option: &str, text: &str) -> Failure {
-    super::typed::bad_value(option, text.as_ref())
 }
 
 #[cfg(test)]
@@ -250,64 +76,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_dump_leaves_outside() {
-        let tty = External::Tty {
-            rdev: 0x8803,
-            dev: 0x1d,
+    fn forms() {
+        let tty = External {
+            kind: "tty",
+            inside: "8803:1d".into(),
+            name: None,
         };
-        assert_eq!(External::try_parse("tty[8803:1d]"), Some(tty));
-        let device = External::Device {
-            major: 8,
-            minor: 1,
-            name: "root".into(),
+        assert_eq!(External::parse("tty[8803:1d]", DUMPED), Ok(tty));
+        let veth = External {
+            kind: "veth",
+            inside: "eth0".into(),
+            name: Some("v1@br0".into()),
         };
-        assert_eq!(External::try_parse("dev[8/1]:root"), Some(device));
-        assert_eq!(
-            External::try_parse("mnt[]:ms"),
-            Some(External::AutoMounts {
-                masters: true,
-                sharing: true
-            })
-        );
-        let net = External::NetNs {
-            inode: 4026531840,
-            name: "extRootNetNS".into(),
-        };
-        assert_eq!(
-            External::try_parse("net[4026531840]:extRootNetNS"),
-            Some(net)
-        );
-        for wrong in [
-            "",
-            "tty",
-            "tty[1]",
-            "unix[x]",
-            "mnt[/a]",
-            "mnt[]:q",
-            "net[1]",
-            "what[1]:x",
-            "pid[1]x",
-        ] {
-            assert_eq!(External::try_parse(wrong), None, "{wrong}");
+        assert_eq!(External::parse("veth[eth0]:v1@br0", PROVIDED), Ok(veth));
+        for wrong in ["", "tty", "tty[1", "veth[a]:b", "pid[1]x"] {
+            assert!(External::parse(wrong, DUMPED).is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn what_a_restore_provides() {
-        let veth = Provided::Veth {
-            inner: "eth0".into(),
-            outer: "v1".into(),
-            bridge: Some("br0".into()),
+        let pipe = Inherited {
+            fd: 3,
+            key: "pipe:[1234]".into(),
         };
-        assert_eq!(Provided::try_parse("veth[eth0]:v1@br0"), Some(veth));
-        let fd = Inherited::parse("fd[3]:pipe:[1234]").map_err(|failure| failure.to_string());
-        assert_eq!(
-            fd,
-            Ok(Inherited {
-                fd: 3,
-                key: "pipe:[1234]".into()
-            })
-        );
+        assert_eq!(Inherited::parse("fd[3]:pipe:[1234]"), Ok(pipe));
         assert!(Inherited::parse("fd[-1]:x").is_err() && Inherited::parse("fd[1]").is_err());
     }
 }
