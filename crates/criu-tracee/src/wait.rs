@@ -1,0 +1,77 @@
+//! Every wait for a task.
+
+use nix::errno::Errno;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::Pid;
+
+use crate::error::{Context, Error, Result};
+use crate::stop::Stop;
+
+/// Bits of a raw status that nix does not decode: the event, and the signal it came with.
+const EVENT_STOP: i32 = 128;
+
+/// Waits until this very thread stops.
+pub(crate) fn stop(tid: Pid) -> Result<Stop> {
+    let status = raw(tid)?;
+    if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
+        return Err(Error::Gone(tid));
+    }
+    let signal = libc::WSTOPSIG(status);
+    Ok(match status >> 16 {
+        EVENT_STOP if signal == libc::SIGTRAP => Stop::Interrupt,
+        EVENT_STOP => Stop::Group(signal),
+        _ if signal == libc::SIGTRAP | 0x80 => Stop::Syscall,
+        _ => Stop::Signal(signal),
+    })
+}
+
+/// `waitpid` with the raw status: nix folds ptrace events of unknown kinds into errors.
+#[allow(
+    unsafe_code,
+    reason = "nix does not give the raw status, and its decoding refuses PTRACE_EVENT_STOP"
+)]
+fn raw(tid: Pid) -> Result<i32> {
+    let mut status = 0;
+    loop {
+        // SAFETY: `status` is a live int.
+        let got = unsafe { libc::waitpid(tid.as_raw(), &raw mut status, libc::__WALL) };
+        match Errno::result(got) {
+            Ok(_) => return Ok(status),
+            Err(Errno::EINTR) => {}
+            Err(Errno::ECHILD) => return Err(Error::Gone(tid)),
+            Err(errno) => {
+                return Err(Error::Kernel {
+                    call: "waitpid",
+                    errno,
+                });
+            }
+        }
+    }
+}
+
+/// Waits until a child has ended and takes its status.
+pub(crate) fn reap(pid: Pid) -> Result<()> {
+    loop {
+        match waitpid(pid, Some(WaitPidFlag::__WALL)) {
+            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(Errno::ECHILD) => {
+                return Ok(());
+            }
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno).call("waitpid"),
+        }
+    }
+}
+
+/// Waits until a task is a zombie, and leaves it one.
+pub(crate) fn ended(pid: Pid) -> Result<()> {
+    loop {
+        match waitid(
+            Id::Pid(pid),
+            WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::__WALL,
+        ) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno).call("waitid"),
+        }
+    }
+}
