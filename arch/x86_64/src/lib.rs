@@ -5,6 +5,7 @@
 
 mod regs;
 mod stub;
+mod vdso;
 
 pub use regs::X86Regs;
 
@@ -34,5 +35,9 @@ impl Arch for X86_64 {
 
     fn heal(context: &HealContext<'_, X86Regs>) -> Vec<u8> {
         stub::heal(context)
+    }
+
+    fn vdso_jump(_from: u64, target: u64) -> Vec<u8> {
+        vdso::jump(target)
     }
 }

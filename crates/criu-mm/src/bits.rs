@@ -56,7 +56,6 @@ pub(crate) mod map {
     /// The base-2 logarithm of the size of huge pages, `MAP_HUGE_SHIFT`.
     pub(crate) const HUGE_SHIFT: u32 = 26;
     pub(crate) const HUGE_MASK: u32 = 0x3f << HUGE_SHIFT;
-    pub(crate) const FIXED: u32 = libc::MAP_FIXED.cast_unsigned();
     pub(crate) const FIXED_NOREPLACE: u32 = libc::MAP_FIXED_NOREPLACE.cast_unsigned();
 
     /// All that an image may have.
@@ -87,6 +86,9 @@ pub(crate) mod madv {
     pub(crate) const POPULATE_WRITE: u32 = 23;
     /// Linux 6.13.
     pub(crate) const GUARD_INSTALL: u32 = 102;
+
+    /// Those on whose effect a program relies: `MADV_DONTFORK`, `MADV_WIPEONFORK`.
+    pub(crate) const BINDING: &[u32] = &[10, 18];
 
     /// What a mapping keeps, in `vma_entry.madv` as bit `1 << advice`.
     pub(crate) const KEPT: &[(u32, u64)] = &[

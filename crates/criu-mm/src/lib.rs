@@ -10,15 +10,30 @@
 
 mod aio;
 mod bits;
+mod clear;
 mod drain;
+mod fill;
+mod finish;
+mod ground;
+mod image;
+mod inherit;
+mod pages;
 mod passage;
 mod scan;
 mod shared;
 mod survey;
 mod transfer;
+mod vdso;
 mod vma;
 
+pub use clear::clear;
 pub use drain::{DrainOptions, Stats, drain};
+pub use fill::{FillJob, FillStats, Materials, fill};
+pub use finish::finish;
+pub use ground::Ground;
+pub use image::SpaceImage;
+pub use pages::Pages;
+pub use shared::Shared;
 pub use survey::{Questions, Space, SurveyOptions, survey};
 
 /// Bytes in a page of this machine.

@@ -5,20 +5,24 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
 
 use criu_image::id::ShmId;
 use criu_image::pages::{PageFlags, PagemapWriter};
 use criu_image::{Store, desc};
 use criu_kind::{Error, Result, Subject, Within};
 use criu_proc::ProcDir;
-use criu_tracee::Tracee;
+use criu_tracee::{Program, Site, Sysno, Tracee, shared_anonymous};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::{Whence, lseek};
 
+use crate::bits::map;
 use crate::drain::{Capture, DrainOptions, Stats, new_pages, write};
+use crate::image::{Backing, SpaceImage, backing};
 use crate::page_size;
+use crate::pages::Pages;
 use crate::survey::{Area, AreaKind, Space};
 use crate::transfer::{Piece, transfers};
 
@@ -164,4 +168,113 @@ fn data(object: &File, size: u64) -> Result<Vec<(u64, u64)>> {
         at = end;
     }
     Ok(runs)
+}
+
+/// The objects of anonymous shared memory of a tree, made but still empty.
+#[derive(Debug, Default)]
+pub struct Shared {
+    objects: BTreeMap<ShmId, Object>,
+}
+
+#[derive(Debug)]
+struct Object {
+    file: File,
+    size: u64,
+    pages: Pages,
+}
+
+impl Shared {
+    /// Makes all that the images map. Before the first task is born: it and all others inherit them.
+    pub fn create(images: &[SpaceImage], store: &dyn Store) -> Result<Self> {
+        let mut sizes: BTreeMap<ShmId, (u64, bool)> = BTreeMap::new();
+        for vma in images.iter().flat_map(SpaceImage::vmas) {
+            if backing(vma) == Backing::Shared {
+                let entry = sizes.entry(ShmId::new(vma.shmid)).or_default();
+                entry.0 = entry.0.max(vma.pgoff + (vma.end - vma.start));
+                entry.1 |= vma.flags & map::NORESERVE != 0;
+                if vma.flags & map::HUGETLB != 0 {
+                    return Err(Error::unsupported(
+                        "shared anonymous huge pages",
+                        "restore it with CRIU",
+                    ));
+                }
+            }
+        }
+        let mut objects = BTreeMap::new();
+        for (id, (size, noreserve)) in sizes {
+            let image = desc::SHMEM_PAGEMAP.file_name(id);
+            let pages = Pages::load(store, desc::SHMEM_PAGEMAP, id)?
+                .ok_or_else(|| Error::corrupt(&image, "missing"))?;
+            if pages.runs().last().is_some_and(|run| run.end > size) {
+                return Err(Error::corrupt(&image, "pages behind the end of the object"));
+            }
+            let file = shared_anonymous(size, !noreserve)
+                .within(|| Subject::Object(format!("shared memory {id}")))?;
+            objects.insert(id, Object { file, size, pages });
+        }
+        Ok(Self { objects })
+    }
+
+    /// Brings in the content. A task does it, so that the memory is counted as its own; any one will do.
+    pub fn fill(&self, tracee: &mut Tracee) -> Result<()> {
+        for (id, object) in &self.objects {
+            object.fill(tracee).within(|| Subject::Object(format!("shared memory {id}")))?;
+        }
+        Ok(())
+    }
+
+    /// Descriptors that every task inherits.
+    pub fn files(&self) -> impl Iterator<Item = &File> {
+        self.objects.values().flat_map(|object| {
+            std::iter::once(&object.file).chain(object.pages.files())
+        })
+    }
+
+    /// The number of the descriptor of an object.
+    pub(crate) fn fd(&self, id: ShmId) -> Result<i32> {
+        match self.objects.get(&id) {
+            Some(object) => Ok(object.file.as_raw_fd()),
+            None => Err(Error::corrupt("mm", format!("shared memory {id} was not collected"))),
+        }
+    }
+}
+
+impl Object {
+    fn fill(&self, tracee: &mut Tracee) -> Result<()> {
+        /// The most that the kernel copies by one call is a little less than 2 GiB.
+        const MOST: u64 = 1 << 30;
+        let out = self.file.as_raw_fd();
+        let mut program = Program::new();
+        let mut sent = Vec::new();
+        for run in self.pages.runs() {
+            let input = self.pages.fd(run.file);
+            let mut at = run.start;
+            while at < run.end {
+                let len = (run.end - at).min(MOST);
+                let offset = run.offset + (at - run.start);
+                program.lseek(input, offset, libc::SEEK_SET);
+                program.lseek(out, at, libc::SEEK_SET);
+                let args = [out.into(), input.into(), 0.into(), len.into()];
+                let ret = program.call(Sysno::sendfile, args);
+                program.tolerate();
+                sent.push((ret, at, len));
+                at += len;
+            }
+        }
+        debug_assert!(self.pages.runs().last().is_none_or(|run| run.end <= self.size));
+        let outcome = tracee.run(&program)?;
+        let mut buffer = vec![0; 256 << 10];
+        for (ret, at, len) in sent {
+            let mut done = u64::try_from(outcome.get(ret).unwrap_or(0)).unwrap_or(0);
+            while done < len {
+                let size = buffer.len().min(usize::try_from(len - done).unwrap_or(usize::MAX));
+                self.pages.read(at + done, &mut buffer[..size])?;
+                self.file
+                    .write_all_at(&buffer[..size], at + done)
+                    .map_err(Error::io("pwrite(shared memory)"))?;
+                done += size as u64;
+            }
+        }
+        Ok(())
+    }
 }
