@@ -1,0 +1,172 @@
+//! Into new tasks: they have the memory that was dumped, mapping for mapping and byte for byte.
+
+mod common;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use common::{Files, Victim};
+use criu_image::{Memory, Store};
+use criu_mm::{
+    DrainOptions, FillJob, Ground, Materials, Shared, Space, SpaceImage, SurveyOptions,
+    clear, drain, fill, finish, survey,
+};
+use criu_proc::{MapName, ProcDir};
+use criu_tracee::{Program, Site, Tracee, spawn_root};
+use nix::unistd::Pid;
+
+const SETUP: &str = r#"
+big = anon(600)
+for i in range(0, 600, 2): put(big, i, b'page %d' % i)
+secret = anon(4)
+put(secret, 1, b'PROT_NONE with data')
+libc.mprotect(secret, 4 * P, 0)
+reserve = anon(1 << 28, 0x4022, 0)   # a terabyte of nothing
+large = anon(1 << 19)                # 2 GiB, read-only, one page of it
+put(large, 1 << 18, b'in the middle')
+libc.mprotect(large, P << 19, 1)
+shared = anon(300, 0x21)
+put(shared, 7, b'shared'); put(shared, 299, b'shared too')
+libc.munmap(shared, 5 * P)           # a window with an offset
+with tempfile.NamedTemporaryFile() as f:
+    f.write(b'f' * 4 * P); f.flush()
+    private = libc.mmap(0, 4 * P, 3, 2, f.fileno(), 0)
+    put(private, 2, b'copied')
+    shfile = libc.mmap(0, 4 * P, 3, 1, f.fileno(), 0)
+    put(shfile, 3, b'in the file')
+guarded = anon(8)
+for i in range(8): put(guarded, i, b'g')
+libc.madvise(guarded + 3 * P, P, 102)
+libc.madvise(guarded, 8 * P, 16)
+for advice in 10, 14, 18: libc.madvise(anon(2, 0x22, 1 << (advice - 10) % 3), 2 * P, advice)
+locked = anon(3); put(locked, 1, b'locked')
+assert libc.mlock(locked, 3 * P) == 0
+grows = libc.mmap(0x10000000, 4 * P, 3, 0x100122, -1, 0)
+put(grows, 3, b'down')
+"#;
+
+/// Everything of a process that this crate is to keep.
+#[derive(Debug, PartialEq)]
+struct Portrait {
+    /// Mappings with their flags; neighbours that are alike are one.
+    maps: Vec<(u64, u64, String)>,
+    stat: Vec<u64>,
+    auxv: Vec<u8>,
+    exe: std::path::PathBuf,
+    cmdline: Vec<u8>,
+}
+
+fn portrait(pid: Pid, skip: impl Fn(u64) -> bool) -> Portrait {
+    let smaps = std::fs::read(format!("/proc/{pid}/smaps")).expect("smaps");
+    let mut maps: Vec<(u64, u64, String)> = Vec::new();
+    for smap in criu_proc::Smaps::new(&smaps) {
+        let smap = smap.expect("well-formed");
+        let vma = &smap.vma;
+        // "ac" says that it was writable once; soft-dirty is not state.
+        let flags: Vec<_> = smap.flags.codes().filter(|code| !["ac", "sd"].contains(code)).collect();
+        // Anonymous shared memory is another object.
+        let inode = if vma.name == MapName::DevZero { 0 } else { vma.inode };
+        let text = format!("{:?} {} {inode} {:?} {flags:?}", vma.perms, vma.dev, vma.name);
+        match maps.last_mut() {
+            _ if skip(vma.start) => {}
+            Some(last) if last.1 == vma.start && last.2 == text => last.1 = vma.end,
+            _ => maps.push((vma.start, vma.end, text)),
+        }
+    }
+    let proc = ProcDir::open(pid).expect("it lives");
+    let stat = proc.stat().expect("stat");
+    Portrait {
+        maps,
+        stat: vec![
+            stat.startcode, stat.endcode, stat.start_data, stat.end_data, stat.start_brk,
+            stat.startstack, stat.arg_start, stat.arg_end, stat.env_start, stat.env_end,
+        ],
+        auxv: proc.read("auxv").expect("auxv"),
+        exe: std::fs::read_link(format!("/proc/{pid}/exe")).expect("exe"),
+        cmdline: proc.read("cmdline").expect("cmdline"),
+    }
+}
+
+/// All of a process's readable memory: address, and a page.
+fn content(pid: Pid, maps: &[(u64, u64, String)]) -> Vec<(u64, Vec<u8>)> {
+    let memory = File::open(format!("/proc/{pid}/mem")).expect("mem");
+    let mut all = Vec::new();
+    for (start, end, name) in maps {
+        let huge = end - start > 1 << 29;
+        if name.contains("Vvar") || name.contains("Vsyscall") {
+            continue;
+        }
+        for at in (*start..*end).step_by(4096) {
+            if huge && at != start + (end - start) / 2 {
+                continue;
+            }
+            let mut page = vec![0; 4096];
+            // Guard pages and holes of files cannot be read, there or here.
+            let read = memory.read_exact_at(&mut page, at).is_ok();
+            all.push((at, if read { page } else { Vec::new() }));
+        }
+    }
+    all
+}
+
+fn dump(pids: &[Pid], store: &Memory) -> (Vec<Space>, Files) {
+    let mut files = Files::default();
+    let mut tracees = Tracee::seize_all(pids).expect("seize");
+    let mut spaces = Vec::new();
+    for tracee in &mut tracees {
+        let proc = ProcDir::open(tracee.pid()).expect("it lives");
+        let options = SurveyOptions { allow_uprobes: false };
+        let mut space = survey(&proc, tracee, &mut files, &options).expect("survey");
+        let mut program = Program::new();
+        let questions = Space::ask(&mut program);
+        let outcome = tracee.run(&program).expect("run");
+        space.answer(&outcome, questions);
+        spaces.push(space);
+    }
+    let mut options = DrainOptions { in_target: true, next_pages: 1 };
+    drain(&mut tracees, &mut spaces, store, &mut options).expect("drain");
+    for tracee in tracees.into_iter().rev() {
+        tracee.release().expect("release");
+    }
+    for space in &spaces {
+        space.write(store).expect("write");
+    }
+    store.finish().expect("finish");
+    (spaces, files)
+}
+
+#[test]
+fn a_process_comes_back() {
+    let victim = Victim::start(SETUP);
+    let store = Memory::new();
+    let (spaces, files) = dump(&[victim.pid()], &store);
+    let before = portrait(victim.pid(), |_| false);
+    let bytes = content(victim.pid(), &before.maps);
+
+    let images = [SpaceImage::load(&store, spaces[0].id).expect("good")];
+    let shared = Shared::create(&images, &store).expect("shared memory");
+    let ground = Ground::find(&images, 1).expect("a hole");
+    let nursery = ground.nursery().expect("mapped");
+    let mut tracees = [spawn_root(&nursery, &[], 0).expect("born")];
+    clear(&mut tracees[0], &ground).expect("cleared");
+    shared.fill(&mut tracees[0]).expect("shared memory");
+    let jobs = [FillJob { tracee: 0, image: &images[0], parent: None }];
+    let materials = Materials { ground: &ground, files: &files, shared: &shared };
+    let stats = fill(&mut tracees, &jobs, &materials).expect("filled");
+    assert!(stats.pages_restored > 300, "{stats:?}");
+    finish(&mut tracees, &jobs, &ground).expect("finished");
+
+    let pid = tracees[0].pid();
+    let after = portrait(pid, |at| nursery.range().contains(&at));
+    for (one, other) in before.maps.iter().zip(&after.maps) {
+        assert_eq!(one, other);
+    }
+    assert_eq!(before, after);
+    let found = content(pid, &after.maps);
+    for ((at, one), (_, other)) in bytes.iter().zip(&found) {
+        let differ = one.iter().zip(other).filter(|(a, b)| a != b).count();
+        // The number of the processor, in the area of rseq(2).
+        assert!(one.len() == other.len() && differ <= 16, "{differ} bytes at {at:x}");
+    }
+    assert_eq!(bytes.len(), found.len());
+}
