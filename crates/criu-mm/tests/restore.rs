@@ -170,3 +170,108 @@ fn a_process_comes_back() {
     }
     assert_eq!(bytes.len(), found.len());
 }
+
+/// Frames of the pages of a range, by `/proc/PID/pagemap`.
+fn frames(pid: Pid, start: u64, pages: u64) -> Vec<Option<u64>> {
+    let pagemap = File::open(format!("/proc/{pid}/pagemap")).expect("pagemap");
+    let mut bytes = vec![0; usize::try_from(pages * 8).expect("small")];
+    pagemap.read_exact_at(&mut bytes, start / 4096 * 8).expect("pagemap");
+    criu_proc::page_entries(&bytes).map(criu_proc::PageEntry::frame).collect()
+}
+
+const FAMILY: &str = r#"
+import array
+big = anon(2000, 0x22, 3, 0x20000000)
+for i in range(2000): put(big, i, b'page %d' % i)
+gone = anon(16, 0x22, 3, 0x30000000)
+for i in range(16): put(gone, i, b'unmapped by the child')
+short = anon(16, 0x22, 3, 0x31000000)
+for i in range(16): put(short, i, b'cut by the child')
+longer = anon(16, 0x22, 3, 0x32000000)
+for i in range(16): put(longer, i, b'grown by the child')
+dropped = anon(16, 0x22, 3, 0x33000000)
+for i in range(16): put(dropped, i, b'thrown away by the child')
+private = anon(4, 0x22, 3, 0x34000000)
+libc.madvise(private, 4 * P, 10)
+put(private, 0, b'not for children')
+shared = anon(8, 0x21, 3, 0x35000000)
+put(shared, 1, b'both see it')
+r, w = os.pipe()
+if os.fork() == 0:
+    libc.prctl(1, 9, 0, 0, 0)  # dies with the parent
+    for i in range(0, 2000, 16): put(big, i, b'changed by the child')
+    libc.munmap(gone, 16 * P)
+    libc.munmap(short + 8 * P, 8 * P)
+    libc.mremap.restype = ctypes.c_void_p
+    assert libc.mremap(ctypes.c_void_p(longer), ctypes.c_size_t(16 * P), ctypes.c_size_t(20 * P), 0) == longer
+    put(longer, 18, b'more')
+    libc.madvise(dropped + 4 * P, 4 * P, 4)
+    libc.mprotect(dropped, 16 * P, 1)
+    put(shared, 2, b'from the child')
+    os.write(w, b'x')
+    time.sleep(1000)
+    os._exit(0)
+os.read(r, 1)
+"#;
+
+#[test]
+fn a_family_comes_back_and_shares_what_it_shared() {
+    let victim = Victim::start(FAMILY);
+    let parent = victim.pid();
+    let child = ProcDir::open(parent).expect("it lives").children().expect("children")[0];
+    let store = Memory::new();
+    let (spaces, files) = dump(&[parent, child], &store);
+    let before: Vec<_> = [parent, child].iter().map(|pid| portrait(*pid, |_| false)).collect();
+    let bytes: Vec<_> =
+        [parent, child].iter().zip(&before).map(|(pid, p)| content(*pid, &p.maps)).collect();
+    let same = |one: Pid, other: Pid| {
+        let pairs = frames(one, 0x2000_0000, 2000).into_iter().zip(frames(other, 0x2000_0000, 2000));
+        pairs.map(|(one, other)| one.is_some() && one == other).collect::<Vec<_>>()
+    };
+    let shared_before = same(parent, child);
+    assert_eq!(shared_before.iter().filter(|same| **same).count(), 1875);
+
+    let images = spaces.iter().map(|space| SpaceImage::load(&store, space.id).expect("good"));
+    let images: Vec<SpaceImage> = images.collect();
+    let shared = Shared::create(&images, &store).expect("shared memory");
+    let ground = Ground::find(&images, 1).expect("a hole");
+    let nursery = ground.nursery().expect("mapped");
+    let materials = Materials { ground: &ground, files: &files, shared: &shared };
+    let mut root = spawn_root(&nursery, &[], 0).expect("born");
+    clear(&mut root, &ground).expect("cleared");
+    shared.fill(&mut root).expect("shared memory");
+    let mut tracees = vec![root];
+    let jobs = [
+        FillJob { tracee: 0, image: &images[0], parent: None },
+        FillJob { tracee: 1, image: &images[1], parent: Some(&images[0]) },
+    ];
+    fill(&mut tracees, &jobs[..1], &materials).expect("filled");
+    let mut program = Program::new();
+    let mut args = [0u64; 11];
+    args[0] = 0x2000; // CLONE_PTRACE
+    args[4] = 17; // SIGCHLD
+    let args = program.bytes(args.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>());
+    let born = program.clone3(args, 88);
+    let born = tracees[0].run(&program).expect("cloned").value(born);
+    let born = Pid::from_raw(i32::try_from(born).expect("a pid"));
+    tracees.push(Tracee::adopt(born, born, &nursery).expect("held"));
+    let stats = fill(&mut tracees, &jobs[1..], &materials).expect("filled");
+    assert!(stats.pages_skipped_cow > 1900, "{stats:?}");
+    assert!(stats.pages_restored < 400, "{stats:?}");
+    finish(&mut tracees, &jobs, &ground).expect("finished");
+
+    for index in 0..2 {
+        let pid = tracees[index].pid();
+        let after = portrait(pid, |at| nursery.range().contains(&at));
+        for (one, other) in before[index].maps.iter().zip(&after.maps) {
+            assert_eq!(one, other);
+        }
+        assert_eq!(before[index], after);
+        let found = content(pid, &after.maps);
+        for ((at, one), (_, other)) in bytes[index].iter().zip(&found) {
+            let differ = one.iter().zip(other).filter(|(a, b)| a != b).count();
+            assert!(one.len() == other.len() && differ <= 16, "{differ} bytes at {at:x}");
+        }
+    }
+    assert_eq!(same(tracees[0].pid(), tracees[1].pid()), shared_before);
+}
