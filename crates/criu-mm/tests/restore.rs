@@ -12,6 +12,7 @@ use criu_mm::{
     clear, drain, fill, finish, survey,
 };
 use criu_proc::{MapName, ProcDir};
+use criu_tracee::arch::Regs;
 use criu_tracee::{Program, Site, Tracee, spawn_root};
 use nix::unistd::Pid;
 
@@ -96,10 +97,9 @@ fn content(pid: Pid, maps: &[(u64, u64, String)]) -> Vec<(u64, Vec<u8>)> {
         if name.contains("Vvar") || name.contains("Vsyscall") {
             continue;
         }
-        for at in (*start..*end).step_by(4096) {
-            if huge && at != start + (end - start) / 2 {
-                continue;
-            }
+        let middle = start + (end - start) / 2;
+        let (start, end) = if huge { (middle, middle + 4096) } else { (*start, *end) };
+        for at in (start..end).step_by(4096) {
             let mut page = vec![0; 4096];
             // Guard pages and holes of files cannot be read, there or here.
             let read = memory.read_exact_at(&mut page, at).is_ok();
@@ -110,10 +110,20 @@ fn content(pid: Pid, maps: &[(u64, u64, String)]) -> Vec<(u64, Vec<u8>)> {
 }
 
 fn dump(pids: &[Pid], store: &Memory) -> (Vec<Space>, Files) {
+    let (spaces, files, _) = dump_with_registers(pids, store);
+    (spaces, files)
+}
+
+type Registers = (criu_tracee::NativeRegs, Vec<u8>);
+
+fn dump_with_registers(pids: &[Pid], store: &Memory) -> (Vec<Space>, Files, Vec<Registers>) {
     let mut files = Files::default();
     let mut tracees = Tracee::seize_all(pids).expect("seize");
     let mut spaces = Vec::new();
+    let mut registers = Vec::new();
     for tracee in &mut tracees {
+        let thread = &tracee.threads()[0];
+        registers.push((thread.natural().reborn(), thread.mask().to_vec()));
         let proc = ProcDir::open(tracee.pid()).expect("it lives");
         let options = SurveyOptions { allow_uprobes: false };
         let mut space = survey(&proc, tracee, &mut files, &options).expect("survey");
@@ -132,7 +142,7 @@ fn dump(pids: &[Pid], store: &Memory) -> (Vec<Space>, Files) {
         space.write(store).expect("write");
     }
     store.finish().expect("finish");
-    (spaces, files)
+    (spaces, files, registers)
 }
 
 #[test]
@@ -274,4 +284,73 @@ fn a_family_comes_back_and_shares_what_it_shared() {
         }
     }
     assert_eq!(same(tracees[0].pid(), tracees[1].pid()), shared_before);
+}
+
+const CLOCK: &str = r#"
+with tempfile.NamedTemporaryFile() as f:
+    f.write(b'\0' * P); f.flush()
+    ticks = mmap.mmap(f.fileno(), P)
+print('ready', flush=True)
+while True:
+    time.sleep(0.001)
+    assert time.time() > 1.7e9
+    ticks[0] = (ticks[0] + 1) % 256
+"#;
+
+/// It runs: code, stack, heap, thread-local storage and the vdso are where they were; also where the
+/// vdso is another one and the old one leads to it.
+#[test]
+fn a_process_goes_on() {
+    for proxy in [false, true] {
+        let victim = Victim::start(CLOCK);
+        let store = Memory::new();
+        let (spaces, files, registers) = dump_with_registers(&[victim.pid()], &store);
+        drop(victim);
+        if proxy {
+            rename_a_function_of_the_vdso(&store);
+        }
+        let images = [SpaceImage::load(&store, spaces[0].id).expect("good")];
+        let shared = Shared::create(&images, &store).expect("shared memory");
+        let ground = Ground::find(&images, 1).expect("a hole");
+        let nursery = ground.nursery().expect("mapped");
+        let mut tracees = [spawn_root(&nursery, &[], 0).expect("born")];
+        clear(&mut tracees[0], &ground).expect("cleared");
+        let jobs = [FillJob { tracee: 0, image: &images[0], parent: None }];
+        let materials = Materials { ground: &ground, files: &files, shared: &shared };
+        fill(&mut tracees, &jobs, &materials).expect("filled");
+        finish(&mut tracees, &jobs, &ground).expect("finished");
+        let [mut tracee] = tracees;
+        let pid = tracee.pid();
+        let (regs, mask) = registers[0].clone();
+        tracee.threads_mut()[0].set_natural(regs, mask);
+        tracee.leave().expect("left");
+        tracee.detach().expect("detached");
+
+        let ticks = |files: &Files| {
+            let (id, _) = files.links.iter().find(|(_, name)| name.contains("/tmp/tmp")).expect("mapped");
+            let mut byte = [0];
+            files.open[id].read_exact_at(&mut byte, 0).expect("file");
+            byte[0]
+        };
+        let first = ticks(&files);
+        let moves = (0..200).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            ticks(&files) != first
+        });
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("it lives");
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("our child");
+        nix::sys::wait::waitpid(pid, None).expect("our child");
+        assert!(moves, "the process stands still\n{maps}");
+        let nursery = format!("{:x}-", nursery.range().start);
+        assert!(!maps.contains(&nursery), "{maps}");
+    }
+}
+
+/// So that it looks like that of another kernel.
+fn rename_a_function_of_the_vdso(store: &Memory) {
+    let mut pages = store.read("pages-1.img").expect("read").expect("there").to_vec();
+    let name = b"\0__vdso_getcpu\0";
+    let at = pages.windows(name.len()).position(|window| window == name).expect("a vdso");
+    pages[at + 10] = b'x';
+    store.insert("pages-1.img", &pages).expect("replaced");
 }

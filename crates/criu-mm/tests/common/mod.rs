@@ -30,6 +30,7 @@ impl Victim {
             .expect("a line");
         assert_eq!(line, "ready\n");
         let victim = Self(child);
+        // One that runs on is not waited for.
         let asleep = libc_clock_nanosleep().to_string();
         while !victim.blocked_in().starts_with(&asleep) {
             std::thread::sleep(std::time::Duration::from_millis(5));
