@@ -354,3 +354,56 @@ fn rename_a_function_of_the_vdso(store: &Memory) {
     pages[at + 10] = b'x';
     store.insert("pages-1.img", &pages).expect("replaced");
 }
+
+const RING: &str = r#"
+ctx = ctypes.c_ulong(0)
+libc.syscall.restype = ctypes.c_long
+assert libc.syscall(206, 100, ctypes.byref(ctx)) == 0
+f = open('/proc/self/maps')
+out = os.memfd_create('x')
+def submit(data):
+    iocb = (ctypes.c_ulong * 8)()
+    iocb[0] = data; iocb[2] = 1 | out << 32
+    buf = ctypes.create_string_buffer(b'hello'); iocb[3] = ctypes.addressof(buf); iocb[4] = 5
+    p = (ctypes.c_void_p * 1)(ctypes.addressof(iocb))
+    assert libc.syscall(209, ctx, ctypes.c_long(1), p) == 1
+def reap(n):
+    ev = (ctypes.c_ulong * (4 * n))()
+    got = libc.syscall(208, ctx, ctypes.c_long(n), ctypes.c_long(n), ev, None)
+    assert got == n, got
+for turn in range(TURNS):
+    for i in range(50): submit(i)
+    reap(50)
+for i in range(21): submit(1000 + i)
+reap(4)
+"#;
+
+#[test]
+fn rings_of_asynchronous_requests_keep_their_events() {
+    // Not yet once around the ring; and with its end in the middle of the waiting events.
+    for turns in ["1", "5"] {
+        let victim = Victim::start(&RING.replace("TURNS", turns));
+        let store = Memory::new();
+        let (spaces, files) = dump(&[victim.pid()], &store);
+        let images = [SpaceImage::load(&store, spaces[0].id).expect("good")];
+        let ring = images[0].mm.aios[0].clone();
+        let shared = Shared::create(&images, &store).expect("shared memory");
+        let ground = Ground::find(&images, 1).expect("a hole");
+        let nursery = ground.nursery().expect("mapped");
+        let mut tracees = [spawn_root(&nursery, &[], 0).expect("born")];
+        clear(&mut tracees[0], &ground).expect("cleared");
+        let jobs = [FillJob { tracee: 0, image: &images[0], parent: None }];
+        let materials = Materials { ground: &ground, files: &files, shared: &shared };
+        fill(&mut tracees, &jobs, &materials).expect("filled");
+        finish(&mut tracees, &jobs, &ground).expect("finished");
+        let mut program = Program::new();
+        let events = program.room(32 * 64);
+        let args = [ring.id.into(), 0.into(), 64.into(), events.into(), 0.into()];
+        let got = program.call(criu_tracee::Sysno::io_getevents, args);
+        let outcome = tracees[0].run(&program).expect("it is a ring");
+        assert_eq!(outcome.value(got), 17);
+        for (index, event) in outcome.bytes(events).chunks(32).take(17).enumerate() {
+            assert_eq!(event[..8], (1004 + index as u64).to_ne_bytes());
+        }
+    }
+}
