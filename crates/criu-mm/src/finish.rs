@@ -3,8 +3,10 @@
 use std::ops::Range;
 
 use criu_image::pb;
-use criu_kind::{Result, Within};
-use criu_tracee::{Job, Program, Ret, Tracee, run_all};
+use criu_kind::{Error, Result, Within};
+use criu_proc::{MapName, ProcDir, Vmas};
+use criu_tracee::arch::Arch;
+use criu_tracee::{Job, Native, Program, Ret, Sysno, Tracee, run_all};
 
 use crate::bits::{madv, map};
 use crate::clear::remap;
@@ -45,8 +47,11 @@ pub fn finish(tracees: &mut [Tracee], jobs: &[FillJob<'_>], ground: &Ground) -> 
             }
         }
     }
-    for job in jobs {
+    for (job, plan) in jobs.iter().zip(&plans) {
         let tracee = &mut tracees[job.tracee];
+        if let Some(code) = plan.compat_code {
+            check_compat(tracee, code).within(|| subject(tracee))?;
+        }
         let done = crate::aio::restore(tracee, job.image);
         done.within(|| subject(tracee))?;
     }
@@ -59,6 +64,8 @@ pub(crate) struct Plan {
     pub(crate) program: Program,
     jumps: Vec<(u64, Vec<u8>)>,
     hints: Vec<(Ret, &'static str)>,
+    /// Where the code of a 32-bit program's vdso must have come to lie.
+    compat_code: Option<u64>,
 }
 
 pub(crate) fn plan(image: &SpaceImage, ground: &Ground) -> Result<Plan> {
@@ -94,6 +101,21 @@ pub(crate) fn plan(image: &SpaceImage, ground: &Ground) -> Result<Plan> {
     Ok(plan)
 }
 
+/// The kernel takes an address as a hint, and its vdso may have another layout.
+fn check_compat(tracee: &Tracee, code: u64) -> Result<()> {
+    let maps = ProcDir::open(tracee.pid())?.read("maps")?;
+    for vma in Vmas::new(&maps) {
+        let vma = vma.map_err(criu_proc::Error::from)?;
+        if vma.name == MapName::Vdso && vma.start == code {
+            return Ok(());
+        }
+    }
+    Err(Error::unsupported(
+        "the vdso of 32-bit programs is another one on this kernel",
+        "restore on the kernel of the dump",
+    ))
+}
+
 impl Plan {
     fn hint(&mut self, what: &'static str) {
         self.program.tolerate();
@@ -121,9 +143,16 @@ impl Plan {
             at..at + (part.end - part.start)
         };
         match fate {
-            Fate::Gone => {
+            Fate::Gone | Fate::Compat { .. } => {
                 for part in &own.parts {
                     self.program.munmap(parked(part).start, part.end - part.start);
+                }
+                if let (Fate::Compat { at, code }, Some((nr, operation))) =
+                    (fate, Native::COMPAT_VDSO)
+                    && let Some(sysno) = Sysno::new(nr)
+                {
+                    self.program.call(sysno, [operation.into(), at.into()]);
+                    self.compat_code = Some(code);
                 }
             }
             Fate::Home(home) => {
