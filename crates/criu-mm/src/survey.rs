@@ -91,7 +91,11 @@ pub fn survey(
         let smap = smap.map_err(criu_proc::Error::from)?;
         let class = link_mode(proc, &smap)
             .and_then(|link| classify(&smap, link, &around))
-            .and_then(|class| class.map(|class| lookup.file(tracee, files, &smap, class)).transpose());
+            .and_then(|class| {
+                class
+                    .map(|class| lookup.file(tracee, files, &smap, class))
+                    .transpose()
+            });
         match class.within(|| subject(&smap)) {
             Ok(Some(entry)) => {
                 areas.extend(area(&entry, &smap));
@@ -154,7 +158,10 @@ impl Space {
     pub fn answer(&mut self, outcome: &Outcome, questions: Questions) {
         self.mm.mm_brk = outcome.value(questions.brk).cast_unsigned();
         // Newer kernels answer with a mask of modes.
-        self.mm.thp_disabled = outcome.get(questions.thp_disabled).ok().map(|mode| mode != 0);
+        self.mm.thp_disabled = outcome
+            .get(questions.thp_disabled)
+            .ok()
+            .map(|mode| mode != 0);
     }
 }
 
@@ -183,9 +190,18 @@ impl Lookup {
                 {
                     *id
                 }
-                _ => files.mapped(tracee.pid(), vma.start..vma.end, writable)?.get().into(),
+                _ => files
+                    .mapped(tracee.pid(), vma.start..vma.end, writable)?
+                    .get()
+                    .into(),
             };
-            self.last = Some((vma.dev, vma.inode, mode, vma.name.clone().into_owned(), entry.shmid));
+            self.last = Some((
+                vma.dev,
+                vma.inode,
+                mode,
+                vma.name.clone().into_owned(),
+                entry.shmid,
+            ));
         }
         Ok(entry)
     }
@@ -265,7 +281,11 @@ fn heap_end(vmas: &[pb::VmaEntry], start_brk: u64) -> u64 {
 
 /// The kernel's word. A 32-bit program of a 64-bit kernel has words of half the size, of which the
 /// image, like CRIU's, has pairs: they are given back as they were taken.
-const AUXV_WORD: WordSize = if size_of::<usize>() == 8 { WordSize::Eight } else { WordSize::Four };
+const AUXV_WORD: WordSize = if size_of::<usize>() == 8 {
+    WordSize::Eight
+} else {
+    WordSize::Four
+};
 
 /// Shared anonymous memory and memfds are files of one kernel-internal tmpfs.
 fn shmem_device() -> Result<Dev> {
