@@ -26,6 +26,8 @@ pub mod store;
 mod write;
 
 /// The messages, as prost writes them from `proto/`.
+///
+/// Most `string` fields are `Vec<u8>` here: paths and names are bytes to the kernel and to CRIU.
 #[allow(
     missing_docs,
     reason = "generated; most fields are named by the kernel's own word"
@@ -45,3 +47,7 @@ pub use prost::bytes::Bytes;
 pub use read::{AnyEntry, Entry, ImageReader};
 pub use store::{Store, StoreExt};
 pub use write::ImageWriter;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
