@@ -22,6 +22,7 @@ pub mod pages;
 mod parse;
 mod read;
 pub mod schema;
+mod skip;
 pub mod store;
 mod write;
 
@@ -45,6 +46,7 @@ pub use memory::Memory;
 pub use parse::{Parsed, parse_any};
 pub use prost::bytes::Bytes;
 pub use read::{AnyEntry, Entry, ImageReader};
+pub use skip::{SkippedEntry, SkippingReader};
 pub use store::{Store, StoreExt};
 pub use write::ImageWriter;
 

@@ -2,6 +2,11 @@
 //! damaged they are refused, or read as something else, but never a panic.
 //!
 //! Bytes are drawn from what proptest gives, so that it can make a failing image smaller.
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test: it may fail, and its numbers are small"
+)]
 use criu_image::desc::{ALL, COMMON_MAGIC, IdForm, Layout, Prefix, SERVICE_MAGIC};
 use criu_image::schema::{self, Field, Label, Type};
 use criu_image::{Desc, Error, ImageId, Why, parse_any};

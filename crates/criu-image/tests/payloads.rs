@@ -1,4 +1,9 @@
 //! Entries that have bytes after them: what is written is read, and what does not fit is refused.
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test: it may fail, and its numbers are small"
+)]
 use criu_image::{Desc, Entry, Error, Memory, Store as _, StoreExt as _, Why, desc, parse_any, pb};
 use prost::{Message, Name};
 
@@ -62,7 +67,7 @@ fn semaphores_are_padded() {
     let read = written(
         desc::IPC_SEM,
         9,
-        &[(head.clone(), b"aabbcc"), (head, b"ddeeff")],
+        &[(head, b"aabbcc"), (head, b"ddeeff")],
     );
     assert_eq!(&read[0].extra[..], b"aabbcc\0\0");
     assert_eq!(read.len(), 2);
