@@ -64,11 +64,7 @@ fn semaphores_are_padded() {
         desc: Default::default(),
         nsems: 3,
     };
-    let read = written(
-        desc::IPC_SEM,
-        9,
-        &[(head, b"aabbcc"), (head, b"ddeeff")],
-    );
+    let read = written(desc::IPC_SEM, 9, &[(head, b"aabbcc"), (head, b"ddeeff")]);
     assert_eq!(&read[0].extra[..], b"aabbcc\0\0");
     assert_eq!(read.len(), 2);
 }
