@@ -399,6 +399,43 @@ impl Tracee {
         Ok(())
     }
 
+    /// Ends a process that is being built, with this wait status, and leaves it a zombie of its parent.
+    pub fn exit(mut self, status: u32) -> Result<()> {
+        let signal = i32::try_from(status & 0x7f).unwrap_or(0);
+        let mut program = Program::new();
+        if signal == 0 {
+            program.exit_group(status >> 8 & 0xff);
+        } else {
+            // Deadly by default, and no core file of a task that is none.
+            let default = program.bytes(vec![0; 64]);
+            program.rt_sigaction(signal, default, 0, Native::SIGSET);
+            program.tolerate();
+            let limits = program.bytes(vec![0; 16]);
+            program.prlimit64(0, libc::RLIMIT_CORE as u32, limits, 0);
+        }
+        match self.run(&program) {
+            Err(Error::Gone(_)) => {}
+            Err(error) => return Err(error),
+            Ok(_) => {
+                let thread = &mut self.threads[0];
+                let stopped = thread.stopped.take().ok_or(Error::Gone(thread.tid))?;
+                match stopped.cont(signal)?.wait() {
+                    Err(Error::Gone(_)) => {}
+                    Err(error) => return Err(error),
+                    Ok((_, stop)) => {
+                        return Err(Error::Stray {
+                            pid: self.pid,
+                            stop: format!("{stop:?}"),
+                            ip: 0,
+                        });
+                    }
+                }
+            }
+        }
+        self.threads.clear();
+        Ok(())
+    }
+
     /// The last step of building a process: removes the nursery's mapping from it and sets every
     /// thread to its own registers and mask. Returns it stopped, ready for [`Tracee::detach`].
     pub fn leave(&mut self) -> Result<()> {

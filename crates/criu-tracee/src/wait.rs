@@ -1,7 +1,7 @@
 //! Every wait for a task.
 
 use nix::errno::Errno;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::error::{Context, Error, Result};
@@ -58,20 +58,6 @@ pub(crate) fn reap(pid: Pid) -> Result<()> {
             }
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno).call("waitpid"),
-        }
-    }
-}
-
-/// Waits until a task is a zombie, and leaves it one.
-pub(crate) fn ended(pid: Pid) -> Result<()> {
-    loop {
-        match waitid(
-            Id::Pid(pid),
-            WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::__WALL,
-        ) {
-            Ok(_) => return Ok(()),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno).call("waitid"),
         }
     }
 }

@@ -27,14 +27,13 @@ impl Sleeper {
         std::fs::read_to_string(format!("/proc/{}/maps", self.pid())).expect("it lives")
     }
 
-    fn state(&self) -> String {
-        let status =
-            std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it lives");
-        status
-            .lines()
-            .find(|line| line.starts_with("State"))
-            .unwrap_or_default()
-            .to_owned()
+    /// Whether it comes to sleep again: it may need a moment to restart its call.
+    fn sleeps(&self) -> bool {
+        (0..200).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
+            status.expect("it lives").lines().any(|line| line.starts_with("State:\tS"))
+        })
     }
 }
 
