@@ -9,14 +9,14 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::sys::wait::wait;
 
-use crate::check;
 use crate::cli::config::Surroundings;
 use crate::cli::typed::Typed;
 use crate::cli::verb::Verb;
 use crate::error::{self, Failure, Kind};
 use crate::log::{Log, Target};
-use crate::options::{CheckOptions, Common, DumpOptions, RestoreOptions};
+use crate::options::{CheckOptions, Common, CpuinfoOptions, DumpOptions, RestoreOptions};
 use crate::progress::Progress;
+use crate::{check, cpuinfo};
 
 /// Does what was typed: opens the log, runs the verb in it, and leaves the record of a failure.
 pub fn run(
@@ -70,6 +70,9 @@ fn dispatch(
         Verb::Dump => dump(&DumpOptions::read(typed, around)?, &progress(common)),
         Verb::Restore => restore(&RestoreOptions::read(typed, around)?, &progress(common)),
         Verb::Check => check::check(&CheckOptions::read(typed)?, out),
+        Verb::CpuinfoDump | Verb::CpuinfoCheck => {
+            cpuinfo::run(&CpuinfoOptions::read(typed)?, &common.images)
+        }
         verb => Err(verb.not_yet()),
     }
 }
