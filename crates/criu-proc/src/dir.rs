@@ -25,7 +25,7 @@ pub struct ProcDir {
 }
 
 impl ProcDir {
-    /// `/proc/PID`.
+    /// `/proc/PID`. A task that the mount option `hidepid` hides from us looks gone: proc(5).
     pub fn open(pid: Pid) -> Result<Self, Error> {
         Self::open_path(AT_FDCWD, &format!("/proc/{pid}"), pid)
     }
@@ -115,7 +115,7 @@ impl ProcDir {
             .collect())
     }
 
-    /// The descriptors, from `fd`, lowest first.
+    /// The descriptors, from `fd`, lowest first. Of this very process, the one that listed them is among them.
     pub fn fds(&self) -> Result<Vec<RawFd>, Error> {
         self.numbers("fd")
     }

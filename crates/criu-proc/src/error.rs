@@ -26,9 +26,9 @@ pub enum Error {
     Gone(Pid),
 }
 
-/// Text that is not what the kernel prints, and where.
+/// Text that is not what the kernel prints, and where. Shown as `status:2: expected an octal number, found "0092"`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{file}:{line}: expected {expected}, found {found:?}")]
+#[error("{}", self.describe())]
 pub struct ParseError {
     /// The file's name under `/proc/PID`.
     pub file: &'static str,
@@ -41,6 +41,16 @@ pub struct ParseError {
 }
 
 impl ParseError {
+    fn describe(&self) -> String {
+        match self.line {
+            0 => format!("{}: expected {}", self.file, self.expected),
+            line => format!(
+                "{}:{line}: expected {}, found {:?}",
+                self.file, self.expected, self.found
+            ),
+        }
+    }
+
     pub(crate) fn new(
         file: &'static str,
         line: u32,

@@ -6,6 +6,10 @@
 //! * The parsers are pure functions from bytes to plain data. They never panic, and when the text is not what the
 //!   kernel prints they say which file, which line and what was expected there ([`ParseError`]).
 //!
+//! Kernel sources are named by their path in
+//! [Linux 6.18](https://git.kernel.org/pub/scm/linux/kernel/git/torvalds/linux.git/tree/?h=v6.18), the version the
+//! fixtures are from.
+//!
 //! Invariants:
 //!
 //! * Text is bytes. Names of files and tasks are whatever userspace chose, so nothing here asks for UTF-8.

@@ -42,7 +42,7 @@ pub struct Vma<'a> {
 impl Vma<'_> {
     /// Its length in bytes.
     pub fn size(&self) -> u64 {
-        self.end - self.start
+        self.end.saturating_sub(self.start)
     }
 
     /// A copy that does not borrow the file's text.

@@ -21,8 +21,8 @@ impl SignalMask {
         u64::try_from(self.0).ok()
     }
 
-    /// From the kernel's digits: 16 or 32 of them.
-    pub(crate) fn parse(digits: &[u8]) -> Option<Self> {
+    /// From the kernel's digits, 16 or 32 of them; signalfd's fdinfo has a mask too.
+    pub fn parse(digits: &[u8]) -> Option<Self> {
         if digits.is_empty() || digits.len() > 32 {
             return None;
         }

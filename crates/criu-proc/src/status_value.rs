@@ -46,6 +46,10 @@ pub(crate) fn pid(line: Line<'_>) -> Result<Pid, ParseError> {
     whole(line, |line| line.pid("a pid"))
 }
 
+pub(crate) fn pid_or_none(line: Line<'_>) -> Result<Option<Pid>, ParseError> {
+    Ok(Some(pid(line)?).filter(|pid| pid.as_raw() != 0))
+}
+
 pub(crate) fn pid_list(mut line: Line<'_>) -> Result<Vec<Pid>, ParseError> {
     let mut pids = vec![line.pid("pids")?];
     line.skip_blanks();
