@@ -2,6 +2,7 @@
 
 use criu_tracee::{Blob, Program};
 use nix::errno::Errno;
+use nix::sys::ioctl::ioctl_num_type;
 
 use crate::feature::{Answer, Lack, judge, require};
 use crate::scratch::{Scratch, try_once};
@@ -70,7 +71,7 @@ pub(crate) fn fdinfo_lock() -> Answer {
 
 /// The fdinfo lines, and the ioctl that sets the count of expirations.
 pub(crate) fn timerfd() -> Answer {
-    const SET_TICKS: u64 = nix::request_code_write!(b'T', 0, 8) as u64;
+    const SET_TICKS: ioctl_num_type = nix::request_code_write!(b'T', 0, 8);
     let mut task = Scratch::new()?;
     let timer = task.fd(|program| program.timerfd_create(libc::CLOCK_MONOTONIC, 0))?;
     shows(&task, timer, "clockid:")?;
@@ -96,7 +97,6 @@ pub(crate) fn tty() -> Answer {
     })?;
     let master = open.map_err(|errno| Lack::unknown(format!("/dev/ptmx: {}", errno.desc())))?;
     for request in [libc::TIOCGPKT, libc::TIOCGPTLCK, libc::TIOCGEXCL] {
-        let request = u64::from(request as u32);
         let answer = task.ask(|program| {
             let value = program.room(4);
             program.ioctl(master, request, value)

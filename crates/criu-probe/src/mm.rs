@@ -4,6 +4,7 @@ use std::fs;
 
 use criu_tracee::{Program, Sysno};
 use nix::errno::Errno;
+use nix::sys::ioctl::ioctl_num_type;
 
 use crate::feature::{Answer, Lack, judge, require, unreadable};
 use crate::scratch::{Scratch, try_once};
@@ -181,8 +182,8 @@ pub(crate) fn uffd_events() -> Answer {
 
 fn uffd_features() -> Result<u64, Lack> {
     const API: u64 = 0xaa;
-    const UFFDIO_API: u64 = nix::request_code_readwrite!(0xaa, 0x3f, 24) as u64;
-    const NEW: u64 = nix::request_code_none!(0xaa, 0) as u64;
+    const UFFDIO_API: ioctl_num_type = nix::request_code_readwrite!(0xaa, 0x3f, 24);
+    const NEW: ioctl_num_type = nix::request_code_none!(0xaa, 0);
     let mut task = Scratch::new()?;
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
     let by_call = task.fd(|program| program.userfaultfd(flags));
@@ -221,7 +222,7 @@ pub(crate) fn pagemap_scan_guard() -> Answer {
 }
 
 fn scan(category: u64) -> Answer {
-    const PAGEMAP_SCAN: u64 = nix::request_code_readwrite!(b'f', 16, 96) as u64;
+    const PAGEMAP_SCAN: ioctl_num_type = nix::request_code_readwrite!(b'f', 16, 96);
     try_once("ioctl(PAGEMAP_SCAN)", &[], |program| {
         let path = program.cstr("/proc/self/pagemap");
         let fd = program.openat(libc::AT_FDCWD, path, libc::O_RDONLY, 0);

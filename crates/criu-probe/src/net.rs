@@ -2,6 +2,7 @@
 
 use criu_tracee::{Arg, Program, Ret, Sysno};
 use nix::errno::Errno;
+use nix::sys::ioctl::ioctl_num_type;
 
 use crate::feature::{Answer, Lack, judge, refusal, require};
 use crate::netlink::{self, ACK, CREATE, DUMP, attribute, message};
@@ -164,7 +165,7 @@ pub(crate) fn unix_file() -> Answer {
 
 /// The index of a tun device can be chosen.
 pub(crate) fn tun() -> Answer {
-    const TUNSETIFINDEX: u64 = nix::request_code_write!(b'T', 218, 4) as u64;
+    const TUNSETIFINDEX: ioctl_num_type = nix::request_code_write!(b'T', 218, 4);
     try_once("tun", &[], |program| {
         let fd = open_tun(program);
         let index = program.bytes(65_000u32.to_ne_bytes());

@@ -106,7 +106,7 @@ pub(crate) fn private_mounts(task: &mut Scratch) -> Answer {
     task.fd(|program| {
         program.unshare(libc::CLONE_NEWNS);
         let root = program.cstr("/");
-        let flags = u64::from(libc::MS_REC | libc::MS_PRIVATE);
+        let flags = libc::MS_REC | libc::MS_PRIVATE;
         program.call(
             Sysno::mount,
             [0.into(), root.into(), 0.into(), flags.into(), 0.into()],

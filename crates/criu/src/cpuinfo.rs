@@ -22,7 +22,7 @@ pub fn run(options: &CpuinfoOptions, images: &Path) -> Result<(), Failure> {
         Failure::from_chain("cpuinfo", error).object(path.display())
     };
     if !options.check {
-        let mut writer = ImageWriter::new(&CPUINFO, CPUINFO.file_name(ImageId::Single), Vec::new())
+        let mut writer = ImageWriter::new(CPUINFO, CPUINFO.file_name(ImageId::Single), Vec::new())
             .map_err(|error| failed(&error))?;
         writer.write(&here).map_err(|error| failed(&error))?;
         let bytes = writer.finish().map_err(|error| failed(&error))?;
@@ -30,7 +30,7 @@ pub fn run(options: &CpuinfoOptions, images: &Path) -> Result<(), Failure> {
     }
     let bytes = fs::read(&path).map_err(|error| failed(&error))?;
     let name = CPUINFO.file_name(ImageId::Single);
-    let reader = ImageReader::new(&CPUINFO, name, bytes).map_err(|error| failed(&error))?;
+    let reader = ImageReader::new(CPUINFO, name, bytes).map_err(|error| failed(&error))?;
     let written = reader
         .read_only::<CpuinfoEntry>()
         .map_err(|error| failed(&error))?;

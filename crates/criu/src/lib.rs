@@ -21,6 +21,7 @@ pub mod cli {
 }
 pub mod cpuinfo;
 pub mod error;
+mod explain;
 pub mod log;
 pub mod options;
 pub mod progress;
