@@ -19,12 +19,15 @@ pub mod cli {
 
     pub use verb::Verb;
 }
+pub mod cpuinfo;
 pub mod error;
+mod explain;
 pub mod log;
 pub mod options;
 pub mod progress;
 pub mod scripts;
 pub mod verbs;
+pub mod x86_cpu;
 
 use cli::config::Surroundings;
 use cli::typed::{self, Asked};
