@@ -95,7 +95,7 @@ pub fn freeze(root: Pid, patience: Option<Duration>) -> Result<(Tree, Vec<Tracee
                 Err(error) => return Err(error.into()),
             }
         }
-        for tracee in Tracee::seize_all(&alive)? {
+        for tracee in Tracee::seize_all(&alive, patience.map(|patience| start + patience))? {
             known.insert(tracee.pid(), Some(tracees.len()));
             tracees.push(tracee);
         }

@@ -266,7 +266,7 @@ pub(crate) fn vanish(tracee: &mut Tracee, workplace: Workplace) -> Result<()> {
     stopped.set_regs(&regs)?;
     stopped.set_mask(&all_but(signal))?;
     thread.hijacked = true;
-    let mut running = stopped.to_syscall()?;
+    let mut running = stopped.until_syscall()?;
     let mut crossings = 0;
     loop {
         let (stopped, stop) = running.wait()?;
@@ -287,6 +287,6 @@ pub(crate) fn vanish(tracee: &mut Tracee, workplace: Workplace) -> Result<()> {
             thread.stopped = Some(stopped);
             return Ok(());
         }
-        running = stopped.to_syscall()?;
+        running = stopped.until_syscall()?;
     }
 }

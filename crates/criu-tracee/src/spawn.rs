@@ -148,7 +148,7 @@ pub fn spawn_root(nursery: &Nursery, pids: &[i32], flags: u64) -> Result<Tracee>
     let pid = Pid::from_raw(i32::try_from(pid).expect("pids are ints"));
     let held = Running::seize(pid, Hold::Restore).and_then(|running| {
         running.interrupt()?;
-        running.wait_held()
+        running.wait_held(None)
     });
     let vpid = pids.first().map_or(pid, |pid| Pid::from_raw(*pid));
     held.and_then(|held| Tracee::adopt_held(pid, vpid, nursery, held))

@@ -1,6 +1,7 @@
 //! A held process: its threads, its memory, and the room in which programs run.
 
 use std::fs;
+use std::time::Instant;
 
 use criu_arch::{Arch, HealContext, Regs};
 use nix::errno::Errno;
@@ -123,13 +124,13 @@ pub struct Tracee {
 impl Tracee {
     /// Stops all threads of a process, also those that appear meanwhile.
     pub fn seize(pid: Pid) -> Result<Self> {
-        let mut all = Self::seize_all(&[pid])?;
+        let mut all = Self::seize_all(&[pid], None)?;
         all.pop().ok_or(Error::Gone(pid))
     }
 
     /// Stops all threads of several processes: all are interrupted before the first is waited for.
-    /// Processes that have gone are left out.
-    pub fn seize_all(pids: &[Pid]) -> Result<Vec<Self>> {
+    /// Processes that have gone are left out. Who has not stopped by the deadline is an error.
+    pub fn seize_all(pids: &[Pid], deadline: Option<Instant>) -> Result<Vec<Self>> {
         let mut found: Vec<(Pid, Vec<Thread>)> =
             pids.iter().map(|pid| (*pid, Vec::new())).collect();
         loop {
@@ -153,7 +154,7 @@ impl Tracee {
                 gone_is_fine(running.interrupt())?;
             }
             for (slot, tid, running) in fresh {
-                match running.wait_held() {
+                match running.wait_held(deadline) {
                     Ok(held) => {
                         let vtid = own_id(tid);
                         found[slot].1.push(Thread::held(tid, vtid, held)?);
@@ -188,7 +189,7 @@ impl Tracee {
 
     /// Takes over a process that was born traced with the nursery in its memory.
     pub fn adopt(pid: Pid, vpid: Pid, nursery: &Nursery) -> Result<Self> {
-        let held = Running::born(pid).wait_held()?;
+        let held = Running::born(pid).wait_held(None)?;
         Self::adopt_held(pid, vpid, nursery, held)
     }
 
@@ -218,7 +219,7 @@ impl Tracee {
 
     /// Takes over a thread that a program of this process cloned with `CLONE_PTRACE`.
     pub fn adopt_thread(&mut self, tid: Pid, vtid: Pid) -> Result<usize> {
-        let held = Running::born(tid).wait_held()?;
+        let held = Running::born(tid).wait_held(None)?;
         let mut thread = Thread::held(tid, vtid, held)?;
         thread.hijacked = true;
         self.threads.push(thread);
@@ -362,6 +363,12 @@ impl Tracee {
         self.let_go()
     }
 
+    /// Lets go of the process but leaves it stopped, as by `SIGSTOP`.
+    pub fn release_stopped(mut self) -> Result<()> {
+        gone_is_fine(kill(self.pid, Signal::SIGSTOP).call("kill"))?;
+        self.let_go()
+    }
+
     fn let_go(&mut self) -> Result<()> {
         let cured = self.uninstall();
         let mut stop_again = false;
@@ -391,7 +398,7 @@ impl Tracee {
         let threads = std::mem::take(&mut self.threads);
         self.place = None;
         for thread in threads.iter().rev() {
-            match wait::stop(thread.tid) {
+            match wait::stop(thread.tid, None) {
                 Ok(_) | Err(Error::Gone(_)) => {}
                 Err(error) => return Err(error),
             }
@@ -411,7 +418,7 @@ impl Tracee {
             program.rt_sigaction(signal, default, 0, Native::SIGSET);
             program.tolerate();
             let limits = program.bytes(vec![0; 16]);
-            program.prlimit64(0, libc::RLIMIT_CORE as u32, limits, 0);
+            program.prlimit64(0, libc::RLIMIT_CORE, limits, 0);
         }
         match self.run(&program) {
             Err(Error::Gone(_)) => {}

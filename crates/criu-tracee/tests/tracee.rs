@@ -32,7 +32,10 @@ impl Sleeper {
         (0..200).any(|_| {
             std::thread::sleep(std::time::Duration::from_millis(5));
             let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
-            status.expect("it lives").lines().any(|line| line.starts_with("State:\tS"))
+            status
+                .expect("it lives")
+                .lines()
+                .any(|line| line.starts_with("State:\tS"))
         })
     }
 }
@@ -101,7 +104,7 @@ fn programs_larger_than_the_room_are_cut() {
 fn many_tasks_work_side_by_side() {
     let sleepers: Vec<Sleeper> = (0..8).map(|_| Sleeper::start()).collect();
     let pids: Vec<Pid> = sleepers.iter().map(Sleeper::pid).collect();
-    let mut tracees = Tracee::seize_all(&pids).expect("seize");
+    let mut tracees = Tracee::seize_all(&pids, None).expect("seize");
     let mut program = Program::new();
     let pid = program.call(Sysno::getpid, []);
     let jobs: Vec<Job<'_>> = (0..8)
