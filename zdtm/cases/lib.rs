@@ -1,0 +1,52 @@
+//! The test programs, a file per kernel object, listed here once.
+//!
+//! To add one, see `zdtm/README.md`: write `AREA/KIND.rs` with a `CASES` table, name it in its area below.
+
+#![allow(
+    unsafe_code,
+    reason = "test programs call the kernel raw; each block says why it is sound"
+)]
+
+mod tree {
+    pub(crate) mod ids;
+    pub(crate) mod zombie;
+}
+mod task {
+    pub(crate) mod names;
+}
+mod mm {
+    pub(crate) mod anon;
+}
+mod files {
+    pub(crate) mod eventfd;
+    pub(crate) mod ghost;
+    pub(crate) mod pipe;
+    pub(crate) mod regular;
+}
+
+use zdtm::Area;
+
+/// Every case, by area.
+pub static AREAS: &[Area] = &[
+    Area {
+        name: "tree",
+        files: &[tree::ids::CASES, tree::zombie::CASES],
+    },
+    Area {
+        name: "task",
+        files: &[task::names::CASES],
+    },
+    Area {
+        name: "mm",
+        files: &[mm::anon::CASES],
+    },
+    Area {
+        name: "files",
+        files: &[
+            files::eventfd::CASES,
+            files::ghost::CASES,
+            files::pipe::CASES,
+            files::regular::CASES,
+        ],
+    },
+];
