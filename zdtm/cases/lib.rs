@@ -8,7 +8,12 @@
 )]
 
 mod tree {
+    pub(crate) mod group;
     pub(crate) mod ids;
+    pub(crate) mod session;
+    pub(crate) mod subreaper;
+    pub(crate) mod thread_leader;
+    pub(crate) mod vfork;
     pub(crate) mod zombie;
 }
 mod task {
@@ -30,7 +35,15 @@ use zdtm::Area;
 pub static AREAS: &[Area] = &[
     Area {
         name: "tree",
-        files: &[tree::ids::CASES, tree::zombie::CASES],
+        files: &[
+            tree::group::CASES,
+            tree::ids::CASES,
+            tree::session::CASES,
+            tree::subreaper::CASES,
+            tree::thread_leader::CASES,
+            tree::vfork::CASES,
+            tree::zombie::CASES,
+        ],
     },
     Area {
         name: "task",

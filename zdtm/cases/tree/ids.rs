@@ -1,7 +1,7 @@
 //! Process ids and who is whose parent.
 
 use nix::unistd::{Pid, getpgrp, getpid, getppid, getsid, gettid};
-use zdtm::{Case, Child, Result, check_eq, proc_text};
+use zdtm::{Case, Child, Result, check_eq};
 
 pub(crate) const CASES: &[Case] = &[
     Case::new("ids", ids),
@@ -57,15 +57,9 @@ fn wide() -> Result<()> {
             })
         })
         .collect::<Result<Vec<_>>>()?;
-    let listed = || -> Result<Vec<String>> {
-        let text = proc_text("thread-self", "children")?;
-        let mut pids: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
-        pids.sort();
-        Ok(pids)
-    };
-    let before = listed()?;
+    let before = zdtm::children()?;
     zdtm::checkpoint()?;
-    check_eq!(listed()?, before);
+    check_eq!(zdtm::children()?, before);
     children.into_iter().try_for_each(Child::finish)
 }
 

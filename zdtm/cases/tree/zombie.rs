@@ -4,7 +4,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use zdtm::{Case, Child, Result, exit_code, exit_signal, wait_exit};
 
-pub(crate) const CASES: &[Case] = &[Case::new("zombie", run)];
+pub(crate) const CASES: &[Case] = &[
+    Case::new("zombie", small),
+    Case::new("zombie-exit-255", large),
+    Case::new("zombie-many", many),
+];
 
 /// Ends with this code, and stays.
 fn exited(code: i32) -> Result<Pid> {
@@ -25,13 +29,24 @@ fn killed(signal: Signal) -> Result<Pid> {
     Ok(child.pid())
 }
 
-fn run() -> Result<()> {
+fn small() -> Result<()> {
+    statuses(&[0, 1, 42, 127], &[Signal::SIGKILL, Signal::SIGUSR1, Signal::SIGSEGV])
+}
+
+/// All eight bits of the code.
+fn large() -> Result<()> {
+    statuses(&[128, 200, 255], &[])
+}
+
+fn many() -> Result<()> {
+    statuses(&[3; 100], &[])
+}
+
+fn statuses(codes: &[i32], signals: &[Signal]) -> Result<()> {
     let codes: Vec<(Pid, i32)> =
-        [0, 1, 42, 255].into_iter().map(|code| Ok((exited(code)?, code))).collect::<Result<_>>()?;
-    let signals: Vec<(Pid, Signal)> = [Signal::SIGKILL, Signal::SIGUSR1, Signal::SIGSEGV]
-        .into_iter()
-        .map(|signal| Ok((killed(signal)?, signal)))
-        .collect::<Result<_>>()?;
+        codes.iter().map(|code| Ok((exited(*code)?, *code))).collect::<Result<_>>()?;
+    let signals: Vec<(Pid, Signal)> =
+        signals.iter().map(|signal| Ok((killed(*signal)?, *signal))).collect::<Result<_>>()?;
     zdtm::checkpoint()?;
     for (pid, code) in codes {
         exit_code(pid, code)?;

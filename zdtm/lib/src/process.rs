@@ -54,6 +54,14 @@ impl Child {
         }
     }
 
+    /// A child that came to us in another way: an orphan that a subreaper got.
+    pub fn adopted(pid: Pid, label: impl Into<String>) -> Self {
+        Self {
+            pid,
+            label: label.into(),
+        }
+    }
+
     /// In a child: tells the parent that the state is there.
     pub fn set_up() {
         close(TELL.swap(-1, Ordering::SeqCst));
@@ -90,6 +98,17 @@ impl Child {
         crate::check!(matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)), "{status:?}");
         Ok(())
     }
+}
+
+/// The living and dead children of the calling process, lowest pid first. For the main thread.
+pub fn children() -> Result<Vec<Pid>> {
+    let text = crate::proc_text("thread-self", "children")?;
+    let mut pids = text
+        .split_whitespace()
+        .map(|word| Ok(Pid::from_raw(word.parse()?)))
+        .collect::<Result<Vec<_>>>()?;
+    pids.sort_unstable();
+    Ok(pids)
 }
 
 /// Waits until the child is dead, without reaping it: it stays a zombie.
