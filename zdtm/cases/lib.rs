@@ -17,7 +17,14 @@ mod tree {
     pub(crate) mod zombie;
 }
 mod task {
+    pub(crate) mod attributes;
+    pub(crate) mod creds;
     pub(crate) mod names;
+    pub(crate) mod pending;
+    pub(crate) mod sched;
+    pub(crate) mod signals;
+    pub(crate) mod stopped;
+    pub(crate) mod timers;
 }
 mod mm {
     pub(crate) mod anon;
@@ -47,11 +54,22 @@ pub static AREAS: &[Area] = &[
     },
     Area {
         name: "task",
-        files: &[task::names::CASES],
+        files: &[
+            task::attributes::CASES,
+            task::creds::CASES,
+            task::names::CASES,
+            task::pending::CASES,
+            task::sched::CASES,
+            task::signals::CASES,
+            task::stopped::CASES,
+            task::timers::CASES,
+        ],
     },
     Area {
         name: "mm",
-        files: &[mm::anon::CASES],
+        files: &[
+            mm::anon::CASES,
+        ],
     },
     Area {
         name: "files",

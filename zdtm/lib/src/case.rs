@@ -21,7 +21,8 @@ pub struct Case {
     pub exclusive: bool,
     /// Parts of the visible state that legitimately change, as prefixes of the runner's keys; `*` is everything.
     pub changes: &'static [&'static str],
-    /// Set when a dump has to be refused: why. The case must then go on undisturbed.
+    /// Set when a dump may be refused: why. The case must then go on undisturbed; a dump that succeeds has to be
+    /// restored right.
     pub refused: Option<&'static str>,
 }
 
@@ -73,7 +74,7 @@ impl Case {
         self.changes(&["*"])
     }
 
-    /// One whose dump has to be refused.
+    /// One whose dump may be refused.
     #[must_use]
     pub const fn refused(self, why: &'static str) -> Self {
         Self {

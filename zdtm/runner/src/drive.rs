@@ -1,6 +1,7 @@
 //! The course of one run, seen from its driver.
 
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ pub(crate) fn run(job: &Job) -> Outcome {
         deadline: Instant::now() + job.timeout,
         root: Pid::from_raw(0),
         status: None,
+        remark: String::new(),
     };
     run.course().unwrap_or_else(|error| Outcome::Fail(format!("runner: {error:#}")))
 }
@@ -36,6 +38,8 @@ struct Run<'a> {
     root: Pid,
     /// How the root ended, once it did.
     status: Option<WaitStatus>,
+    /// Said beside a pass.
+    remark: String,
 }
 
 /// An early end: the verdict is already known.
@@ -66,6 +70,8 @@ impl Run<'_> {
     fn start(&mut self) -> Result<()> {
         let work = self.job.work();
         fs::create_dir_all(&work)?;
+        // Children of other users report here as well.
+        fs::set_permissions(&work, fs::Permissions::from_mode(0o777))?;
         let log = OpenOptions::new().create(true).append(true).open(self.job.dir.join("case.log"))?;
         let child = Command::new(&self.job.cases)
             .arg(&self.job.case.name)
@@ -129,14 +135,14 @@ impl Run<'_> {
             Mode::Restore | Mode::PreDump | Mode::None => {}
         }
         let dumped = criu::call(&self.job.column.dump_with, "dump", &images, &arguments, self.deadline)?;
-        match (dumped, self.job.case.refused.as_str()) {
-            (Call::Hung(why), _) => return Ok(Some(Outcome::Fail(why))),
-            (Call::Refused(why), "") => return Ok(Some(Outcome::Fail(why))),
-            (Call::Refused(_), _) => return Ok(None),
-            (Call::Done, "") => {}
-            (Call::Done, why) => {
-                return Ok(Some(Outcome::Fail(format!("the dump should be refused: {why}"))));
+        match dumped {
+            Call::Done => {}
+            Call::Refused(why) if !self.job.case.refused.is_empty() => {
+                let why = why.lines().last().unwrap_or_default().trim();
+                self.remark = format!("refused ({}): {why}", self.job.case.refused);
+                return Ok(None);
             }
+            Call::Refused(why) | Call::Hung(why) => return Ok(Some(Outcome::Fail(why))),
         }
         match mode {
             Mode::LeaveStopped => {
@@ -250,12 +256,12 @@ impl Run<'_> {
         let failures = read("failures");
         let status = self.status.map_or_else(String::new, |status| format!("{status:?}"));
         Ok(match Outcome::load(&self.job.work().join("result")) {
-            Ok(Outcome::Pass) if failures.is_empty() && matches!(self.status, Some(WaitStatus::Exited(_, 0))) => {
-                Outcome::Pass
+            Ok(Outcome::Pass(_)) if failures.is_empty() && matches!(self.status, Some(WaitStatus::Exited(_, 0))) => {
+                Outcome::Pass(self.remark.clone())
             }
             Ok(Outcome::Skip(reason)) => Outcome::Skip(reason),
             Ok(Outcome::Fail(why)) => Outcome::Fail(format!("{why}\n{failures}").trim_end().to_owned()),
-            Ok(Outcome::Pass) => Outcome::Fail(format!("passed, but: {status} {failures}")),
+            Ok(Outcome::Pass(_)) => Outcome::Fail(format!("passed, but: {status} {failures}")),
             Err(_) => Outcome::Fail(format!("ended without a verdict: {status}\n{failures}")),
         })
     }

@@ -8,7 +8,8 @@ use anyhow::Result;
 /// The verdict on one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    Pass,
+    /// With a remark, mostly empty.
+    Pass(String),
     /// First line: what went wrong; further lines: details.
     Fail(String),
     Skip(String),
@@ -17,7 +18,7 @@ pub(crate) enum Outcome {
 impl Outcome {
     pub(crate) fn word(&self) -> &'static str {
         match self {
-            Self::Pass => "PASS",
+            Self::Pass(_) => "PASS",
             Self::Fail(_) => "FAIL",
             Self::Skip(_) => "SKIP",
         }
@@ -25,8 +26,7 @@ impl Outcome {
 
     pub(crate) fn reason(&self) -> &str {
         match self {
-            Self::Pass => "",
-            Self::Fail(reason) | Self::Skip(reason) => reason,
+            Self::Pass(reason) | Self::Fail(reason) | Self::Skip(reason) => reason,
         }
     }
 
@@ -45,7 +45,7 @@ impl Outcome {
         let (word, reason) = text.split_once(' ').unwrap_or((text, ""));
         let reason = reason.trim_end().to_owned();
         Ok(match word.trim_end() {
-            "PASS" => Self::Pass,
+            "PASS" => Self::Pass(reason),
             "FAIL" => Self::Fail(reason),
             "SKIP" => Self::Skip(reason),
             _ => anyhow::bail!("no verdict in {text:?}"),
@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn verdicts_survive_the_file() {
         for outcome in [
-            Outcome::Pass,
+            Outcome::Pass(String::new()),
             Outcome::Fail("dump: exit 1\nError: no".to_owned()),
             Outcome::Skip("no swap".to_owned()),
         ] {

@@ -69,7 +69,7 @@ fn one(options: &Options, case: &Entry, column: &Column, round: usize) -> Result
     std::fs::create_dir_all(&dir)?;
     let job = Job::new(options, case, column, dir.clone())?;
     let outcome = place::run(&job);
-    if outcome == Outcome::Pass && !options.keep {
+    if matches!(outcome, Outcome::Pass(_)) && !options.keep {
         std::fs::remove_dir_all(&dir)?;
         // The case's own directory too, unless another column failed in there.
         let _ = std::fs::remove_dir(options.output.join(&case.name));
