@@ -18,10 +18,13 @@ mod tree {
 }
 mod task {
     pub(crate) mod attributes;
+    pub(crate) mod blocked;
     pub(crate) mod creds;
+    pub(crate) mod futexes;
     pub(crate) mod names;
     pub(crate) mod pending;
     pub(crate) mod sched;
+    pub(crate) mod seccomp;
     pub(crate) mod signals;
     pub(crate) mod stopped;
     pub(crate) mod timers;
@@ -56,10 +59,13 @@ pub static AREAS: &[Area] = &[
         name: "task",
         files: &[
             task::attributes::CASES,
+            task::blocked::CASES,
             task::creds::CASES,
+            task::futexes::CASES,
             task::names::CASES,
             task::pending::CASES,
             task::sched::CASES,
+            task::seccomp::CASES,
             task::signals::CASES,
             task::stopped::CASES,
             task::timers::CASES,

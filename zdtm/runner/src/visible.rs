@@ -332,9 +332,10 @@ fn parse_smaps(text: &str, names: &mut Names) -> Vec<Mapping> {
         else {
             continue;
         };
-        let name = words.next().unwrap_or_default().trim();
+        // Anonymous shared memory stays that, though criu makes it anew out of a memfd.
+        let name = words.next().unwrap_or_default().trim().replace("/memfd:/dev/zero", "/dev/zero");
         let file = match inode {
-            "0" => name.to_owned(),
+            "0" => name,
             _ => format!("{name} file=#{}", names.of(format!("{device}:{inode}"))),
         };
         mappings.push(Mapping { start, end, permissions: permissions.to_owned(), offset, file, flags: String::new() });
