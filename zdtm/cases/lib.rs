@@ -7,6 +7,10 @@
     reason = "test programs call the kernel raw; each block says why it is sound"
 )]
 
+#[cfg(target_arch = "x86_64")]
+mod cpu {
+    pub(crate) mod x86_64;
+}
 mod tree {
     pub(crate) mod group;
     pub(crate) mod ids;
@@ -31,6 +35,10 @@ mod task {
 }
 mod mm {
     pub(crate) mod anon;
+    pub(crate) mod file;
+    pub(crate) mod flags;
+    pub(crate) mod layout;
+    pub(crate) mod shared;
 }
 mod files {
     pub(crate) mod eventfd;
@@ -43,6 +51,13 @@ use zdtm::Area;
 
 /// Every case, by area.
 pub static AREAS: &[Area] = &[
+    Area {
+        name: "cpu",
+        files: &[
+            #[cfg(target_arch = "x86_64")]
+            cpu::x86_64::CASES,
+        ],
+    },
     Area {
         name: "tree",
         files: &[
@@ -75,6 +90,10 @@ pub static AREAS: &[Area] = &[
         name: "mm",
         files: &[
             mm::anon::CASES,
+            mm::file::CASES,
+            mm::flags::CASES,
+            mm::layout::CASES,
+            mm::shared::CASES,
         ],
     },
     Area {
