@@ -44,7 +44,10 @@ mod files {
     pub(crate) mod eventfd;
     pub(crate) mod ghost;
     pub(crate) mod pipe;
+    pub(crate) mod place;
     pub(crate) mod regular;
+    pub(crate) mod special;
+    pub(crate) mod table;
 }
 
 use zdtm::Area;
@@ -102,7 +105,10 @@ pub static AREAS: &[Area] = &[
             files::eventfd::CASES,
             files::ghost::CASES,
             files::pipe::CASES,
+            files::place::CASES,
             files::regular::CASES,
+            files::special::CASES,
+            files::table::CASES,
         ],
     },
 ];

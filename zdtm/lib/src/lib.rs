@@ -37,5 +37,5 @@ pub use memory::{Mapping, PAGE, checksum, fill, pattern, verify};
 pub use process::{Child, children, exit_code, exit_signal, wait_exit};
 pub use procfs::{proc_text, stat_field, status_field};
 pub use protocol::{checkpoint, dir, over, over_word, ready, wait};
-pub use sys::{Timing, ret, syscall};
+pub use sys::{ret, syscall};
 pub use threads::Team;
