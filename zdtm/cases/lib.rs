@@ -41,13 +41,22 @@ mod mm {
     pub(crate) mod shared;
 }
 mod files {
+    pub(crate) mod epoll;
     pub(crate) mod eventfd;
+    pub(crate) mod fifo;
     pub(crate) mod ghost;
+    pub(crate) mod inotify;
+    pub(crate) mod locks;
+    pub(crate) mod memfd;
+    pub(crate) mod ns_file;
+    pub(crate) mod pidfd;
     pub(crate) mod pipe;
     pub(crate) mod place;
     pub(crate) mod regular;
+    pub(crate) mod signalfd;
     pub(crate) mod special;
     pub(crate) mod table;
+    pub(crate) mod timerfd;
 }
 
 use zdtm::Area;
@@ -102,13 +111,22 @@ pub static AREAS: &[Area] = &[
     Area {
         name: "files",
         files: &[
+            files::epoll::CASES,
             files::eventfd::CASES,
+            files::fifo::CASES,
             files::ghost::CASES,
+            files::inotify::CASES,
+            files::locks::CASES,
+            files::memfd::CASES,
+            files::ns_file::CASES,
+            files::pidfd::CASES,
             files::pipe::CASES,
             files::place::CASES,
             files::regular::CASES,
+            files::signalfd::CASES,
             files::special::CASES,
             files::table::CASES,
+            files::timerfd::CASES,
         ],
     },
 ];

@@ -13,6 +13,11 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("pipe-full", full),
     Case::new("pipe-closed-end", closed_end),
     Case::new("pipe-many", many),
+    Case::new("pipe-packets", packets).refused("CRIU has no field for the packet mode"),
+    Case::new("pipe-reopened", reopened),
+    Case::new("pipe-crossed", crossed),
+    Case::new("pipe-many-readers", many_readers),
+    Case::new("pipe-ring", ring).restless(),
     Case::new("pipe-ping-pong", ping_pong).restless(),
 ];
 
@@ -106,6 +111,144 @@ fn many() -> Result<()> {
         check_eq!(buffer[..4], index.to_ne_bytes());
     }
     Ok(())
+}
+
+/// With O_DIRECT each write is one packet, and one read takes one packet.
+fn packets() -> Result<()> {
+    let (reader, writer) = pipe2(OFlag::O_DIRECT | OFlag::O_NONBLOCK)?;
+    for packet in [&b"one"[..], b"three", b"2"] {
+        write(&writer, packet)?;
+    }
+    zdtm::checkpoint()?;
+    let mut buffer = [0; 64];
+    for packet in [&b"one"[..], b"three", b"2"] {
+        let length = read(&reader, &mut buffer)?;
+        check_eq!(&buffer[..length], packet);
+    }
+    write(&writer, b"a")?;
+    write(&writer, b"b")?;
+    check_eq!(read(&reader, &mut buffer)?, 1, "still in packets");
+    Ok(())
+}
+
+/// An end opened again through /proc has flags of its own, and may be for both.
+fn reopened() -> Result<()> {
+    use std::fs::OpenOptions;
+    use std::os::unix::fs::OpenOptionsExt;
+    let (reader, writer) = pipe()?;
+    let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
+    let again = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path)?;
+    let both = OpenOptions::new().read(true).write(true).open(&path)?;
+    write(&writer, b"first")?;
+    zdtm::checkpoint()?;
+    let mut buffer = [0; 16];
+    check_eq!(read(&again, &mut buffer)?, 5);
+    check_eq!(read(&again, &mut buffer), Err(Errno::EAGAIN));
+    write(&both, b"second")?;
+    check_eq!(read(&reader, &mut buffer)?, 6);
+    check_eq!(fcntl(&reader, FcntlArg::F_GETFL)? & libc::O_NONBLOCK, 0);
+    Ok(())
+}
+
+/// Each of two processes has the end the other one lacks, of two pipes.
+fn crossed() -> Result<()> {
+    let (down_reader, down_writer) = pipe()?;
+    let (up_reader, up_writer) = pipe()?;
+    let ours = [down_writer.as_raw_fd(), up_reader.as_raw_fd()];
+    let child = Child::spawn("child", move || {
+        for fd in ours {
+            nix::unistd::close(fd)?;
+        }
+        Child::checkpoint();
+        let mut buffer = [0; 16];
+        let length = read(&down_reader, &mut buffer)?;
+        write(&up_writer, &buffer[..length])?;
+        drop(up_writer);
+        // The parent closes its end, which is the only one.
+        check_eq!(read(&down_reader, &mut buffer)?, 0);
+        Ok(())
+    })?;
+    zdtm::checkpoint()?;
+    write(&down_writer, b"round")?;
+    nix::sys::signal::kill(child.pid(), nix::sys::signal::SIGTERM)?;
+    let mut buffer = [0; 16];
+    check_eq!(read(&up_reader, &mut buffer)?, 5);
+    check_eq!(&buffer[..5], b"round");
+    check_eq!(read(&up_reader, &mut buffer)?, 0);
+    drop(down_writer);
+    child.join()
+}
+
+/// Eight processes read from one pipe; together they get everything once.
+fn many_readers() -> Result<()> {
+    let (reader, writer) = pipe()?;
+    let (sum_reader, sum_writer) = pipe()?;
+    let parents = [writer.as_raw_fd(), sum_reader.as_raw_fd()];
+    let children = (0..8)
+        .map(|index| {
+            let (reader, sum) = (reader.try_clone()?, sum_writer.try_clone()?);
+            Child::spawn(format!("reader {index}"), move || {
+                for fd in parents {
+                    nix::unistd::close(fd)?;
+                }
+                Child::set_up();
+                let (mut total, mut word) = (0u64, [0; 8]);
+                while read(&reader, &mut word)? == 8 {
+                    total += u64::from_ne_bytes(word);
+                }
+                write(&sum, &total.to_ne_bytes())?;
+                Ok(())
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    zdtm::checkpoint()?;
+    drop(sum_writer);
+    for value in 1..=1000u64 {
+        write(&writer, &value.to_ne_bytes())?;
+    }
+    drop(writer);
+    children.into_iter().try_for_each(Child::join)?;
+    let (mut total, mut word) = (0, [0; 8]);
+    while read(&sum_reader, &mut word)? == 8 {
+        total += u64::from_ne_bytes(word);
+    }
+    check_eq!(total, 500_500);
+    Ok(())
+}
+
+/// A token goes round ten processes all the while, and is the same at the end, with one more for each step.
+fn ring() -> Result<()> {
+    const LENGTH: u64 = 10;
+    let (first_in, first_out) = pipe()?;
+    let mut previous = first_in;
+    let mut children = Vec::new();
+    for index in 1..LENGTH {
+        let (next, out) = pipe()?;
+        let mine = previous;
+        let (keep, other) = ([mine.as_raw_fd(), out.as_raw_fd()], [first_out.as_raw_fd(), next.as_raw_fd()]);
+        children.push(Child::spawn(format!("member {index}"), || {
+            for fd in other.into_iter().filter(|fd| !keep.contains(fd)) {
+                nix::unistd::close(fd)?;
+            }
+            Child::set_up();
+            let mut word = [0; 8];
+            while read(&mine, &mut word)? == 8 {
+                check_eq!(write(&out, &(u64::from_ne_bytes(word) + 1).to_ne_bytes())?, 8);
+            }
+            Ok(())
+        })?);
+        previous = next;
+    }
+    zdtm::ready()?;
+    let (mut rounds, mut word) = (0u64, [0; 8]);
+    while !zdtm::over() {
+        write(&first_out, &word)?;
+        check_eq!(read(&previous, &mut word)?, 8);
+        rounds += 1;
+        check_eq!(u64::from_ne_bytes(word), rounds * (LENGTH - 1));
+    }
+    drop(first_out);
+    children.into_iter().try_for_each(Child::join)
 }
 
 /// Two processes pass a counter back and forth all the while; none may get lost or come twice.

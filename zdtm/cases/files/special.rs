@@ -12,10 +12,12 @@ use zdtm::{Case, Child, Result, check, check_eq, ret};
 pub(crate) const CASES: &[Case] = &[
     Case::new("directory", directory),
     Case::new("o-path", o_path),
+    Case::new("o-path-directory", o_path_directory),
     Case::new("symlink-o-path", symlink_o_path),
     Case::new("symlink-unlinked", symlink_unlinked),
     Case::new("memory-devices", devices),
     Case::new("proc-self", proc_self),
+    Case::new("proc-self-directory", proc_self_directory),
     Case::new("proc-sys", proc_sys),
     Case::new("proc-other", proc_other),
     Case::new("proc-dead", proc_dead),
@@ -79,18 +81,26 @@ fn open_path(path: &PathBuf, flags: i32) -> Result<File> {
 /// Descriptors that only name something.
 fn o_path() -> Result<()> {
     fs::write(dir("file"), "content")?;
-    fs::create_dir(dir("directory"))?;
     let file = open_path(&dir("file"), 0)?;
-    let directory = open_path(&dir("directory"), libc::O_DIRECTORY)?;
     let device = open_path(&PathBuf::from("/dev/null"), 0)?;
     zdtm::checkpoint()?;
     check_eq!(link_of(&file)?, dir("file"));
-    check_eq!(link_of(&directory)?, dir("directory"));
     check_eq!(link_of(&device)?, PathBuf::from("/dev/null"));
-    for file in [&file, &directory, &device] {
+    for file in [&file, &device] {
         check!(fcntl(file.as_fd(), FcntlArg::F_GETFL)? & libc::O_PATH != 0);
     }
     check_eq!((&file).read(&mut [0; 4]).map_err(|error| error.raw_os_error()), Err(Some(libc::EBADF)));
+    Ok(())
+}
+
+/// O_DIRECTORY shows in the flags, beside O_PATH.
+fn o_path_directory() -> Result<()> {
+    fs::create_dir(dir("directory"))?;
+    let directory = open_path(&dir("directory"), libc::O_DIRECTORY)?;
+    let flags = fcntl(directory.as_fd(), FcntlArg::F_GETFL)?;
+    zdtm::checkpoint()?;
+    check_eq!(link_of(&directory)?, dir("directory"));
+    check_eq!(fcntl(directory.as_fd(), FcntlArg::F_GETFL)?, flags);
     Ok(())
 }
 
@@ -149,19 +159,26 @@ fn devices() -> Result<()> {
 /// Files about ourselves. They are those of the new process with the same number.
 fn proc_self() -> Result<()> {
     let mut status = File::open("/proc/self/status")?;
-    let directory = File::open("/proc/self")?;
     let fds = File::open("/proc/self/fd")?;
     let namespace = File::open("/proc/self/ns/uts")?;
     let oom = OpenOptions::new().read(true).write(true).open("/proc/self/oom_score_adj")?;
-    let before = [link_of(&status)?, link_of(&directory)?, link_of(&fds)?, link_of(&oom)?, link_of(&namespace)?];
+    let before = [link_of(&status)?, link_of(&fds)?, link_of(&oom)?, link_of(&namespace)?];
     zdtm::checkpoint()?;
-    check_eq!([link_of(&status)?, link_of(&directory)?, link_of(&fds)?, link_of(&oom)?, link_of(&namespace)?], before);
+    check_eq!([link_of(&status)?, link_of(&fds)?, link_of(&oom)?, link_of(&namespace)?], before);
     let mut text = String::new();
     status.read_to_string(&mut text)?;
     check!(text.contains(&format!("Pid:\t{}\n", std::process::id())));
     check!(names(&fds)?.contains(&"3".to_owned()));
     (&oom).write_all(b"3")?;
     check_eq!(zdtm::proc_text("self", "oom_score_adj")?, "3\n");
+    Ok(())
+}
+
+fn proc_self_directory() -> Result<()> {
+    let directory = File::open("/proc/self")?;
+    zdtm::checkpoint()?;
+    check_eq!(link_of(&directory)?, PathBuf::from(format!("/proc/{}", std::process::id())));
+    check!(names(&directory)?.contains(&"status".to_owned()));
     Ok(())
 }
 

@@ -10,7 +10,8 @@ use zdtm::{Case, Child, Result, Team, check, check_eq, ret};
 
 pub(crate) const CASES: &[Case] = &[
     Case::new("fds-1000", thousand),
-    Case::new("fd-numbers", numbers),
+    Case::new("fd-numbers", || numbers(1 << 14)),
+    Case::new("fd-numbers-limit", || numbers(1 << 30)),
     Case::new("fd-cloexec", cloexec),
     Case::new("fd-owner", owner),
     Case::new("fd-own-by-thread", owner_thread),
@@ -49,12 +50,12 @@ fn thousand() -> Result<()> {
     Ok(())
 }
 
-/// Numbers far apart, up to the limit.
-fn numbers() -> Result<()> {
+/// Numbers far apart, up to the limit of this process if that is lower.
+fn numbers(most: u64) -> Result<()> {
     let (limit, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
-    let limit = c_int::try_from(limit.min(1 << 20))?;
+    let limit = c_int::try_from(limit.min(most))?;
     let wanted: Vec<c_int> =
-        (4..20).map(|bit| 1 << bit).filter(|number| *number < limit).chain([limit - 1]).collect();
+        (4..29).map(|bit| 1 << bit).filter(|number| *number < limit).chain([limit - 1]).collect();
     let file = File::open("/dev/null")?;
     let fds = wanted.iter().map(|number| dup_to(&file, *number)).collect::<Result<Vec<_>>>()?;
     drop(file);
