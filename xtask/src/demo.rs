@@ -18,7 +18,7 @@ const MIB: usize = 1 << 20;
 const WORKLOAD: &str = "XTASK_DEMO_WORKLOAD";
 
 /// Runs the demonstration.
-pub fn run(_: &[String]) -> anyhow::Result<()> {
+pub(crate) fn run(_: &[String]) -> anyhow::Result<()> {
     if let Some(dir) = std::env::var_os(WORKLOAD) {
         return workload(Path::new(&dir));
     }

@@ -11,7 +11,7 @@ use crate::native::Native;
 use crate::program::Program;
 use crate::site::Outcome;
 use crate::stop::{Hold, Running, Stop};
-use crate::tracee::{HEAL_ROOM, LEADER_ROOM, THREAD_ROOM, Tracee};
+use crate::tracee::{HEAL_ROOM, LEADER_ROOM, THREAD_ROOM, Tracee, UNDO_ROOM};
 
 const SI_TKILL: i32 = -6;
 
@@ -110,7 +110,8 @@ fn begin(
     let workplace = tracee.workplace.ok_or(Error::NoPlace(pid))?;
     let room = room(workplace.rooms, thread);
     let base = room.start + HEAL_ROOM;
-    let size = usize::try_from(room.end - base).unwrap_or(0);
+    let size =
+        usize::try_from(room.end - base - if thread == 0 { UNDO_ROOM } else { 0 }).unwrap_or(0);
     let Some(chunk) = progress.chunk(base, size)? else {
         return Ok(None);
     };
@@ -157,6 +158,14 @@ pub(crate) fn once(
         .into()),
         None => Ok(ret),
     }
+}
+
+/// A program as bytes for when nobody is there to read its results.
+pub(crate) fn undo(program: &Program, at: u64) -> Result<Option<Vec<u8>>> {
+    let room = usize::try_from(UNDO_ROOM).unwrap_or(0);
+    Ok(Progress::new(program)
+        .chunk(at, room)?
+        .map(|chunk| chunk.bytes))
 }
 
 /// Points a thread at the stub and lets it run.

@@ -23,6 +23,8 @@ use crate::wait;
 /// Bytes of the leader's room for records and data, and of every other thread's.
 pub(crate) const LEADER_ROOM: u64 = 128 << 10;
 pub(crate) const THREAD_ROOM: u64 = 2 << 10;
+/// The end of the leader's room holds what it does first when it heals itself.
+pub(crate) const UNDO_ROOM: u64 = 2 << 10;
 /// The front of a room holds its thread's healing context.
 pub(crate) const HEAL_ROOM: u64 = 256;
 
@@ -318,6 +320,24 @@ impl Tracee {
             unmap,
         };
         self.memory.write(at, &Native::heal(&context))
+    }
+
+    /// What the leader does first if it has to heal itself: close descriptors that a program left open
+    /// between two batches, say. `None`: nothing. The program must fit 2 KiB.
+    pub fn set_undo(&mut self, program: Option<&Program>) -> Result<()> {
+        let (Some(_), Some(workplace)) = (&self.place, &self.workplace) else {
+            return Ok(());
+        };
+        let at = workplace.rooms + LEADER_ROOM - UNDO_ROOM;
+        let unmap = (workplace.rooms, workplace.size);
+        let mut undo = 0;
+        if let Some(program) = program
+            && let Some(bytes) = run::undo(program, at)?
+        {
+            self.memory.write(at, &bytes)?;
+            undo = at;
+        }
+        self.write_heal(0, self.heal_at(0), unmap, undo)
     }
 
     pub(crate) fn heal_at(&self, index: usize) -> u64 {

@@ -125,13 +125,14 @@ fn many_tasks_work_side_by_side() {
 fn a_task_whose_tracer_dies_heals_itself() {
     for held_in_batch in [false, true] {
         let mut child = Command::new("python3")
-            .args(["-uc", "import time\nprint('ready')\nfor i in range(40): time.sleep(0.02)\nprint('done', flush=True)"])
+            .args(["-uc", "import time\nprint('ready')\nfor i in range(60): time.sleep(0.02)\nprint('done', flush=True)"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
             .expect("python3 runs");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         assert_eq!(lines.next().expect("a line").expect("text"), "ready");
+        let before = fds(child.id());
         let tracer = Command::new(std::env::current_exe().expect("we run"))
             .args(["--exact", "--ignored", "play_a_tracer_that_hangs"])
             .env("TRACEE", child.id().to_string())
@@ -139,12 +140,30 @@ fn a_task_whose_tracer_dies_heals_itself() {
             .stdout(Stdio::null())
             .spawn();
         let mut tracer = tracer.expect("a second tracer");
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        std::thread::sleep(std::time::Duration::from_millis(500));
         tracer.kill().expect("our child");
         tracer.wait().expect("our child");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", child.id()))
+            .expect("it lives")
+            .count();
+        assert_eq!(fds, 3, "a descriptor of ours stayed behind");
         assert_eq!(lines.next().expect("a line").expect("text"), "done");
         assert!(child.wait().expect("our child").success());
     }
+}
+
+fn fds(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("it lives")
+        .count()
+}
+
+fn nap() -> Program {
+    let mut program = Program::new();
+    let second = program.bytes([1u64.to_ne_bytes(), 0u64.to_ne_bytes()].concat());
+    program.call(Sysno::nanosleep, [second.into(), 0.into()]);
+    program
 }
 
 /// Not a test by itself: the second process of the one above.
@@ -158,11 +177,14 @@ fn play_a_tracer_that_hangs() {
     let mut tracee = Tracee::seize(Pid::from_raw(pid)).expect("seize");
     let mut program = Program::new();
     program.getpid();
+    let left_open = program.eventfd2(0, 0);
+    let outcome = tracee.run(&program).expect("run");
+    let mut undo = Program::new();
+    undo.close(outcome.fd(left_open));
+    tracee.set_undo(Some(&undo)).expect("set_undo");
     if std::env::var("IN_BATCH").expect("set") == "1" {
-        let second = program.bytes([1u64.to_ne_bytes(), 0u64.to_ne_bytes()].concat());
-        program.call(Sysno::nanosleep, [second.into(), 0.into()]);
+        tracee.run(&nap()).expect("run");
     }
-    tracee.run(&program).expect("run");
     loop {
         std::thread::park();
     }
