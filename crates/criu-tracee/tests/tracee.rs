@@ -144,10 +144,11 @@ fn a_task_whose_tracer_dies_heals_itself() {
         tracer.kill().expect("our child");
         tracer.wait().expect("our child");
         std::thread::sleep(std::time::Duration::from_millis(200));
-        let fds = std::fs::read_dir(format!("/proc/{}/fd", child.id()))
-            .expect("it lives")
-            .count();
-        assert_eq!(fds, 3, "a descriptor of ours stayed behind");
+        assert_eq!(
+            fds(child.id()),
+            before,
+            "a descriptor of ours stayed behind"
+        );
         assert_eq!(lines.next().expect("a line").expect("text"), "done");
         assert!(child.wait().expect("our child").success());
     }
