@@ -125,7 +125,7 @@ fn many_tasks_work_side_by_side() {
 fn a_task_whose_tracer_dies_heals_itself() {
     for held_in_batch in [false, true] {
         let mut child = Command::new("python3")
-            .args(["-uc", "import time\nprint('ready')\nfor i in range(60): time.sleep(0.02)\nprint('done', flush=True)"])
+            .args(["-uc", "import time\nprint('ready')\nfor i in range(150): time.sleep(0.02)\nprint('done', flush=True)"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -143,7 +143,7 @@ fn a_task_whose_tracer_dies_heals_itself() {
         std::thread::sleep(std::time::Duration::from_millis(500));
         tracer.kill().expect("our child");
         tracer.wait().expect("our child");
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        std::thread::sleep(std::time::Duration::from_millis(1300));
         assert_eq!(
             fds(child.id()),
             before,
