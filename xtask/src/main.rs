@@ -3,8 +3,15 @@ mod codegen;
 
 use std::process::ExitCode;
 
-/// Every verb: its name, what it does, and the function that does it.
-const VERBS: &[(&str, &str, fn(&[String]) -> anyhow::Result<()>)] = &[(
+/// A verb: its name, what it does, and the function that does it.
+type Verb = (
+    &'static str,
+    &'static str,
+    fn(&[String]) -> anyhow::Result<()>,
+);
+
+/// Every verb.
+const VERBS: &[Verb] = &[(
     "codegen",
     "write crates/criu-image/src/pb from proto/ (--check: only compare)",
     codegen::run,
