@@ -11,6 +11,9 @@ pub enum CoreError {
     /// The image has no field for it, or this processor has no such state.
     #[error("{0}")]
     Unsupported(String),
+    /// The image is of another machine.
+    #[error("a task of machine {0}")]
+    Machine(i32),
     /// The image lacks a message.
     #[error("no {0}")]
     Missing(&'static str),
@@ -41,6 +44,9 @@ pub trait CoreImage: Arch {
         core: &pb::CoreEntry,
         layout: &Self::FpLayout,
     ) -> Result<ThreadState<Self::Regs>, CoreError>;
+
+    /// Writes the machine alone: all that is left of a zombie.
+    fn set_machine(core: &mut pb::CoreEntry);
 
     /// The address that is cleared when the thread ends: set_tid_address(2).
     fn clear_tid(core: &pb::CoreEntry) -> Option<u64>;

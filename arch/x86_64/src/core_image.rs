@@ -8,6 +8,7 @@
 
 use criu_arch::{CoreError, CoreImage, Regs, ThreadState};
 use criu_image::pb;
+use criu_image::pb::core_entry::March;
 
 use crate::fpu::{LEGACY, XSTATE_BV, XstateLayout, component_name};
 use crate::regs::X86Regs;
@@ -46,7 +47,7 @@ impl CoreImage for X86_64 {
         if let (Some(xsave), Some(ssp)) = (&mut fpregs.xsave, ssp) {
             xsave.cet = Some(pb::UserX86CetEntry { cet: 1, ssp });
         }
-        core.set_mtype(pb::core_entry::March::X8664);
+        Self::set_machine(core);
         core.thread_info = Some(pb::ThreadInfoX86 {
             clear_tid_addr: 0,
             gpregs: regs_to_entry(&state.regs),
@@ -60,6 +61,9 @@ impl CoreImage for X86_64 {
         core: &pb::CoreEntry,
         layout: &XstateLayout,
     ) -> Result<ThreadState<X86Regs>, CoreError> {
+        if core.mtype() != March::X8664 {
+            return Err(CoreError::Machine(core.mtype));
+        }
         let info = core.thread_info.as_ref().ok_or(CoreError::Missing("thread_info"))?;
         let tls: Vec<UserDesc> = info.tls.iter().map(entry_to_tls).collect();
         let cet = info.fpregs.xsave.as_ref().and_then(|xsave| xsave.cet.as_ref());
@@ -73,6 +77,10 @@ impl CoreImage for X86_64 {
             more: Vec::new(),
             tls: tls.iter().map(|desc| desc.to_bytes()).collect(),
         })
+    }
+
+    fn set_machine(core: &mut pb::CoreEntry) {
+        core.set_mtype(March::X8664);
     }
 
     fn clear_tid(core: &pb::CoreEntry) -> Option<u64> {
