@@ -214,6 +214,25 @@ pub(crate) fn setregset(tid: Pid, note: u32, bytes: &[u8]) -> Result<()> {
     .map(drop)
 }
 
+/// `struct user_desc` (x86).
+const THREAD_AREA: usize = 16;
+
+pub(crate) fn get_thread_area(tid: Pid, slot: u32) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; THREAD_AREA];
+    let at = bytes.as_mut_ptr().expose_provenance();
+    request("ptrace(PTRACE_GET_THREAD_AREA)", 25, tid, slot as usize, at)?;
+    Ok(bytes)
+}
+
+pub(crate) fn set_thread_area(tid: Pid, slot: u32, bytes: &[u8]) -> Result<()> {
+    let call = "ptrace(PTRACE_SET_THREAD_AREA)";
+    if bytes.len() != THREAD_AREA {
+        return Err(Error::Kernel { call, errno: Errno::EINVAL });
+    }
+    let at = bytes.as_ptr().expose_provenance();
+    request(call, 26, tid, slot as usize, at).map(drop)
+}
+
 pub(crate) fn getsigmask(tid: Pid, mask: &mut [u8]) -> Result<()> {
     let at = mask.as_mut_ptr().expose_provenance();
     request("ptrace(PTRACE_GETSIGMASK)", GETSIGMASK, tid, mask.len(), at).map(drop)

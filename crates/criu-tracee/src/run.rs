@@ -48,8 +48,9 @@ pub struct Job<'p> {
 pub(crate) fn run(tracee: &mut Tracee, thread: usize, program: &Program) -> Result<Outcome> {
     tracing::trace!(target: "criu::program", tid = tracee.threads()[thread].tid().as_raw(), "\n{program}");
     let mut progress = Progress::new(program);
-    while let Some((chunk, running)) = begin(tracee, thread, &progress)? {
-        finish(tracee, thread, &mut progress, &chunk, running)?;
+    // Nobody else runs: the leader's room, by far the largest, is free.
+    while let Some((chunk, running)) = begin(tracee, thread, 0, &progress)? {
+        finish(tracee, thread, 0, &mut progress, &chunk, running)?;
     }
     Ok(progress.into_outcome())
 }
@@ -67,7 +68,12 @@ pub fn run_all(tracees: &mut [Tracee], jobs: &[Job<'_>]) -> Result<Vec<Outcome>>
         let mut started = Vec::with_capacity(open.len());
         for index in open.drain(..) {
             let job = &jobs[index];
-            match begin(&mut tracees[job.tracee], job.thread, &progress[index]) {
+            match begin(
+                &mut tracees[job.tracee],
+                job.thread,
+                job.thread,
+                &progress[index],
+            ) {
                 Ok(Some((chunk, running))) => started.push((index, chunk, running)),
                 Ok(None) => {}
                 Err(error) => {
@@ -80,6 +86,7 @@ pub fn run_all(tracees: &mut [Tracee], jobs: &[Job<'_>]) -> Result<Vec<Outcome>>
             let job = &jobs[index];
             match finish(
                 &mut tracees[job.tracee],
+                job.thread,
                 job.thread,
                 &mut progress[index],
                 &chunk,
@@ -98,9 +105,11 @@ pub fn run_all(tracees: &mut [Tracee], jobs: &[Job<'_>]) -> Result<Vec<Outcome>>
     }
 }
 
+/// Starts the next chunk of a program in a thread; `place` is the thread whose room it lies in.
 fn begin(
     tracee: &mut Tracee,
     thread: usize,
+    place: usize,
     progress: &Progress<'_>,
 ) -> Result<Option<(Chunk, Running)>> {
     let pid = tracee.pid();
@@ -108,7 +117,7 @@ fn begin(
         tracee.install()?;
     }
     let workplace = tracee.workplace.ok_or(Error::NoPlace(pid))?;
-    let room = room(workplace.rooms, thread);
+    let room = room(workplace.rooms, place);
     let base = room.start + HEAL_ROOM;
     let size =
         usize::try_from(room.end - base - if thread == 0 { UNDO_ROOM } else { 0 }).unwrap_or(0);
@@ -123,13 +132,14 @@ fn begin(
 fn finish(
     tracee: &mut Tracee,
     thread: usize,
+    place: usize,
     progress: &mut Progress<'_>,
     chunk: &Chunk,
     running: Running,
 ) -> Result<()> {
     wait_end(tracee, thread, running)?;
     let workplace = tracee.workplace.ok_or(Error::NoPlace(tracee.pid()))?;
-    let base = room(workplace.rooms, thread).start + HEAL_ROOM;
+    let base = room(workplace.rooms, place).start + HEAL_ROOM;
     let mut back = vec![0; chunk.back];
     tracee.memory().read(base, &mut back)?;
     progress.absorb(chunk, &back)

@@ -148,6 +148,26 @@ impl Stopped {
         ptrace::setregset(self.tid, note, bytes)
     }
 
+    /// A regset that the thread may not have (`NT_*`).
+    pub fn regset_if_any(&self, note: u32) -> Result<Option<Vec<u8>>> {
+        use nix::errno::Errno::{EINVAL, EIO, ENODEV};
+        match self.regset(note) {
+            Ok(bytes) => Ok(Some(bytes).filter(|bytes| !bytes.is_empty())),
+            Err(error) if matches!(error.errno(), Some(ENODEV | EINVAL | EIO)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// One of the thread areas of [`Arch::TLS_SLOTS`].
+    pub fn thread_area(&self, slot: u32) -> Result<Vec<u8>> {
+        ptrace::get_thread_area(self.tid, slot)
+    }
+
+    /// Sets a thread area.
+    pub fn set_thread_area(&self, slot: u32, bytes: &[u8]) -> Result<()> {
+        ptrace::set_thread_area(self.tid, slot, bytes)
+    }
+
     /// The blocked signals, as the kernel's set.
     pub fn mask(&self) -> Result<Vec<u8>> {
         let mut mask = vec![0; Native::SIGSET];

@@ -14,6 +14,7 @@ use crate::native::{Native, NativeRegs};
 use crate::place::Place;
 use crate::program::Program;
 use crate::ptrace::SigInfo;
+use crate::rseq::Rseq;
 use crate::run::{self, Workplace};
 use crate::site::{Outcome, Site};
 use crate::spawn::Nursery;
@@ -37,6 +38,7 @@ pub struct Thread {
     stop: Stop,
     natural: NativeRegs,
     mask: Vec<u8>,
+    rseq: Option<Rseq>,
     /// Its registers are ours.
     pub(crate) hijacked: bool,
     pub(crate) deferred: Vec<SigInfo>,
@@ -53,9 +55,22 @@ impl Thread {
             stop,
             natural,
             mask,
+            rseq: None,
             hijacked: false,
             deferred: Vec::new(),
         })
+    }
+
+    /// Finds out where the thread goes on if it was stopped in a restartable sequence.
+    fn look_at_rseq(&mut self, memory: &Memory) -> Result<()> {
+        let (rseq, abort) = Rseq::of(self.stopped()?, memory, self.natural.ip())?;
+        self.rseq = rseq;
+        if let Some(abort) = abort {
+            self.natural.set_ip(abort);
+            // It must not go on where it stood, even if no call of ours ever runs.
+            self.hijacked = true;
+        }
+        Ok(())
     }
 
     /// The thread id as the tracer sees it.
@@ -73,7 +88,8 @@ impl Thread {
         self.stop
     }
 
-    /// The registers as they were when it was seized.
+    /// The registers as they were when it was seized; in a restartable sequence, with the instruction
+    /// pointer at its abort handler.
     pub fn natural(&self) -> &NativeRegs {
         &self.natural
     }
@@ -81,6 +97,11 @@ impl Thread {
     /// The signal mask as it was when it was seized.
     pub fn mask(&self) -> &[u8] {
         &self.mask
+    }
+
+    /// The restartable sequences area that a seized thread had registered.
+    pub fn rseq(&self) -> Option<&Rseq> {
+        self.rseq.as_ref()
     }
 
     /// The stopped thread, for what only ptrace can ask.
@@ -174,6 +195,9 @@ impl Tracee {
             }
             let signal = closing_signal(pid);
             let memory = Memory::open(pid)?;
+            for thread in &mut threads {
+                gone_is_fine(thread.look_at_rseq(&memory))?;
+            }
             let vpid = threads[0].vtid;
             all.push(Self {
                 pid,
@@ -371,6 +395,9 @@ impl Tracee {
         for thread in &mut self.threads {
             let regs = thread.natural.resumed();
             thread.put_back(&regs)?;
+            if let Some(rseq) = &thread.rseq {
+                rseq.put_back(&self.memory)?;
+            }
         }
         if let Some(place) = self.place.take() {
             place.give_back(&self.memory)?;
