@@ -273,8 +273,14 @@ pub trait RestoreCx {
     /// `None` if it is to be opened in a task.
     fn file(&self, id: FileId) -> Result<Option<i32>>;
 
+    /// The file that a table which has `id` open has as descriptor `fd`.
+    fn beside(&self, id: FileId, fd: i32) -> Option<FileId>;
+
     /// The descriptor that the user gave for an external object: `pipe:[4711]`.
     fn inherited(&self, key: &str) -> Option<i32>;
+
+    /// Whether a path leads into the `/proc` directory of a process that is being restored.
+    fn is_of_task(&self, path: &str) -> bool;
 
     /// The images.
     fn store(&self) -> &dyn Store;
