@@ -61,6 +61,12 @@ pub enum Error {
     Several(Vec<Error>),
 }
 
+impl From<criu_proc::ParseError> for Error {
+    fn from(error: criu_proc::ParseError) -> Self {
+        Self::Proc(error.into())
+    }
+}
+
 struct Listed<'a>(&'a [Error]);
 
 impl fmt::Display for Listed<'_> {
