@@ -426,7 +426,7 @@ impl Collector<'_> {
         self.last += 1;
         let entry = pb::RegFileEntry {
             id: self.last,
-            name: path,
+            name: path.into(),
             mnt_id: mount,
             ..pb::RegFileEntry::default()
         };
@@ -446,7 +446,7 @@ fn entry_of(file: &OpenFile, id: FileId, name: String) -> pb::RegFileEntry {
         flags,
         pos: file.info.pos.cast_unsigned(),
         fown: file.owner,
-        name,
+        name: name.into(),
         mnt_id: Some(file.info.mount.map_or(-1, |mount| mount.0)),
         // A file that is only appended to may have grown: a log.
         size: has_size.then_some(file.inode.size),

@@ -235,7 +235,7 @@ impl<'s> Files<'s> {
     /// A path for people.
     pub(crate) fn subject(&self, id: FileId) -> Subject {
         let name = match (self.paths.get(&id), self.all.get(&id)) {
-            (Some(path), _) => path.name.clone(),
+            (Some(path), _) => String::from_utf8_lossy(&path.name).into_owned(),
             (None, Some(saved)) => format!("{} {id}", saved.kind.name()),
             (None, None) => format!("file {id}"),
         };
@@ -285,14 +285,15 @@ impl RestoreCx for Files<'_> {
         Some(FileId::new(entries[at].id))
     }
 
-    fn inherited(&self, key: &str) -> Option<i32> {
+    fn inherited(&self, key: &[u8]) -> Option<i32> {
+        let key = &String::from_utf8_lossy(key);
         let plain = |text: &str| text.trim_start_matches('/').to_owned();
         let all = &self.options.inherited;
         all.iter().find(|(known, _)| plain(known) == plain(key)).map(|(_, fd)| *fd)
     }
 
-    fn is_of_task(&self, name: &str) -> bool {
-        path::process_of(name).is_some_and(|pid| self.pids.contains(&pid))
+    fn is_of_task(&self, name: &[u8]) -> bool {
+        path::process_of(&String::from_utf8_lossy(name)).is_some_and(|pid| self.pids.contains(&pid))
     }
 
     fn store(&self) -> &dyn Store {

@@ -194,8 +194,8 @@ pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Res
     }
     if entry.ext() {
         return Err(Error::unsupported(
-            format!("{name} was declared external"),
-            format!("give it with --inherit-fd fd[N]:{name}"),
+            format!("{} was declared external", String::from_utf8_lossy(&name)),
+            format!("give it with --inherit-fd fd[N]:{}", String::from_utf8_lossy(&name)),
         ));
     }
     let path = from_root(files, &name);
@@ -234,11 +234,14 @@ fn openat(path: &Path, flags: u32) -> Result<i32> {
 }
 
 /// A path of a task as it is reached from here.
-pub(crate) fn from_root(files: &Files<'_>, path: &str) -> PathBuf {
+pub(crate) fn from_root(files: &Files<'_>, path: &[u8]) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt;
     match files.options.root {
-        Some(root) => PathBuf::from(format!("/proc/self/fd/{root}/{}", path.trim_start_matches('/'))),
-        None if path.starts_with('/') => PathBuf::from(path),
-        None => PathBuf::from(format!("/{path}")),
+        Some(root) => {
+            let start = path.iter().take_while(|byte| **byte == b'/').count();
+            PathBuf::from(format!("/proc/self/fd/{root}")).join(std::ffi::OsStr::from_bytes(&path[start..]))
+        }
+        None => Path::new("/").join(std::ffi::OsStr::from_bytes(path)),
     }
 }
 

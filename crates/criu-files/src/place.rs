@@ -125,7 +125,7 @@ impl Files<'_> {
         let root = FileId::new(fs.root_id);
         let path = self.paths.get(&root);
         let path = path.ok_or_else(|| Error::corrupt("fs.img", format!("its root is file {root}, which is not there")))?;
-        if path.name != "/" || self.options.root.is_some() {
+        if path.name != b"/" || self.options.root.is_some() {
             let fd = self.directory(root, program)?;
             program.fchdir(fd);
             let here = program.cstr(".");

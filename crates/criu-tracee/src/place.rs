@@ -65,6 +65,11 @@ impl Place {
         self.at + HEAL_AT as u64
     }
 
+    /// Where it is, and what was there.
+    pub(crate) fn before(&self) -> (u64, &[u8]) {
+        (self.at, &self.before)
+    }
+
     /// Puts back what was there.
     pub(crate) fn give_back(self, memory: &Memory) -> Result<()> {
         memory.write(self.at, &self.before)

@@ -277,6 +277,11 @@ impl Tracee {
         &self.memory
     }
 
+    /// Bytes of a visited process that the stub lies over, as they are without it: where and what.
+    pub fn borrowed(&self) -> Option<(u64, &[u8])> {
+        self.place.as_ref().map(Place::before)
+    }
+
     pub(crate) fn signal(&self) -> i32 {
         self.signal
     }

@@ -51,7 +51,7 @@ impl FileKind for Pipe {
 
     fn open_twins(&self, cx: &mut dyn RestoreCx, entries: &[&Self::Entry]) -> Result<Vec<Opened>> {
         let Some(first) = entries.first() else { return Ok(Vec::new()) };
-        if let Some(given) = cx.inherited(&format!("pipe:[{}]", first.pipe_id)) {
+        if let Some(given) = cx.inherited(format!("pipe:[{}]", first.pipe_id).as_bytes()) {
             return entries.iter().map(|entry| reopen(cx, given, entry.flags)).collect();
         }
         let content = Waiting::of(cx, false, first.pipe_id)?;
