@@ -52,7 +52,11 @@ impl CoreImage for X86_64 {
             clear_tid_addr: 0,
             gpregs: regs_to_entry(&state.regs),
             fpregs,
-            tls: state.tls.iter().filter_map(|bytes| tls_to_entry(bytes)).collect(),
+            tls: state
+                .tls
+                .iter()
+                .filter_map(|bytes| tls_to_entry(bytes))
+                .collect(),
         });
         Ok(())
     }
@@ -64,9 +68,16 @@ impl CoreImage for X86_64 {
         if core.mtype() != March::X8664 {
             return Err(CoreError::Machine(core.mtype));
         }
-        let info = core.thread_info.as_ref().ok_or(CoreError::Missing("thread_info"))?;
+        let info = core
+            .thread_info
+            .as_ref()
+            .ok_or(CoreError::Missing("thread_info"))?;
         let tls: Vec<UserDesc> = info.tls.iter().map(entry_to_tls).collect();
-        let cet = info.fpregs.xsave.as_ref().and_then(|xsave| xsave.cet.as_ref());
+        let cet = info
+            .fpregs
+            .xsave
+            .as_ref()
+            .and_then(|xsave| xsave.cet.as_ref());
         if cet.is_some_and(|cet| cet.ssp != 0) {
             let fact = "the thread has a shadow stack, which cannot be restored yet";
             return Err(CoreError::Unsupported(fact.into()));
@@ -120,7 +131,12 @@ fn regs_to_entry(regs: &X86Regs) -> pb::UserX86RegsEntry {
         for word in [&mut entry.r8, &mut entry.r9, &mut entry.r10, &mut entry.r11] {
             *word = 0;
         }
-        for word in [&mut entry.r12, &mut entry.r13, &mut entry.r14, &mut entry.r15] {
+        for word in [
+            &mut entry.r12,
+            &mut entry.r13,
+            &mut entry.r14,
+            &mut entry.r15,
+        ] {
             *word = 0;
         }
     }
@@ -186,18 +202,32 @@ fn entry_to_tls(entry: &pb::UserDescT) -> UserDesc {
 }
 
 fn u32s(bytes: &[u8]) -> Vec<u32> {
-    let word = |chunk: &[u8]| chunk.iter().rev().fold(0, |all, byte| all << 8 | u32::from(*byte));
+    let word = |chunk: &[u8]| {
+        chunk
+            .iter()
+            .rev()
+            .fold(0, |all, byte| all << 8 | u32::from(*byte))
+    };
     bytes.chunks_exact(4).map(word).collect()
 }
 
 fn u64s(bytes: &[u8]) -> Vec<u64> {
-    let word = |chunk: &[u8]| chunk.iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte));
+    let word = |chunk: &[u8]| {
+        chunk
+            .iter()
+            .rev()
+            .fold(0, |all, byte| all << 8 | u64::from(*byte))
+    };
     bytes.chunks_exact(8).map(word).collect()
 }
 
 fn fp_to_entry(fp: &[u8], layout: &XstateLayout) -> Result<pb::UserX86FpregsEntry, CoreError> {
     if fp.len() < LEGACY {
-        return Err(CoreError::Length { field: "the FP state", got: fp.len(), want: LEGACY });
+        return Err(CoreError::Length {
+            field: "the FP state",
+            got: fp.len(),
+            want: LEGACY,
+        });
     }
     let head = u32s(&fp[..32]);
     let mut entry = pb::UserX86FpregsEntry {
@@ -218,8 +248,16 @@ fn fp_to_entry(fp: &[u8], layout: &XstateLayout) -> Result<pb::UserX86FpregsEntr
         return Ok(entry);
     };
     let xstate_bv = u64s(header)[0];
-    refuse(xstate_bv & !HELD, "is in use, and images have no field for it")?;
-    let part = |bit| layout.part(bit).and_then(|range| fp.get(range)).unwrap_or_default();
+    refuse(
+        xstate_bv & !HELD,
+        "is in use, and images have no field for it",
+    )?;
+    let part = |bit| {
+        layout
+            .part(bit)
+            .and_then(|range| fp.get(range))
+            .unwrap_or_default()
+    };
     entry.xsave = Some(pb::UserX86XsaveEntry {
         xstate_bv,
         ymmh_space: u32s(part(2)),
@@ -240,7 +278,9 @@ fn refuse(components: u64, why: &str) -> Result<(), CoreError> {
         0 => Ok(()),
         some => {
             let name = component_name(some.trailing_zeros());
-            Err(CoreError::Unsupported(format!("extended state \"{name}\" {why}")))
+            Err(CoreError::Unsupported(format!(
+                "extended state \"{name}\" {why}"
+            )))
         }
     }
 }
@@ -260,13 +300,19 @@ fn entry_to_fp(
     put(24, &entry.mxcsr.to_le_bytes());
     put(28, &entry.mxcsr_mask.to_le_bytes());
     put(32, &exactly("st_space", &bytes32(&entry.st_space), 128, 4)?);
-    put(160, &exactly("xmm_space", &bytes32(&entry.xmm_space), 256, 4)?);
+    put(
+        160,
+        &exactly("xmm_space", &bytes32(&entry.xmm_space), 256, 4)?,
+    );
 
     // x87 and SSE always count as in use: of a component that does not, the kernel would leave what
     // the new thread happens to have in MXCSR.
     let mut xstate_bv = X87 | SSE;
     if let Some(xsave) = &entry.xsave {
-        refuse(xsave.xstate_bv & !HELD, "is in use in the image, but has no field there")?;
+        refuse(
+            xsave.xstate_bv & !HELD,
+            "is in use in the image, but has no field there",
+        )?;
         let parts = [
             (2, "ymmh_space", bytes32(&xsave.ymmh_space)),
             (3, "bndreg_state", bytes64(&xsave.bndreg_state)),
@@ -303,7 +349,11 @@ fn exactly(
     if bytes.len() == want {
         return Ok(bytes.to_vec());
     }
-    Err(CoreError::Length { field, got: bytes.len() / unit, want: want / unit })
+    Err(CoreError::Length {
+        field,
+        got: bytes.len() / unit,
+        want: want / unit,
+    })
 }
 
 fn bytes32(words: &[u32]) -> Vec<u8> {

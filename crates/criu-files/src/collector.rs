@@ -65,7 +65,9 @@ struct Table {
 
 impl std::fmt::Debug for Collector<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Collector").field("tables", &self.tables).finish_non_exhaustive()
+        f.debug_struct("Collector")
+            .field("tables", &self.tables)
+            .finish_non_exhaustive()
     }
 }
 
@@ -104,11 +106,18 @@ impl<'s> Collector<'s> {
         if let Some(id) = self.identities.table(pid, id)? {
             return Ok(FdTable { id, shared: true });
         }
-        self.tables.insert(id, Table { pid, files: BTreeMap::new() });
+        self.tables.insert(
+            id,
+            Table {
+                pid,
+                files: BTreeMap::new(),
+            },
+        );
         for tid in proc.threads()? {
             if tid != pid && !identity::share_descriptors(pid, tid)? {
                 let remedy = "let the thread end before the dump";
-                let error = Error::unsupported("the thread has a descriptor table of its own", remedy);
+                let error =
+                    Error::unsupported("the thread has a descriptor table of its own", remedy);
                 return Err(error).within(|| Subject::Thread(tid.as_raw()));
             }
         }
@@ -121,8 +130,14 @@ impl<'s> Collector<'s> {
                 Ok(None) => {}
                 Err(error) => {
                     let link = proc.readlink(&format!("fd/{fd}")).unwrap_or_default();
-                    let subject = Subject::Fd { fd, link: link.to_string_lossy().into_owned() };
-                    refused.push(Error::Within { subject, source: Box::new(error) });
+                    let subject = Subject::Fd {
+                        fd,
+                        link: link.to_string_lossy().into_owned(),
+                    };
+                    refused.push(Error::Within {
+                        subject,
+                        source: Box::new(error),
+                    });
                 }
             }
         }
@@ -174,7 +189,8 @@ impl<'s> Collector<'s> {
             }
         };
         if !info.locks.is_empty() {
-            self.locks.take(&self.options, slot, id.get(), &info, proc)?;
+            self.locks
+                .take(&self.options, slot, id.get(), &info, proc)?;
         }
         if let Some(table) = self.tables.get_mut(&table) {
             table.files.insert(fd, id);
@@ -195,8 +211,15 @@ impl<'s> Collector<'s> {
             (Some(kind), None) => kind,
             (None, _) => return Err(unknown(&file)),
             (Some(one), Some(other)) => {
-                let fact = format!("both {} and {} take it for theirs", one.name(), other.name());
-                return Err(Error::unsupported(fact, "this is a mistake in criu-rs; please report it"));
+                let fact = format!(
+                    "both {} and {} take it for theirs",
+                    one.name(),
+                    other.name()
+                );
+                return Err(Error::unsupported(
+                    fact,
+                    "this is a mistake in criu-rs; please report it",
+                ));
             }
         };
         let _span = tracing::debug_span!("file", id = file.number(), kind = kind.name()).entered();
@@ -247,21 +270,27 @@ impl<'s> Collector<'s> {
         for tid in proc.threads()? {
             if tid != pid && !identity::share_fs(pid, tid)? {
                 let remedy = "let the thread end before the dump";
-                let error = Error::unsupported("the thread has a working directory of its own", remedy);
+                let error =
+                    Error::unsupported("the thread has a working directory of its own", remedy);
                 return Err(error).within(|| Subject::Thread(tid.as_raw()));
             }
         }
         let umask = proc.status()?.umask;
         let cwd_id = self.magic_link(pid, proc, "cwd")?.get();
         let root_id = self.magic_link(pid, proc, "root")?.get();
-        Ok(pb::FsEntry { cwd_id, root_id, umask })
+        Ok(pb::FsEntry {
+            cwd_id,
+            root_id,
+            umask,
+        })
     }
 
     fn magic_link(&mut self, pid: Pid, proc: &ProcDir, name: &'static str) -> Result<FileId> {
         let link = proc.readlink(name)?.into_vec();
         let text = String::from_utf8_lossy(&link).into_owned();
         let fd = proc.open_file(name, nix::fcntl::OFlag::O_PATH)?;
-        self.single(pid, fd, link, 0).within(|| Subject::Object(format!("{name} ({text})")))
+        self.single(pid, fd, link, 0)
+            .within(|| Subject::Object(format!("{name} ({text})")))
     }
 
     /// Resolves what refers from file to file, writes all that is left, and closes the images.
@@ -274,8 +303,14 @@ impl<'s> Collector<'s> {
             match kind.relations(&mut self, &file, &mut entry) {
                 Ok(()) => self.entries[index] = entry,
                 Err(error) => {
-                    let subject = Subject::Fd { fd: slot.map_or(-1, |slot| slot.fd), link: file.link_text() };
-                    refused.push(Error::Within { subject, source: Box::new(error) });
+                    let subject = Subject::Fd {
+                        fd: slot.map_or(-1, |slot| slot.fd),
+                        link: file.link_text(),
+                    };
+                    refused.push(Error::Within {
+                        subject,
+                        source: Box::new(error),
+                    });
                 }
             }
         }
@@ -309,16 +344,31 @@ fn unknown(file: &OpenFile) -> Error {
     let format = file.inode.format();
     let number = criu_proc::Dev::from_st_dev(file.inode.rdev);
     let (what, remedy) = if link.starts_with("socket:") {
-        ("a socket of a family that cannot be kept yet".to_owned(), "close the connection before the dump")
+        (
+            "a socket of a family that cannot be kept yet".to_owned(),
+            "close the connection before the dump",
+        )
     } else if format == libc::S_IFCHR && matches!(number.major, 4 | 5 | 136..=143) {
-        ("a terminal".to_owned(), "redirect the task's input and output, as in `setsid … < /dev/null > log 2>&1`")
+        (
+            "a terminal".to_owned(),
+            "redirect the task's input and output, as in `setsid … < /dev/null > log 2>&1`",
+        )
     } else if format == libc::S_IFCHR {
         let (major, minor) = (number.major, number.minor);
-        (format!("character device {major}:{minor}"), "let the task close the device before the dump")
+        (
+            format!("character device {major}:{minor}"),
+            "let the task close the device before the dump",
+        )
     } else if format == libc::S_IFBLK {
-        ("a block device".to_owned(), "let the task close the device before the dump")
+        (
+            "a block device".to_owned(),
+            "let the task close the device before the dump",
+        )
     } else {
-        ("a kind of file that cannot be kept yet".to_owned(), "let the task close it before the dump")
+        (
+            "a kind of file that cannot be kept yet".to_owned(),
+            "let the task close it before the dump",
+        )
     };
     Error::unsupported(what, remedy)
 }
@@ -359,7 +409,9 @@ impl DumpCx for Collector<'_> {
         let named = path::name(file)?;
         let mut entry = entry_of(file, id, named.path.clone());
         match named.found {
-            path::Found::Here => entry.build_id = crate::build_id::of(file, self.options.validation)?,
+            path::Found::Here => {
+                entry.build_id = crate::build_id::of(file, self.options.validation)?
+            }
             path::Found::Unlinked => {
                 entry.size = None;
                 let ghost = ghost::keep(self, file)?;
@@ -392,10 +444,19 @@ impl DumpCx for Collector<'_> {
         ino: Option<u64>,
         fits: &mut dyn FnMut(Slot) -> Result<bool>,
     ) -> Result<Option<(FileId, Slot)>> {
-        let numbered = |table: &Table| table.files.get(&fd).map(|id| (*id, Slot { pid: table.pid, fd }));
+        let numbered = |table: &Table| {
+            table
+                .files
+                .get(&fd)
+                .map(|id| (*id, Slot { pid: table.pid, fd }))
+        };
         let own = self.tables.values().filter(|table| table.pid == near);
         let others = self.tables.values().filter(|table| table.pid != near);
-        let alike = ino.and_then(|ino| self.inodes.get(&ino)).into_iter().flatten().copied();
+        let alike = ino
+            .and_then(|ino| self.inodes.get(&ino))
+            .into_iter()
+            .flatten()
+            .copied();
         for (id, slot) in own.chain(others).filter_map(numbered).chain(alike) {
             if fits(slot)? {
                 return Ok(Some((id, slot)));
@@ -406,7 +467,9 @@ impl DumpCx for Collector<'_> {
 
     fn vpid(&self, pid: Pid) -> Pid {
         let inner = ProcDir::open(pid).and_then(|proc| proc.status()).ok();
-        inner.and_then(|status| status.ns_pid?.last().copied()).unwrap_or(pid)
+        inner
+            .and_then(|status| status.ns_pid?.last().copied())
+            .unwrap_or(pid)
     }
 }
 
@@ -461,7 +524,11 @@ impl criu_kind::MappedFiles for Collector<'_> {
         let name = format!("map_files/{:x}-{:x}", range.start, range.end);
         let link = proc.readlink(&name)?.into_vec();
         let fd = proc.open_file(&name, nix::fcntl::OFlag::O_PATH)?;
-        let flags = if writable { libc::O_RDWR } else { libc::O_RDONLY };
+        let flags = if writable {
+            libc::O_RDWR
+        } else {
+            libc::O_RDONLY
+        };
         self.single(pid, fd, link, flags.cast_unsigned())
     }
 
@@ -474,5 +541,9 @@ impl criu_kind::MappedFiles for Collector<'_> {
 /// A second opening of a file through its copy, for what the copy itself cannot do.
 pub(crate) fn reopen(fd: impl AsFd, flags: nix::fcntl::OFlag) -> Result<OwnedFd, Errno> {
     let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
-    nix::fcntl::open(path.as_str(), flags | nix::fcntl::OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
+    nix::fcntl::open(
+        path.as_str(),
+        flags | nix::fcntl::OFlag::O_CLOEXEC,
+        nix::sys::stat::Mode::empty(),
+    )
 }

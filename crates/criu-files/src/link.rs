@@ -41,19 +41,29 @@ impl Drop for Links {
 }
 
 /// Gives the file a name, and describes that. One inode gets one name.
-pub(crate) fn give_name(collector: &mut Collector<'_>, file: &OpenFile, named: &Named) -> Result<u32> {
+pub(crate) fn give_name(
+    collector: &mut Collector<'_>,
+    file: &OpenFile,
+    named: &Named,
+) -> Result<u32> {
     let key = (file.inode.dev, file.inode.ino);
     if let Some(id) = collector.links.files.get(&key) {
         return Ok(*id);
     }
     if !collector.options.link_remap {
         return Err(Error::unsupported(
-            format!("its name {} is gone, but it has {} others", named.path, file.inode.links),
+            format!(
+                "its name {} is gone, but it has {} others",
+                named.path, file.inode.links
+            ),
             "give --link-remap, so that it gets a temporary name",
         ));
     }
     if file.inode.format() == libc::S_IFDIR {
-        return Err(Error::unsupported("a directory that was moved while we looked", "try again"));
+        return Err(Error::unsupported(
+            "a directory that was moved while we looked",
+            "try again",
+        ));
     }
     let copy = format!("/proc/self/fd/{}", file.fd.as_raw_fd());
     let directory = &named.path[..=named.path.rfind('/').unwrap_or(0)];
@@ -61,7 +71,13 @@ pub(crate) fn give_name(collector: &mut Collector<'_>, file: &OpenFile, named: &
         collector.links.last += 1;
         let path = format!("{directory}link_remap.{}", collector.links.last);
         let reach = PathBuf::from(format!("{}{path}", named.base));
-        match linkat(AT_FDCWD, copy.as_str(), AT_FDCWD, &reach, AtFlags::AT_SYMLINK_FOLLOW) {
+        match linkat(
+            AT_FDCWD,
+            copy.as_str(),
+            AT_FDCWD,
+            &reach,
+            AtFlags::AT_SYMLINK_FOLLOW,
+        ) {
             Ok(()) => {
                 collector.links.names.push(reach);
                 let id = collector.link_entry(path, file.info.mount.map(|mount| mount.0));

@@ -33,7 +33,9 @@ impl Script {
             .spawn()
             .expect("python3 runs");
         let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("a line");
+        BufReader::new(child.stdout.as_mut().expect("piped"))
+            .read_line(&mut line)
+            .expect("a line");
         assert_eq!(line, "ready\n");
         Self(child)
     }
@@ -91,7 +93,9 @@ fn dump(pids: &[Pid], options: DumpOptions) -> criu_kind::Result<(Memory, Vec<Fd
 
 fn nursery() -> Nursery {
     let start = 0x2000_0000_0000 + 0x1_0000_0000 * u64::from(std::process::id() % 1000);
-    (0..).find_map(|step| Nursery::map(start + step * 0x100_0000, 1).ok()).expect("a hole")
+    (0..)
+        .find_map(|step| Nursery::map(start + step * 0x100_0000, 1).ok())
+        .expect("a hole")
 }
 
 struct Restored<'s> {
@@ -124,7 +128,11 @@ fn restore<'s>(store: &'s Memory, tables: &[FdTableId]) -> criu_kind::Result<Res
         files.arm(*table, &mut program)?;
         task.run(&program)?;
     }
-    Ok(Restored { files, tasks, _nursery: nursery })
+    Ok(Restored {
+        files,
+        tasks,
+        _nursery: nursery,
+    })
 }
 
 fn table_of(pid: Pid) -> BTreeMap<i32, (String, Fdinfo)> {
@@ -132,7 +140,11 @@ fn table_of(pid: Pid) -> BTreeMap<i32, (String, Fdinfo)> {
     let fds = proc.fds().expect("a list");
     fds.into_iter()
         .map(|fd| {
-            let link = proc.readlink(&format!("fd/{fd}")).expect("open").to_string_lossy().into_owned();
+            let link = proc
+                .readlink(&format!("fd/{fd}"))
+                .expect("open")
+                .to_string_lossy()
+                .into_owned();
             (fd, (link, proc.fdinfo(fd).expect("open")))
         })
         .collect()
@@ -144,7 +156,11 @@ fn assert_same(before: &BTreeMap<i32, (String, Fdinfo)>, after: &BTreeMap<i32, (
         table
             .iter()
             .map(|(fd, (link, info))| {
-                let link = if link.starts_with("pipe:") { "pipe" } else { link };
+                let link = if link.starts_with("pipe:") {
+                    "pipe"
+                } else {
+                    link
+                };
                 let lines: Vec<String> = info
                     .lines
                     .iter()
@@ -152,7 +168,10 @@ fn assert_same(before: &BTreeMap<i32, (String, Fdinfo)>, after: &BTreeMap<i32, (
                     .filter(|line| !line.starts_with("eventfd-id") && !line.starts_with("it_value"))
                     .map(|line| line.split(" pos:").next().unwrap_or("").to_owned())
                     .collect();
-                format!("{fd} {link} pos {} flags {:o} {lines:?}", info.pos, info.flags)
+                format!(
+                    "{fd} {link} pos {} flags {:o} {lines:?}",
+                    info.pos, info.flags
+                )
             })
             .collect()
     };
@@ -163,7 +182,8 @@ fn round_trip(text: &str) -> (tempfile::TempDir, Script, Memory) {
     let directory = tempfile::tempdir().expect("a directory");
     let script = Script::start(directory.path(), text);
     let before = table_of(script.pid());
-    let (store, tables) = dump(&[script.pid()], dump_options()).unwrap_or_else(|error| panic!("{error}"));
+    let (store, tables) =
+        dump(&[script.pid()], dump_options()).unwrap_or_else(|error| panic!("{error}"));
     assert_same(&before, &table_of(script.pid()));
     let restored = restore(&store, &tables).unwrap_or_else(|error| panic!("{error}"));
     assert_same(&before, &table_of(restored.tasks[0].pid()));
@@ -201,11 +221,21 @@ lonely_r, lonely_w = os.pipe(); os.close(lonely_w)
 both = os.open('/proc/self/fd/%d' % r, os.O_RDWR)
 ",
     );
-    let data = store.entries::<pb::PipeDataEntry>(desc::PIPES_DATA, ()).expect("well formed").expect("there");
+    let data = store
+        .entries::<pb::PipeDataEntry>(desc::PIPES_DATA, ())
+        .expect("well formed")
+        .expect("there");
     let lengths: Vec<u32> = data.iter().map(|entry| entry.bytes).collect();
     assert_eq!(lengths, [10_000, 12, 500_000, 0]);
-    let ext = store.entries::<pb::FilesExtEntry>(desc::FILES_EXT, ()).expect("well formed").expect("there");
-    let packets: Vec<u32> = ext.iter().filter_map(|entry| entry.pipe.clone()).flat_map(|pipe| pipe.packets).collect();
+    let ext = store
+        .entries::<pb::FilesExtEntry>(desc::FILES_EXT, ())
+        .expect("well formed")
+        .expect("there");
+    let packets: Vec<u32> = ext
+        .iter()
+        .filter_map(|entry| entry.pipe.clone())
+        .flat_map(|pipe| pipe.packets)
+        .collect();
     assert_eq!(packets, [3, 5, 4]);
 }
 
@@ -225,7 +255,10 @@ os.dup2(pr, 50); os.dup2(pw, 51); os.close(pr); os.close(pw)
         let got = program.read(50, room, 2);
         let outcome = restored.tasks[0].run(&program).expect("read");
         // Two bytes of each packet; the rest of it is lost, as in packet mode.
-        assert_eq!((outcome.value(got), outcome.bytes(room)), (2, &expected[..2]));
+        assert_eq!(
+            (outcome.value(got), outcome.bytes(room)),
+            (2, &expected[..2])
+        );
     }
 }
 
@@ -273,5 +306,10 @@ os.mkdir(dir + '/d'); os.mkdir(dir + '/d/e'); f = os.open(dir + '/d/e/f', os.O_R
 d = os.open(dir + '/d', os.O_RDONLY); os.chdir(dir + '/d/e'); os.rmdir(dir + '/d/e'); os.rmdir(dir + '/d')
 ",
     );
-    assert_eq!(std::fs::read_dir(directory.path()).expect("a directory").count(), 0);
+    assert_eq!(
+        std::fs::read_dir(directory.path())
+            .expect("a directory")
+            .count(),
+        0
+    );
 }

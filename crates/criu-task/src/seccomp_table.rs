@@ -60,7 +60,11 @@ impl SeccompTable {
         let mut prev = None;
         for (filter, flags) in chain.into_iter().rev() {
             let flags = flags | if synced { FLAG_TSYNC } else { 0 };
-            let entry = pb::SeccompFilter { filter, prev, flags: Some(flags) };
+            let entry = pb::SeccompFilter {
+                filter,
+                prev,
+                flags: Some(flags),
+            };
             let fresh = u32::try_from(self.filters.len()).ok()?;
             let number = *self.index.entry(entry.clone()).or_insert(fresh);
             if number == fresh {
@@ -73,7 +77,9 @@ impl SeccompTable {
 
     /// The content of `seccomp.img`.
     pub fn into_entry(self) -> pb::SeccompEntry {
-        pb::SeccompEntry { seccomp_filters: self.filters }
+        pb::SeccompEntry {
+            seccomp_filters: self.filters,
+        }
     }
 }
 
@@ -100,7 +106,12 @@ mod tests {
         // The same code upon another chain is another filter, and so is one for all threads.
         assert_eq!(table.chain(vec![new.clone()], false), Some(2));
         assert_eq!(table.chain(vec![new, old], true), Some(4));
-        let flags: Vec<_> = table.into_entry().seccomp_filters.iter().map(|f| f.flags).collect();
+        let flags: Vec<_> = table
+            .into_entry()
+            .seccomp_filters
+            .iter()
+            .map(|f| f.flags)
+            .collect();
         assert_eq!(flags, [Some(2), Some(0), Some(0), Some(3), Some(1)]);
     }
 }

@@ -294,6 +294,21 @@ impl Tracee {
         &mut self.threads[index]
     }
 
+    /// Lets threads under seccomp filters run our calls until they are let go. Without `CAP_SYS_ADMIN`
+    /// filters stay in force, and what they forbid fails.
+    pub fn suspend_seccomp_if_allowed(&self) -> Result<()> {
+        for thread in &self.threads {
+            match thread.stopped()?.suspend_seccomp(self.hold) {
+                Err(Error::Kernel {
+                    errno: Errno::EPERM | Errno::EINVAL,
+                    ..
+                }) => {}
+                done => done?,
+            }
+        }
+        Ok(())
+    }
+
     /// Ends batches with this signal from now on: one that the process does not have pending.
     pub fn close_with(&mut self, signal: i32) {
         self.signal = signal;

@@ -14,8 +14,11 @@ fn micros(duration: Duration) -> u32 {
 
 fn write(work: &Path, name: &str, entry: &pb::StatsEntry, display: bool) -> Result<(), Failure> {
     let failed = |error: Error| Failure::at("stats", &error);
-    let file = std::fs::File::create(work.join(name)).map_err(Error::io("open")).map_err(failed)?;
-    let mut writer = ImageWriter::new(desc::STATS, name, file).map_err(|error| failed(error.into()))?;
+    let file = std::fs::File::create(work.join(name))
+        .map_err(Error::io("open"))
+        .map_err(failed)?;
+    let mut writer =
+        ImageWriter::new(desc::STATS, name, file).map_err(|error| failed(error.into()))?;
     writer.write(entry).map_err(|error| failed(error.into()))?;
     writer.finish().map_err(|error| failed(error.into()))?;
     if display {
@@ -35,7 +38,11 @@ pub struct DumpStats {
 impl DumpStats {
     /// The run begins.
     pub fn start() -> Self {
-        Self { start: Instant::now(), frozen: None, entry: pb::DumpStatsEntry::default() }
+        Self {
+            start: Instant::now(),
+            frozen: None,
+            entry: pb::DumpStatsEntry::default(),
+        }
     }
 
     /// All tasks are stopped.
@@ -61,7 +68,10 @@ impl DumpStats {
 
     /// Writes `stats-dump`.
     pub fn write(&self, work: &Path, display: bool) -> Result<(), Failure> {
-        let entry = pb::StatsEntry { dump: Some(self.entry), restore: None };
+        let entry = pb::StatsEntry {
+            dump: Some(self.entry),
+            restore: None,
+        };
         write(work, "stats-dump", &entry, display)
     }
 }
@@ -76,7 +86,10 @@ pub struct RestoreStats {
 impl RestoreStats {
     /// The run begins.
     pub fn start() -> Self {
-        Self { start: Instant::now(), entry: pb::RestoreStatsEntry::default() }
+        Self {
+            start: Instant::now(),
+            entry: pb::RestoreStatsEntry::default(),
+        }
     }
 
     /// All tasks exist.
@@ -94,7 +107,10 @@ impl RestoreStats {
     /// Writes `stats-restore`.
     pub fn write(&mut self, work: &Path, display: bool) -> Result<(), Failure> {
         self.entry.restore_time = micros(self.start.elapsed());
-        let entry = pb::StatsEntry { dump: None, restore: Some(self.entry) };
+        let entry = pb::StatsEntry {
+            dump: None,
+            restore: Some(self.entry),
+        };
         write(work, "stats-restore", &entry, display)
     }
 }

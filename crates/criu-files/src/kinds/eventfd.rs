@@ -29,13 +29,26 @@ impl FileKind for Eventfd {
         let counter = file.info.hex("eventfd-count")?;
         // Since Linux 6.5.
         let semaphore = file.info.value("eventfd-semaphore") == Some(b"1");
-        let flags = if semaphore { file.flags() & !O_ACCMODE | EFD_SEMAPHORE } else { file.flags() };
-        Ok(pb::EventfdFileEntry { id: file.number(), flags, fown: file.owner, counter })
+        let flags = if semaphore {
+            file.flags() & !O_ACCMODE | EFD_SEMAPHORE
+        } else {
+            file.flags()
+        };
+        Ok(pb::EventfdFileEntry {
+            id: file.number(),
+            flags,
+            fown: file.owner,
+            counter,
+        })
     }
 
     fn open(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Opened> {
         let mut program = Program::new();
-        let semaphore = if entry.flags & O_ACCMODE == EFD_SEMAPHORE { EFD_SEMAPHORE } else { 0 };
+        let semaphore = if entry.flags & O_ACCMODE == EFD_SEMAPHORE {
+            EFD_SEMAPHORE
+        } else {
+            0
+        };
         let fd = program.eventfd2(0, semaphore | libc::O_NONBLOCK.cast_unsigned());
         if entry.counter != 0 {
             // The initial value is 32-bit; the counter is not.

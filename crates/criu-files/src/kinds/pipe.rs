@@ -32,12 +32,18 @@ impl FileKind for Pipe {
     }
 
     fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
-        let pipe_id = u32::try_from(file.inode.ino)
-            .map_err(|_| Error::unsupported("a pipe whose number has more than 32 bits", "make it anew"))?;
+        let pipe_id = u32::try_from(file.inode.ino).map_err(|_| {
+            Error::unsupported("a pipe whose number has more than 32 bits", "make it anew")
+        })?;
         if file.flags() & O_ACCMODE != O_WRONLY && cx.first(Self::NAME, pipe_id.into()) {
             pipe_data::keep(cx, file, pipe_id, desc::PIPES_DATA)?;
         }
-        Ok(pb::PipeEntry { id: file.number(), pipe_id, flags: file.flags(), fown: file.owner })
+        Ok(pb::PipeEntry {
+            id: file.number(),
+            pipe_id,
+            flags: file.flags(),
+            fown: file.owner,
+        })
     }
 
     fn twins(&self, entry: &Self::Entry) -> Option<u64> {
@@ -50,9 +56,14 @@ impl FileKind for Pipe {
     }
 
     fn open_twins(&self, cx: &mut dyn RestoreCx, entries: &[&Self::Entry]) -> Result<Vec<Opened>> {
-        let Some(first) = entries.first() else { return Ok(Vec::new()) };
+        let Some(first) = entries.first() else {
+            return Ok(Vec::new());
+        };
         if let Some(given) = cx.inherited(format!("pipe:[{}]", first.pipe_id).as_bytes()) {
-            return entries.iter().map(|entry| reopen(cx, given, entry.flags)).collect();
+            return entries
+                .iter()
+                .map(|entry| reopen(cx, given, entry.flags))
+                .collect();
         }
         let content = Waiting::of(cx, false, first.pipe_id)?;
         let mut program = Program::new();

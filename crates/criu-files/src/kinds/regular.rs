@@ -24,7 +24,9 @@ impl FileKind for Regular {
     const SINCE: Kernel = Kernel::new(2, 6, 0);
 
     fn claims(&self, file: &OpenFile) -> bool {
-        if !file.link.starts_with(b"/") || file.link.starts_with(b"/memfd:") && file.inode.links == 0 {
+        if !file.link.starts_with(b"/")
+            || file.link.starts_with(b"/memfd:") && file.inode.links == 0
+        {
             return false;
         }
         match file.inode.format() {

@@ -21,7 +21,12 @@ impl FileKind for Signalfd {
 
     fn dump(&self, _: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
         let sigmask = file.info.hex("sigmask")?;
-        Ok(pb::SignalfdEntry { id: file.number(), flags: file.flags(), fown: file.owner, sigmask })
+        Ok(pb::SignalfdEntry {
+            id: file.number(),
+            flags: file.flags(),
+            fown: file.owner,
+            sigmask,
+        })
     }
 
     fn open(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Opened> {

@@ -27,8 +27,16 @@ impl FileKind for Timerfd {
 
     fn dump(&self, _: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
         let info = &file.info;
-        let (vsec, vnsec) = pair(info.value("it_value"), "it_value: (seconds, nanoseconds)", file)?;
-        let (isec, insec) = pair(info.value("it_interval"), "it_interval: (seconds, nanoseconds)", file)?;
+        let (vsec, vnsec) = pair(
+            info.value("it_value"),
+            "it_value: (seconds, nanoseconds)",
+            file,
+        )?;
+        let (isec, insec) = pair(
+            info.value("it_interval"),
+            "it_interval: (seconds, nanoseconds)",
+            file,
+        )?;
         Ok(pb::TimerfdEntry {
             id: file.number(),
             flags: file.flags(),
@@ -68,7 +76,11 @@ impl FileKind for Timerfd {
 fn long(value: u64) -> Vec<u8> {
     let bytes = value.to_ne_bytes();
     let width = size_of::<libc::c_long>();
-    if cfg!(target_endian = "big") { bytes[8 - width..].to_vec() } else { bytes[..width].to_vec() }
+    if cfg!(target_endian = "big") {
+        bytes[8 - width..].to_vec()
+    } else {
+        bytes[..width].to_vec()
+    }
 }
 
 fn low_word(clock: i64) -> u32 {
@@ -78,13 +90,21 @@ fn low_word(clock: i64) -> u32 {
 /// `(49406829, 123)`.
 fn pair(text: Option<&[u8]>, expected: &'static str, file: &OpenFile) -> Result<(u64, u64)> {
     let parsed = text.and_then(|text| {
-        let inner = std::str::from_utf8(text).ok()?.strip_prefix('(')?.strip_suffix(')')?;
+        let inner = std::str::from_utf8(text)
+            .ok()?
+            .strip_prefix('(')?
+            .strip_suffix(')')?;
         let (seconds, nanos) = inner.split_once(',')?;
         Some((seconds.trim().parse().ok()?, nanos.trim().parse().ok()?))
     });
     let missing = || match file.info.lines.first() {
         Some(line) => line.error(expected),
-        None => ParseError { file: "fdinfo", line: 0, expected: expected.into(), found: String::new() },
+        None => ParseError {
+            file: "fdinfo",
+            line: 0,
+            expected: expected.into(),
+            found: String::new(),
+        },
     };
     Ok(parsed.ok_or_else(missing)?)
 }

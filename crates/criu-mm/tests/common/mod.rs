@@ -92,7 +92,9 @@ impl Files {
         }
         let id = u32::try_from(self.links.len()).expect("few") + 1;
         let file = File::options().read(true).write(true).open(&link);
-        let file = file.or_else(|_| File::open(&link)).expect("it can be opened");
+        let file = file
+            .or_else(|_| File::open(&link))
+            .expect("it can be opened");
         self.links.insert(id, name);
         self.open.insert(id, file);
         FileId::new(id)
@@ -101,7 +103,10 @@ impl Files {
 
 impl MappedFiles for Files {
     fn mapped(&mut self, pid: Pid, range: Range<u64>, _writable: bool) -> Result<FileId> {
-        Ok(self.take(format!("/proc/{pid}/map_files/{:x}-{:x}", range.start, range.end)))
+        Ok(self.take(format!(
+            "/proc/{pid}/map_files/{:x}-{:x}",
+            range.start, range.end
+        )))
     }
 
     fn exe(&mut self, pid: Pid) -> Result<FileId> {
