@@ -1,4 +1,34 @@
 //! `cargo xtask VERB`: a verb a file, listed in one table.
-fn main() -> anyhow::Result<()> {
-    anyhow::bail!("no verb yet")
+mod codegen;
+
+use std::process::ExitCode;
+
+/// A verb: its name, what it does, and the function that does it.
+type Verb = (
+    &'static str,
+    &'static str,
+    fn(&[String]) -> anyhow::Result<()>,
+);
+
+/// Every verb.
+const VERBS: &[Verb] = &[(
+    "codegen",
+    "write crates/criu-image/src/pb from proto/ (--check: only compare)",
+    codegen::run,
+)];
+
+fn main() -> anyhow::Result<ExitCode> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let verb = args.split_first();
+    if let Some((name, rest)) = verb
+        && let Some((_, _, run)) = VERBS.iter().find(|(known, ..)| known == name)
+    {
+        run(rest)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("usage: cargo xtask VERB");
+    for (name, about, _) in VERBS {
+        eprintln!("  {name:<10} {about}");
+    }
+    Ok(ExitCode::from(2))
 }

@@ -1,1 +1,43 @@
-//! Batches of syscalls as data.
+//! Batches of syscalls as data, and the tasks that run them.
+//!
+//! A [`Program`] is a list of syscalls; a [`Site`] is where it runs: here ([`Local`]), in a stopped
+//! task ([`Tracee`]), or on paper ([`Dry`]). A task runs a whole program in one go, by a stub of some
+//! 200 bytes: one write, one resume, one wait, one read.
+//!
+//! Invariants. Knows no image format. Every wait for a task is in `wait.rs`. A task that is held goes
+//! on unharmed if the tracer dies at any moment: the stub puts it back by itself. A stopped thread
+//! is a value ([`Stopped`]) that resuming consumes and that does not leave the thread that seized it.
+
+mod calls;
+mod dry;
+mod encode;
+mod error;
+mod fds;
+mod local;
+mod memory;
+mod native;
+mod place;
+mod program;
+mod ptrace;
+mod run;
+mod site;
+mod spawn;
+mod stop;
+mod tracee;
+mod wait;
+
+pub use criu_arch as arch;
+pub use dry::Dry;
+pub use error::{CallError, Error, Result};
+pub use fds::{fetch_fd, pidfd_open};
+pub use local::Local;
+pub use memory::{Memory, PagemapScan, Region};
+pub use native::{Native, NativeRegs};
+pub use program::{Arg, Blob, Call, Program, Ret};
+pub use ptrace::{RseqConfiguration, SigInfo};
+pub use run::{Job, run_all};
+pub use site::{Outcome, Site};
+pub use spawn::{Nursery, spawn_root};
+pub use stop::{Hold, Stop, Stopped};
+pub use syscalls::Sysno;
+pub use tracee::{Thread, ThreadSite, Tracee};

@@ -1,0 +1,49 @@
+//! General registers of one thread.
+
+use core::fmt::Debug;
+
+/// Which ptrace request moves the registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegsTransfer {
+    /// `PTRACE_GETREGS`: on x86 it gives the 64-bit layout of a 32-bit task too, which
+    /// `PTRACE_GETREGSET` does not.
+    Getregs,
+    /// `PTRACE_GETREGSET` with `NT_PRSTATUS`.
+    Getregset,
+}
+
+/// The general registers as the kernel hands them to a tracer.
+///
+/// Two forms of a stopped thread matter, and both are computed here so that the rules of syscall
+/// restart live beside the registers they touch (`arch/*/kernel/signal.c`).
+pub trait Regs: Clone + Debug + PartialEq + Send + 'static {
+    /// Bytes of the kernel's structure.
+    const SIZE: usize;
+
+    /// Reads the kernel's structure; `None` if the length is wrong.
+    fn from_bytes(bytes: &[u8]) -> Option<Self>;
+
+    /// The kernel's structure.
+    fn to_bytes(&self) -> Vec<u8>;
+
+    /// The instruction pointer.
+    fn ip(&self) -> u64;
+
+    /// Moves the instruction pointer.
+    fn set_ip(&mut self, ip: u64);
+
+    /// The stack pointer.
+    fn sp(&self) -> u64;
+
+    /// Whether the thread runs 32-bit code on a 64-bit kernel.
+    fn is_compat(&self) -> bool;
+
+    /// The registers with which the thread, still the same kernel task, goes on as if it had never
+    /// been stopped. An interrupted syscall is issued again; one with a restart block through
+    /// `restart_syscall`, which finds the block where the kernel left it.
+    fn resumed(&self) -> Self;
+
+    /// The registers with which a *new* task goes on. The restart block does not exist there, so a
+    /// call that needs one returns `EINTR`.
+    fn reborn(&self) -> Self;
+}

@@ -1,0 +1,361 @@
+//! The manifest: what every image of a dump was when it was written.
+//!
+//! CRIU does not have it and does not mind it. It comes in two steps, because a checksum costs a pass
+//! over all pages: sizes when the dump is committed, checksums when the tasks are running again.
+//! Tools that rewrite images (`crit encode`, deduplication) make it wrong; build it anew after them.
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::path::Path;
+
+use prost::Message as _;
+use serde::{Deserialize, Serialize};
+
+use crate::desc;
+use crate::directory::{Directory, list};
+use crate::error::{Error, Result, Why};
+use crate::pb;
+use crate::store::Store as _;
+
+/// File name of the manifest.
+pub const NAME: &str = "criu-rs-manifest.json";
+/// The version this crate writes, and the only one it reads.
+const VERSION: u32 = 1;
+
+/// What every image of a dump was when it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    version: u32,
+    /// `dump_criu_run_id` of the inventory: CRIU may have dumped into the directory since.
+    run_id: Option<String>,
+    files: BTreeMap<String, Record>,
+}
+
+/// What one image was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its length in bytes.
+    pub size: u64,
+    /// CRC-32 (of IEEE 802.3) of its content; none until [`Manifest::build`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crc32: Option<u32>,
+}
+
+/// What differs from the manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Difference {
+    /// The file is not there.
+    #[error("the file is gone")]
+    Gone,
+    /// The file has another length.
+    #[error("{found} bytes long, was {expected}")]
+    Size {
+        /// At dump.
+        expected: u64,
+        /// Now.
+        found: u64,
+    },
+    /// The file has another content.
+    #[error("checksum {found:08x}, was {expected:08x}")]
+    Checksum {
+        /// At dump.
+        expected: u32,
+        /// Now.
+        found: u32,
+    },
+}
+
+/// How thoroughly to compare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Names and lengths. Costs next to nothing.
+    Sizes,
+    /// Contents too, where the manifest has checksums. Reads all pages.
+    Contents,
+}
+
+/// What a manifest was good for. A difference is an [`Error::Changed`] instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verified {
+    /// There is none: CRIU wrote the images.
+    None,
+    /// It is of another dump than the inventory: CRIU dumped here later.
+    Stale,
+    /// All files are as they were, as far as compared: so many, of which so many by content.
+    Same {
+        /// Files in the manifest.
+        files: usize,
+        /// Files whose content was compared.
+        contents: usize,
+    },
+}
+
+impl Manifest {
+    /// Reads all images of a directory for their checksums, and writes its manifest.
+    pub fn build(directory: &Path) -> Result<Self> {
+        let mut manifest = Self::of_sizes(directory)?;
+        for (name, record) in &mut manifest.files {
+            let (size, crc32) =
+                checksum(&directory.join(name)).map_err(|error| Error::io(name, "read", error))?;
+            *record = Record {
+                size,
+                crc32: Some(crc32),
+            };
+        }
+        manifest.save(directory, true)?;
+        Ok(manifest)
+    }
+
+    /// Compares a directory with its manifest.
+    pub fn verify(directory: &Path, depth: Depth) -> Result<Verified> {
+        let Some(manifest) = Self::load(directory)? else {
+            return Ok(Verified::None);
+        };
+        if run_id(directory)? != manifest.run_id {
+            return Ok(Verified::Stale);
+        }
+        let mut contents = 0;
+        for (name, record) in &manifest.files {
+            contents += usize::from(record.check(directory, name, depth)?);
+        }
+        Ok(Verified::Same {
+            files: manifest.files.len(),
+            contents,
+        })
+    }
+
+    /// Reads the manifest of a directory; `None` if it has none.
+    pub fn load(directory: &Path) -> Result<Option<Self>> {
+        let Some(bytes) = Directory::open(directory)?.read(NAME)? else {
+            return Ok(None);
+        };
+        let bad = |why: String| Error::corrupt(NAME, 0, Why::Manifest(why));
+        let manifest: Self =
+            serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
+        match manifest.version {
+            VERSION => Ok(Some(manifest)),
+            other => Err(bad(format!("version {other}"))),
+        }
+    }
+
+    /// The images it is about.
+    pub fn files(&self) -> impl Iterator<Item = (&str, Record)> {
+        self.files
+            .iter()
+            .map(|(name, record)| (name.as_str(), *record))
+    }
+
+    /// What can be known without reading the images.
+    pub(crate) fn of_sizes(directory: &Path) -> Result<Self> {
+        let mut files = BTreeMap::new();
+        // Logs and statistics go on changing after the dump; images do not.
+        for name in list(directory)?
+            .into_iter()
+            .filter(|name| name.ends_with(".img"))
+        {
+            let size = fs::metadata(directory.join(&name))
+                .map_err(|error| Error::io(&name, "find", error))?
+                .len();
+            files.insert(name, Record { size, crc32: None });
+        }
+        Ok(Self {
+            version: VERSION,
+            run_id: run_id(directory)?,
+            files,
+        })
+    }
+
+    /// Writes it; the old one stays until the new one is complete, and on disk if `durable`.
+    pub(crate) fn save(&self, directory: &Path, durable: bool) -> Result<()> {
+        let failed = |error| Error::io(NAME, "write", error);
+        let text = serde_json::to_vec_pretty(self).map_err(|error| failed(error.into()))?;
+        let unfinished = directory.join(format!(".{NAME}"));
+        let mut file = File::create(&unfinished).map_err(failed)?;
+        file.write_all(&text).map_err(failed)?;
+        if durable {
+            file.sync_all().map_err(failed)?;
+        }
+        fs::rename(unfinished, directory.join(NAME)).map_err(failed)
+    }
+}
+
+impl Record {
+    /// Whether the content was compared.
+    fn check(self, directory: &Path, name: &str, depth: Depth) -> Result<bool> {
+        let changed = |difference| Error::Changed {
+            image: name.to_owned(),
+            difference,
+        };
+        let path = directory.join(crate::store::plain(name)?);
+        let found = match fs::metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(changed(Difference::Gone));
+            }
+            meta => meta.map_err(|error| Error::io(name, "find", error))?.len(),
+        };
+        if found != self.size {
+            return Err(changed(Difference::Size {
+                expected: self.size,
+                found,
+            }));
+        }
+        let (Depth::Contents, Some(expected)) = (depth, self.crc32) else {
+            return Ok(false);
+        };
+        let (_, found) = checksum(&path).map_err(|error| Error::io(name, "read", error))?;
+        if found != expected {
+            return Err(changed(Difference::Checksum { expected, found }));
+        }
+        Ok(true)
+    }
+}
+
+/// What tells this dump from others in the same directory.
+fn run_id(directory: &Path) -> Result<Option<String>> {
+    let bytes = Directory::open(directory)?.read(&desc::INVENTORY.file_name(()))?;
+    // A damaged inventory is not this function's to report: it leads to a difference or to an error
+    // of whoever reads it.
+    let message = bytes.as_deref().and_then(|bytes| bytes.get(8..));
+    let inventory = message.and_then(|message| pb::InventoryEntry::decode(message).ok());
+    Ok(inventory.and_then(|inventory| inventory.dump_criu_run_id))
+}
+
+fn checksum(path: &Path) -> io::Result<(u64, u32)> {
+    let mut file = File::open(path)?;
+    let mut hasher = crc32fast::Hasher::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut size = 0;
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok((size, hasher.finalize())),
+            Ok(len) => {
+                hasher.update(buffer.get(..len).unwrap_or_default());
+                size += len as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Durability, StoreExt as _};
+
+    /// A finished dump of one pages image.
+    fn dumped() -> tempfile::TempDir {
+        let path = tempfile::tempdir().unwrap();
+        let store = Directory::create(path.path(), Durability::Process).unwrap();
+        store
+            .create("pages-1.img")
+            .unwrap()
+            .write_all(&[7; 8192])
+            .unwrap();
+        let inventory = inventory("ours");
+        store.write_entry(desc::INVENTORY, (), &inventory).unwrap();
+        store.finish().unwrap();
+        path
+    }
+
+    fn inventory(run: &str) -> pb::InventoryEntry {
+        pb::InventoryEntry {
+            img_version: 2,
+            dump_criu_run_id: Some(run.into()),
+            ..Default::default()
+        }
+    }
+
+    fn difference(path: &Path, depth: Depth) -> Option<Difference> {
+        match Manifest::verify(path, depth) {
+            Err(Error::Changed { image, difference }) => {
+                assert_eq!(image, "pages-1.img");
+                Some(difference)
+            }
+            Err(other) => panic!("{other}"),
+            Ok(_) => None,
+        }
+    }
+
+    #[test]
+    fn sizes_come_with_the_dump_and_contents_after() {
+        let dir = dumped();
+        let verify = |depth| Manifest::verify(dir.path(), depth).unwrap();
+        assert_eq!(
+            verify(Depth::Contents),
+            Verified::Same {
+                files: 2,
+                contents: 0
+            }
+        );
+        let built = Manifest::build(dir.path()).unwrap();
+        assert_eq!(Manifest::load(dir.path()).unwrap().unwrap(), built);
+        assert_eq!(
+            verify(Depth::Contents),
+            Verified::Same {
+                files: 2,
+                contents: 2
+            }
+        );
+        assert_eq!(
+            verify(Depth::Sizes),
+            Verified::Same {
+                files: 2,
+                contents: 0
+            }
+        );
+    }
+
+    #[test]
+    fn a_difference_is_named() {
+        let dir = dumped();
+        Manifest::build(dir.path()).unwrap();
+        let pages = dir.path().join("pages-1.img");
+        fs::write(&pages, [8; 8192]).unwrap();
+        assert_eq!(difference(dir.path(), Depth::Sizes), None);
+        let other = difference(dir.path(), Depth::Contents);
+        assert!(matches!(other, Some(Difference::Checksum { .. })));
+        fs::write(&pages, [7; 4096]).unwrap();
+        let size = Difference::Size {
+            expected: 8192,
+            found: 4096,
+        };
+        assert_eq!(difference(dir.path(), Depth::Sizes), Some(size));
+        fs::remove_file(&pages).unwrap();
+        assert_eq!(difference(dir.path(), Depth::Sizes), Some(Difference::Gone));
+    }
+
+    #[test]
+    fn what_criu_wrote_needs_no_manifest() {
+        let dir = dumped();
+        let mut bytes = desc::INVENTORY.magic.to_le_bytes().to_vec();
+        let message = inventory("theirs").encode_to_vec();
+        bytes.extend(u32::try_from(message.len()).unwrap().to_le_bytes());
+        bytes.extend(message);
+        fs::write(dir.path().join("inventory.img"), bytes).unwrap();
+        fs::write(dir.path().join("pages-1.img"), "new").unwrap();
+        assert_eq!(
+            Manifest::verify(dir.path(), Depth::Sizes).unwrap(),
+            Verified::Stale
+        );
+        fs::remove_file(dir.path().join(NAME)).unwrap();
+        assert_eq!(
+            Manifest::verify(dir.path(), Depth::Sizes).unwrap(),
+            Verified::None
+        );
+    }
+
+    #[test]
+    fn a_bad_manifest_is_refused() {
+        let dir = dumped();
+        for text in ["", "{}", r#"{"version":2,"run_id":null,"files":{}}"#] {
+            fs::write(dir.path().join(NAME), text).unwrap();
+            let result = Manifest::verify(dir.path(), Depth::Sizes);
+            assert!(matches!(result, Err(Error::Corrupt { .. })), "{text}");
+        }
+        let text = r#"{"version":1,"run_id":"ours","files":{"../../etc/passwd":{"size":1}}}"#;
+        fs::write(dir.path().join(NAME), text).unwrap();
+        let result = Manifest::verify(dir.path(), Depth::Contents);
+        assert!(matches!(result, Err(Error::Refused { .. })));
+    }
+}

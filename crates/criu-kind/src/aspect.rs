@@ -1,0 +1,77 @@
+//! A fact of a task or of a thread: credentials, signal actions, timers …
+//!
+//! One thread is asked everything in one batch: each aspect adds its calls and gives back how the
+//! answers are read. At restore each adds its calls to one program, in the order of the table.
+
+use criu_image::pb;
+use criu_proc::{ProcDir, Stat, Status};
+use criu_tracee::{Outcome, Program, Thread};
+
+use crate::error::Result;
+
+/// A held thread, as an aspect sees it at dump.
+#[derive(Clone, Copy, Debug)]
+pub struct ThreadView<'a> {
+    /// `/proc/PID` of its process.
+    pub process: &'a ProcDir,
+    /// `/proc/PID/task/TID`.
+    pub task: &'a ProcDir,
+    /// Its parsed `stat`.
+    pub stat: &'a Stat,
+    /// Its parsed `status`.
+    pub status: &'a Status,
+    /// The held thread: registers, mask, ptrace.
+    pub thread: &'a Thread,
+    /// Whether it leads its process: facts of the whole process are asked of it only.
+    pub leader: bool,
+}
+
+/// What is written of a thread.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// Its core image; `tc` and `ids` are present for leaders.
+    pub core: pb::CoreEntry,
+    /// What CRIU's format has no field for.
+    pub ext: pb::TaskExtEntry,
+}
+
+/// What is known of a thread at restore.
+#[derive(Clone, Copy, Debug)]
+pub struct Saved<'a> {
+    /// Its core image.
+    pub core: &'a pb::CoreEntry,
+    /// The core image of its leader (itself for a leader).
+    pub leader_core: &'a pb::CoreEntry,
+    /// Its extension, if the dump was ours.
+    pub ext: Option<&'a pb::TaskExtEntry>,
+    /// Its memory image (of its process).
+    pub mm: &'a pb::MmEntry,
+    /// Whether it leads its process.
+    pub leader: bool,
+    /// Its id in its own pid namespace.
+    pub vtid: i32,
+    /// The id of its process there.
+    pub vpid: i32,
+}
+
+/// Reads the answers to what an aspect asked.
+pub type Answer<'a> = Box<dyn FnOnce(&Outcome, &mut Draft) -> Result<()> + 'a>;
+
+/// One fact of a thread or, on its leader, of a process.
+pub trait Aspect: Sync {
+    /// Its name in errors and logs.
+    fn name(&self) -> &'static str;
+
+    /// Adds the calls that only the thread itself can make, and says how to read the results. What
+    /// `/proc` or ptrace tells needs no call.
+    fn ask<'a>(&self, view: &ThreadView<'a>, program: &mut Program) -> Result<Answer<'a>>;
+
+    /// Adds the calls that give the fact to a new thread. They run in the thread itself.
+    fn dress(&self, saved: &Saved<'_>, program: &mut Program) -> Result<()>;
+
+    /// Gives a new thread what can only be given from outside: through its `/proc` directory.
+    fn push(&self, saved: &Saved<'_>, task: &ProcDir) -> Result<()> {
+        let _nothing = (saved, task);
+        Ok(())
+    }
+}

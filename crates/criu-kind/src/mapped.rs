@@ -1,0 +1,25 @@
+//! Where memory and files meet: mappings name files by id.
+
+use std::ops::Range;
+
+use criu_image::id::FileId;
+use nix::unistd::Pid;
+
+use crate::error::Result;
+
+/// Takes in files that are mapped, at dump.
+pub trait MappedFiles {
+    /// The file behind a mapping, through `/proc/PID/map_files`. `writable`: the mapping is shared and
+    /// may become writable, so the file must be opened for writing at restore.
+    fn mapped(&mut self, pid: Pid, range: Range<u64>, writable: bool) -> Result<FileId>;
+
+    /// The file behind `/proc/PID/exe`.
+    fn exe(&mut self, pid: Pid) -> Result<FileId>;
+}
+
+/// Open files at restore.
+pub trait FileFds {
+    /// The number of the descriptor under which every new task has inherited the file, open for
+    /// mapping, until its own descriptors are put in place.
+    fn fd(&self, id: FileId) -> Result<i32>;
+}

@@ -1,0 +1,22 @@
+//! Descriptors that report events.
+
+super::calls! {
+    /// `eventfd2(2)`.
+    eventfd2(initial, flags);
+    /// `epoll_create1(2)`.
+    epoll_create1(flags);
+    /// `epoll_ctl(2)`.
+    epoll_ctl(epfd, op, fd, event);
+    /// `signalfd4(2)`.
+    signalfd4(fd, mask, size, flags);
+    /// `timerfd_create(2)`.
+    timerfd_create(clock, flags);
+    /// `timerfd_settime(2)`.
+    timerfd_settime(fd, flags, new, old);
+    /// `timerfd_gettime(2)`.
+    timerfd_gettime(fd, value);
+    /// `inotify_init1(2)`.
+    inotify_init1(flags);
+    /// `inotify_add_watch(2)`.
+    inotify_add_watch(fd, path, mask);
+}

@@ -1,0 +1,24 @@
+//! Sockets.
+
+super::calls! {
+    /// `socket(2)`.
+    socket(domain, kind, protocol);
+    /// `socketpair(2)`.
+    socketpair(domain, kind, protocol, fds);
+    /// `bind(2)`.
+    bind(fd, addr, length);
+    /// `connect(2)`.
+    connect(fd, addr, length);
+    /// `listen(2)`.
+    listen(fd, backlog);
+    /// `setsockopt(2)`.
+    setsockopt(fd, level, name, value, length);
+    /// `getsockopt(2)`.
+    getsockopt(fd, level, name, value, length);
+    /// `sendmsg(2)`.
+    sendmsg(fd, message, flags);
+    /// `recvmsg(2)`.
+    recvmsg(fd, message, flags);
+    /// `shutdown(2)`.
+    shutdown(fd, how);
+}

@@ -1,0 +1,292 @@
+//! Running programs in held tasks.
+
+use std::ops::Range;
+
+use criu_arch::{Arch, Entry, Job as StubJob};
+use syscalls::Sysno;
+
+use crate::encode::{Chunk, Progress, failure};
+use crate::error::{CallError, Error, Result};
+use crate::native::Native;
+use crate::program::Program;
+use crate::site::Outcome;
+use crate::stop::{Hold, Running, Stop};
+use crate::tracee::{HEAL_ROOM, LEADER_ROOM, THREAD_ROOM, Tracee};
+
+const SI_TKILL: i32 = -6;
+
+/// Where the stub and the rooms of the threads lie in a task.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Workplace {
+    pub(crate) code: u64,
+    pub(crate) rooms: u64,
+    pub(crate) size: u64,
+}
+
+/// The room of a thread.
+pub(crate) fn room(rooms: u64, index: usize) -> Range<u64> {
+    if index == 0 {
+        rooms..rooms + LEADER_ROOM
+    } else {
+        let start = rooms + LEADER_ROOM + (index as u64 - 1) * THREAD_ROOM;
+        start..start + THREAD_ROOM
+    }
+}
+
+/// A program for one thread of one process.
+#[derive(Debug)]
+pub struct Job<'p> {
+    /// Which of the processes.
+    pub tracee: usize,
+    /// Which of its threads.
+    pub thread: usize,
+    /// What to run.
+    pub program: &'p Program,
+}
+
+/// Runs one program in one thread.
+pub(crate) fn run(tracee: &mut Tracee, thread: usize, program: &Program) -> Result<Outcome> {
+    tracing::trace!(target: "criu::program", tid = tracee.threads()[thread].tid().as_raw(), "\n{program}");
+    let mut progress = Progress::new(program);
+    while let Some((chunk, running)) = begin(tracee, thread, &progress)? {
+        finish(tracee, thread, &mut progress, &chunk, running)?;
+    }
+    Ok(progress.into_outcome())
+}
+
+/// Runs many programs at once, each in its own thread; the results are in the order of the jobs.
+///
+/// All are started before the first is waited for, so tasks work side by side. The first failure is
+/// returned after every running program has come to its end.
+pub fn run_all(tracees: &mut [Tracee], jobs: &[Job<'_>]) -> Result<Vec<Outcome>> {
+    let mut progress: Vec<Progress<'_>> =
+        jobs.iter().map(|job| Progress::new(job.program)).collect();
+    let mut open: Vec<usize> = (0..jobs.len()).collect();
+    let mut failed = None;
+    while !open.is_empty() && failed.is_none() {
+        let mut started = Vec::with_capacity(open.len());
+        for index in open.drain(..) {
+            let job = &jobs[index];
+            match begin(&mut tracees[job.tracee], job.thread, &progress[index]) {
+                Ok(Some((chunk, running))) => started.push((index, chunk, running)),
+                Ok(None) => {}
+                Err(error) => {
+                    failed.get_or_insert(error);
+                    break;
+                }
+            }
+        }
+        for (index, chunk, running) in started {
+            let job = &jobs[index];
+            match finish(
+                &mut tracees[job.tracee],
+                job.thread,
+                &mut progress[index],
+                &chunk,
+                running,
+            ) {
+                Ok(()) => open.push(index),
+                Err(error) => {
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+    }
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(progress.into_iter().map(Progress::into_outcome).collect()),
+    }
+}
+
+fn begin(
+    tracee: &mut Tracee,
+    thread: usize,
+    progress: &Progress<'_>,
+) -> Result<Option<(Chunk, Running)>> {
+    let pid = tracee.pid();
+    if tracee.workplace.is_none() {
+        tracee.install()?;
+    }
+    let workplace = tracee.workplace.ok_or(Error::NoPlace(pid))?;
+    let room = room(workplace.rooms, thread);
+    let base = room.start + HEAL_ROOM;
+    let size = usize::try_from(room.end - base).unwrap_or(0);
+    let Some(chunk) = progress.chunk(base, size)? else {
+        return Ok(None);
+    };
+    tracee.memory().write(base, &chunk.bytes)?;
+    let running = enter(tracee, thread, workplace.code, StubJob::Batch(base))?;
+    Ok(Some((chunk, running)))
+}
+
+fn finish(
+    tracee: &mut Tracee,
+    thread: usize,
+    progress: &mut Progress<'_>,
+    chunk: &Chunk,
+    running: Running,
+) -> Result<()> {
+    wait_end(tracee, thread, running)?;
+    let workplace = tracee.workplace.ok_or(Error::NoPlace(tracee.pid()))?;
+    let base = room(workplace.rooms, thread).start + HEAL_ROOM;
+    let mut back = vec![0; chunk.back];
+    tracee.memory().read(base, &mut back)?;
+    progress.absorb(chunk, &back)
+}
+
+/// One call with its arguments in registers: no room is needed yet, or any more.
+pub(crate) fn once(
+    tracee: &mut Tracee,
+    code: u64,
+    heal: u64,
+    sysno: Sysno,
+    args: [u64; 6],
+) -> Result<i64> {
+    debug_assert_eq!(tracee.heal_at(0), heal);
+    let nr = u64::from(sysno.id().unsigned_abs());
+    let running = enter(tracee, 0, code, StubJob::Once { nr, args })?;
+    wait_end(tracee, 0, running)?;
+    let ret = Native::once_result(&tracee.threads()[0].stopped()?.regs()?);
+    match failure(ret) {
+        Some(errno) => Err(CallError {
+            sysno,
+            errno,
+            index: 0,
+            text: format!("{sysno}({args:x?})"),
+        }
+        .into()),
+        None => Ok(ret),
+    }
+}
+
+/// Points a thread at the stub and lets it run.
+fn enter(tracee: &mut Tracee, index: usize, code: u64, job: StubJob) -> Result<Running> {
+    let heal = tracee.heal_at(index);
+    let signal = tracee.signal();
+    let tgid = tracee.vpid().as_raw().cast_unsigned();
+    let hold = tracee.hold();
+    let thread = tracee.thread_mut(index);
+    let stopped = thread.stopped.take().ok_or(Error::Gone(thread.tid))?;
+    let mut regs = thread.natural().clone();
+    let vtid = thread.vtid.as_raw().cast_unsigned();
+    Native::enter(
+        &mut regs,
+        code,
+        &Entry {
+            job,
+            thread: (tgid, vtid),
+            signal: signal.cast_unsigned(),
+            heal,
+        },
+    );
+    // Registers before the mask: from here on the thread heals itself, mask included.
+    stopped.set_regs(&regs)?;
+    if !thread.hijacked || hold == Hold::Restore {
+        stopped.set_mask(&all_but(signal))?;
+        thread.hijacked = true;
+    }
+    stopped.cont(0)
+}
+
+/// Every signal but the one that closes a batch.
+fn all_but(signal: i32) -> Vec<u8> {
+    let mut mask = vec![0xff; Native::SIGSET];
+    let bit = usize::try_from(signal - 1).unwrap_or(0);
+    mask[bit / 8] &= !(1 << (bit % 8));
+    mask
+}
+
+/// Waits until the stub has come to its end. Signals that cannot be blocked are remembered.
+fn wait_end(tracee: &mut Tracee, index: usize, running: Running) -> Result<()> {
+    let closing = tracee.signal();
+    let (pid, vpid) = (tracee.pid(), tracee.vpid().as_raw());
+    let thread = tracee.thread_mut(index);
+    let mut running = running;
+    loop {
+        let (stopped, stop) = running.wait()?;
+        running = match stop {
+            Stop::Signal(signal) => {
+                let info = stopped.siginfo()?;
+                if signal == closing && info.code() == SI_TKILL && info.sender() == vpid {
+                    thread.stopped = Some(stopped);
+                    return Ok(());
+                }
+                if is_fault(signal) && info.code() > 0 {
+                    let ip = criu_arch::Regs::ip(&stopped.regs()?);
+                    thread.stopped = Some(stopped);
+                    return Err(Error::Stray {
+                        pid,
+                        stop: format!("{info:?}"),
+                        ip,
+                    });
+                }
+                thread.deferred.push(info);
+                stopped.cont(0)?
+            }
+            Stop::Interrupt | Stop::Group(_) | Stop::Syscall => stopped.cont(0)?,
+        };
+    }
+}
+
+fn is_fault(signal: i32) -> bool {
+    [
+        libc::SIGSEGV,
+        libc::SIGBUS,
+        libc::SIGILL,
+        libc::SIGFPE,
+        libc::SIGTRAP,
+        libc::SIGSYS,
+    ]
+    .contains(&signal)
+}
+
+/// Unmaps the nursery from a built process. The call is stopped at its exit, inside the kernel, so
+/// no instruction is needed behind it: the caller sets the final registers there.
+pub(crate) fn vanish(tracee: &mut Tracee, workplace: Workplace) -> Result<()> {
+    let signal = tracee.signal();
+    let tgid = tracee.vpid().as_raw().cast_unsigned();
+    let pid = tracee.pid();
+    let start = workplace.code.min(workplace.rooms);
+    let end = (workplace.rooms + workplace.size).max(workplace.code + 4096);
+    let nr = u64::from(Sysno::munmap.id().unsigned_abs());
+    let job = StubJob::Once {
+        nr,
+        args: [start, end - start, 0, 0, 0, 0],
+    };
+    let thread = tracee.thread_mut(0);
+    let stopped = thread.stopped.take().ok_or(Error::Gone(thread.tid))?;
+    let mut regs = thread.natural().clone();
+    let entry = Entry {
+        job,
+        thread: (tgid, tgid),
+        signal: signal.cast_unsigned(),
+        heal: 0,
+    };
+    Native::enter(&mut regs, workplace.code, &entry);
+    stopped.set_regs(&regs)?;
+    stopped.set_mask(&all_but(signal))?;
+    thread.hijacked = true;
+    let mut running = stopped.until_syscall()?;
+    let mut crossings = 0;
+    loop {
+        let (stopped, stop) = running.wait()?;
+        match stop {
+            Stop::Syscall => crossings += 1,
+            Stop::Signal(signal) if is_fault(signal) => {
+                let ip = criu_arch::Regs::ip(&stopped.regs()?);
+                return Err(Error::Stray {
+                    pid,
+                    stop: format!("{stop:?}"),
+                    ip,
+                });
+            }
+            Stop::Signal(_) => thread.deferred.push(stopped.siginfo()?),
+            Stop::Interrupt | Stop::Group(_) => {}
+        }
+        if crossings == 2 {
+            thread.stopped = Some(stopped);
+            return Ok(());
+        }
+        running = stopped.until_syscall()?;
+    }
+}

@@ -1,0 +1,609 @@
+//! A held process: its threads, its memory, and the room in which programs run.
+
+use std::fs;
+use std::time::Instant;
+
+use criu_arch::{Arch, HealContext, Regs};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::error::{Context, Error, Result};
+use crate::memory::Memory;
+use crate::native::{Native, NativeRegs};
+use crate::place::Place;
+use crate::program::Program;
+use crate::ptrace::SigInfo;
+use crate::run::{self, Workplace};
+use crate::site::{Outcome, Site};
+use crate::spawn::Nursery;
+use crate::stop::{Hold, Running, Stop, Stopped};
+use crate::wait;
+
+/// Bytes of the leader's room for records and data, and of every other thread's.
+pub(crate) const LEADER_ROOM: u64 = 128 << 10;
+pub(crate) const THREAD_ROOM: u64 = 2 << 10;
+/// The front of a room holds its thread's healing context.
+pub(crate) const HEAL_ROOM: u64 = 256;
+
+/// One thread of a held process.
+#[derive(Debug)]
+pub struct Thread {
+    pub(crate) tid: Pid,
+    pub(crate) vtid: Pid,
+    pub(crate) stopped: Option<Stopped>,
+    stop: Stop,
+    natural: NativeRegs,
+    mask: Vec<u8>,
+    /// Its registers are ours.
+    pub(crate) hijacked: bool,
+    pub(crate) deferred: Vec<SigInfo>,
+}
+
+impl Thread {
+    fn held(tid: Pid, vtid: Pid, (stopped, stop): (Stopped, Stop)) -> Result<Self> {
+        let natural = stopped.regs()?;
+        let mask = stopped.mask()?;
+        Ok(Self {
+            tid,
+            vtid,
+            stopped: Some(stopped),
+            stop,
+            natural,
+            mask,
+            hijacked: false,
+            deferred: Vec::new(),
+        })
+    }
+
+    /// The thread id as the tracer sees it.
+    pub fn tid(&self) -> Pid {
+        self.tid
+    }
+
+    /// The thread id as the thread's own pid namespace sees it.
+    pub fn vtid(&self) -> Pid {
+        self.vtid
+    }
+
+    /// Why it stopped when it was seized.
+    pub fn stop(&self) -> Stop {
+        self.stop
+    }
+
+    /// The registers as they were when it was seized.
+    pub fn natural(&self) -> &NativeRegs {
+        &self.natural
+    }
+
+    /// The signal mask as it was when it was seized.
+    pub fn mask(&self) -> &[u8] {
+        &self.mask
+    }
+
+    /// The stopped thread, for what only ptrace can ask.
+    pub fn stopped(&self) -> Result<&Stopped> {
+        self.stopped.as_ref().ok_or(Error::Gone(self.tid))
+    }
+
+    /// What the thread will go on with; used when it is let go.
+    pub fn set_natural(&mut self, regs: NativeRegs, mask: Vec<u8>) {
+        (self.natural, self.mask) = (regs, mask);
+        self.hijacked = true;
+    }
+
+    /// Gives the thread back its own registers and mask. The mask goes first: until the registers
+    /// are set the thread would, if we died, still heal itself.
+    fn put_back(&mut self, regs: &NativeRegs) -> Result<()> {
+        if self.hijacked
+            && let Some(stopped) = &self.stopped
+        {
+            stopped.set_mask(&self.mask)?;
+            stopped.set_regs(regs)?;
+            self.hijacked = false;
+        }
+        Ok(())
+    }
+}
+
+/// A held process.
+///
+/// Dropping it lets a dumped process go on as it was found, and ends one that was being built.
+#[derive(Debug)]
+pub struct Tracee {
+    pid: Pid,
+    vpid: Pid,
+    hold: Hold,
+    threads: Vec<Thread>,
+    memory: Memory,
+    place: Option<Place>,
+    pub(crate) workplace: Option<Workplace>,
+    signal: i32,
+}
+
+impl Tracee {
+    /// Stops all threads of a process, also those that appear meanwhile.
+    pub fn seize(pid: Pid) -> Result<Self> {
+        let mut all = Self::seize_all(&[pid], None)?;
+        all.pop().ok_or(Error::Gone(pid))
+    }
+
+    /// Stops all threads of several processes: all are interrupted before the first is waited for.
+    /// Processes that have gone are left out. Who has not stopped by the deadline is an error.
+    pub fn seize_all(pids: &[Pid], deadline: Option<Instant>) -> Result<Vec<Self>> {
+        let mut found: Vec<(Pid, Vec<Thread>)> =
+            pids.iter().map(|pid| (*pid, Vec::new())).collect();
+        loop {
+            let mut fresh = Vec::new();
+            for (slot, (pid, threads)) in found.iter().enumerate() {
+                for tid in thread_ids(*pid) {
+                    if threads.iter().any(|thread| thread.tid == tid) {
+                        continue;
+                    }
+                    match Running::seize(tid, Hold::Dump) {
+                        Ok(running) => fresh.push((slot, tid, running)),
+                        Err(Error::Gone(_)) => {}
+                        Err(error) => return Err(already_traced(tid, error)),
+                    }
+                }
+            }
+            if fresh.is_empty() {
+                break;
+            }
+            for (_, _, running) in &fresh {
+                gone_is_fine(running.interrupt())?;
+            }
+            for (slot, tid, running) in fresh {
+                match running.wait_held(deadline) {
+                    Ok(held) => {
+                        let vtid = own_id(tid);
+                        found[slot].1.push(Thread::held(tid, vtid, held)?);
+                    }
+                    Err(Error::Gone(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        let mut all = Vec::new();
+        for (pid, mut threads) in found {
+            threads.sort_by_key(|thread| (thread.tid != pid, thread.tid));
+            if threads.is_empty() {
+                continue;
+            }
+            let signal = closing_signal(pid);
+            let memory = Memory::open(pid)?;
+            let vpid = threads[0].vtid;
+            all.push(Self {
+                pid,
+                vpid,
+                hold: Hold::Dump,
+                threads,
+                memory,
+                place: None,
+                workplace: None,
+                signal,
+            });
+        }
+        Ok(all)
+    }
+
+    /// Takes over a process that was born traced with the nursery in its memory.
+    pub fn adopt(pid: Pid, vpid: Pid, nursery: &Nursery) -> Result<Self> {
+        let held = Running::born(pid).wait_held(None)?;
+        Self::adopt_held(pid, vpid, nursery, held)
+    }
+
+    pub(crate) fn adopt_held(
+        pid: Pid,
+        vpid: Pid,
+        nursery: &Nursery,
+        held: (Stopped, Stop),
+    ) -> Result<Self> {
+        let mut thread = Thread::held(pid, vpid, held)?;
+        thread.hijacked = true;
+        Ok(Self {
+            pid,
+            vpid,
+            hold: Hold::Restore,
+            threads: vec![thread],
+            memory: Memory::open(pid)?,
+            place: None,
+            workplace: Some(Workplace {
+                code: nursery.code(),
+                rooms: nursery.rooms(),
+                size: nursery.rooms_size(),
+            }),
+            signal: libc::SIGURG,
+        })
+    }
+
+    /// Takes over a thread that a program of this process cloned with `CLONE_PTRACE`.
+    pub fn adopt_thread(&mut self, tid: Pid, vtid: Pid) -> Result<usize> {
+        let held = Running::born(tid).wait_held(None)?;
+        let mut thread = Thread::held(tid, vtid, held)?;
+        thread.hijacked = true;
+        self.threads.push(thread);
+        Ok(self.threads.len() - 1)
+    }
+
+    /// The process id as the tracer sees it.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// The process id in its own pid namespace.
+    pub fn vpid(&self) -> Pid {
+        self.vpid
+    }
+
+    /// Its threads, the leader first.
+    pub fn threads(&self) -> &[Thread] {
+        &self.threads
+    }
+
+    /// Its threads, the leader first.
+    pub fn threads_mut(&mut self) -> &mut [Thread] {
+        &mut self.threads
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    pub(crate) fn signal(&self) -> i32 {
+        self.signal
+    }
+
+    pub(crate) fn hold(&self) -> Hold {
+        self.hold
+    }
+
+    pub(crate) fn thread_mut(&mut self, index: usize) -> &mut Thread {
+        &mut self.threads[index]
+    }
+
+    /// Ends batches with this signal from now on: one that the process does not have pending.
+    pub fn close_with(&mut self, signal: i32) {
+        self.signal = signal;
+    }
+
+    /// A thread other than the leader as a site.
+    pub fn thread(&mut self, index: usize) -> ThreadSite<'_> {
+        ThreadSite {
+            tracee: self,
+            index,
+        }
+    }
+
+    /// Brings the stub and the room for programs into a visited process. Mappings change: read
+    /// `/proc/PID/maps` before.
+    pub fn install(&mut self) -> Result<()> {
+        if self.workplace.is_some() {
+            return Ok(());
+        }
+        let place = Place::take(self.pid, &self.memory)?;
+        let code = place.code();
+        let heal = place.heal();
+        self.place = Some(place);
+        self.write_heal(0, heal, (0, 0), 0)?;
+        let others = self.threads.len() as u64 - 1;
+        let size = (LEADER_ROOM + others * THREAD_ROOM).next_multiple_of(64 << 10);
+        let prot = (libc::PROT_READ | libc::PROT_WRITE).cast_unsigned();
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).cast_unsigned();
+        // A task of 32 bits finds no place without a hint below 4 GiB.
+        let hint = if self.threads[0].natural.is_compat() {
+            low_hole(self.pid, size)?
+        } else {
+            0
+        };
+        let args = [hint, size, prot.into(), flags.into(), u64::MAX, 0];
+        let rooms = run::once(self, code, heal, syscalls::Sysno::mmap, args)?.cast_unsigned();
+        self.workplace = Some(Workplace { code, rooms, size });
+        self.write_heal(0, heal, (rooms, size), 0)?;
+        for index in 1..self.threads.len() {
+            let at = run::room(rooms, index).start;
+            self.write_heal(index, at, (0, 0), 0)?;
+        }
+        Ok(())
+    }
+
+    fn write_heal(&self, index: usize, at: u64, unmap: (u64, u64), undo: u64) -> Result<()> {
+        let thread = &self.threads[index];
+        let regs = thread.natural.resumed();
+        let context = HealContext {
+            regs: &regs,
+            mask: &thread.mask,
+            undo,
+            unmap,
+        };
+        self.memory.write(at, &Native::heal(&context))
+    }
+
+    pub(crate) fn heal_at(&self, index: usize) -> u64 {
+        match (&self.place, &self.workplace) {
+            (Some(place), _) if index == 0 => place.heal(),
+            (Some(_), Some(workplace)) => run::room(workplace.rooms, index).start,
+            _ => 0,
+        }
+    }
+
+    /// Removes what [`Tracee::install`] brought and gives all threads back to themselves, still
+    /// stopped.
+    fn uninstall(&mut self) -> Result<()> {
+        if let (Some(place), Some(workplace)) = (&self.place, &self.workplace) {
+            let (code, heal) = (place.code(), place.heal());
+            let (rooms, size) = (workplace.rooms, workplace.size);
+            for thread in self.threads.iter_mut().skip(1) {
+                let regs = thread.natural.resumed();
+                thread.put_back(&regs)?;
+            }
+            self.write_heal(0, heal, (0, 0), 0)?;
+            run::once(
+                self,
+                code,
+                heal,
+                syscalls::Sysno::munmap,
+                [rooms, size, 0, 0, 0, 0],
+            )?;
+            self.workplace = None;
+        }
+        for thread in &mut self.threads {
+            let regs = thread.natural.resumed();
+            thread.put_back(&regs)?;
+        }
+        if let Some(place) = self.place.take() {
+            place.give_back(&self.memory)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the process go on as it was found.
+    pub fn release(mut self) -> Result<()> {
+        self.let_go()
+    }
+
+    /// Lets go of the process but leaves it stopped, as by `SIGSTOP`.
+    pub fn release_stopped(mut self) -> Result<()> {
+        gone_is_fine(kill(self.pid, Signal::SIGSTOP).call("kill"))?;
+        self.let_go()
+    }
+
+    fn let_go(&mut self) -> Result<()> {
+        let cured = self.uninstall();
+        let mut stop_again = false;
+        for mut thread in self.threads.drain(..).rev() {
+            for info in thread.deferred.drain(..) {
+                stop_again |= info.signal() == libc::SIGSTOP;
+                if info.signal() != libc::SIGSTOP {
+                    gone_is_fine(
+                        kill(thread.tid, Signal::try_from(info.signal()).ok()).call("kill"),
+                    )?;
+                }
+            }
+            if let Some(stopped) = thread.stopped.take() {
+                if stop_again && thread.tid == self.pid {
+                    gone_is_fine(kill(self.pid, Signal::SIGSTOP).call("kill"))?;
+                }
+                gone_is_fine(stopped.detach())?;
+            }
+        }
+        gone_is_fine(cured)
+    }
+
+    /// Ends the process. It stays a zombie for whoever is its parent.
+    pub fn kill(mut self) -> Result<()> {
+        gone_is_fine(kill(self.pid, Signal::SIGKILL).call("kill"))?;
+        // A traced thread must be waited for by its tracer, or its leader cannot be reaped.
+        let threads = std::mem::take(&mut self.threads);
+        self.place = None;
+        for thread in threads.iter().rev() {
+            match wait::stop(thread.tid, None) {
+                Ok(_) | Err(Error::Gone(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a process that is being built, with this wait status, and leaves it a zombie of its parent.
+    pub fn exit(mut self, status: u32) -> Result<()> {
+        let signal = i32::try_from(status & 0x7f).unwrap_or(0);
+        let mut program = Program::new();
+        if signal == 0 {
+            program.exit_group(status >> 8 & 0xff);
+        } else {
+            // Deadly by default, and no core file of a task that is none.
+            let default = program.bytes(vec![0; 64]);
+            program.rt_sigaction(signal, default, 0, Native::SIGSET);
+            program.tolerate();
+            let limits = program.bytes(vec![0; 16]);
+            program.prlimit64(0, libc::RLIMIT_CORE, limits, 0);
+        }
+        match self.run(&program) {
+            Err(Error::Gone(_)) => {}
+            Err(error) => return Err(error),
+            Ok(_) => {
+                let thread = &mut self.threads[0];
+                let stopped = thread.stopped.take().ok_or(Error::Gone(thread.tid))?;
+                match stopped.cont(signal)?.wait() {
+                    Err(Error::Gone(_)) => {}
+                    Err(error) => return Err(error),
+                    Ok((_, stop)) => {
+                        return Err(Error::Stray {
+                            pid: self.pid,
+                            stop: format!("{stop:?}"),
+                            ip: 0,
+                        });
+                    }
+                }
+            }
+        }
+        self.threads.clear();
+        Ok(())
+    }
+
+    /// The last step of building a process: removes the nursery's mapping from it and sets every
+    /// thread to its own registers and mask. Returns it stopped, ready for [`Tracee::detach`].
+    pub fn leave(&mut self) -> Result<()> {
+        if let Some(workplace) = self.workplace.take() {
+            for thread in self.threads.iter_mut().skip(1) {
+                let regs = thread.natural.clone();
+                thread.put_back(&regs)?;
+            }
+            run::vanish(self, workplace)?;
+        }
+        for thread in &mut self.threads {
+            let regs = thread.natural.clone();
+            thread.put_back(&regs)?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of a built process, leader last.
+    pub fn detach(mut self) -> Result<()> {
+        for mut thread in self.threads.drain(..).rev() {
+            if let Some(stopped) = thread.stopped.take() {
+                stopped.detach()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Site for Tracee {
+    fn run(&mut self, program: &Program) -> Result<Outcome> {
+        run::run(self, 0, program)
+    }
+}
+
+/// A thread of a process as a site.
+#[derive(Debug)]
+pub struct ThreadSite<'a> {
+    tracee: &'a mut Tracee,
+    index: usize,
+}
+
+impl Site for ThreadSite<'_> {
+    fn run(&mut self, program: &Program) -> Result<Outcome> {
+        run::run(self.tracee, self.index, program)
+    }
+}
+
+impl Drop for Tracee {
+    fn drop(&mut self) {
+        match self.hold {
+            Hold::Dump => {
+                if let Err(error) = self.let_go() {
+                    tracing::error!(pid = self.pid.as_raw(), %error, "a held process could not be put back");
+                }
+            }
+            Hold::Restore => {
+                for thread in self
+                    .threads
+                    .iter()
+                    .rev()
+                    .filter(|thread| thread.tid != self.pid)
+                {
+                    kill(thread.tid, Signal::SIGKILL).ok();
+                }
+                if !self.threads.is_empty() {
+                    kill(self.pid, Signal::SIGKILL).ok();
+                    for thread in self.threads.iter().rev() {
+                        drop(wait::reap(thread.tid));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn gone_is_fine(result: Result<()>) -> Result<()> {
+    match result {
+        Err(
+            Error::Gone(_)
+            | Error::Kernel {
+                errno: Errno::ESRCH,
+                ..
+            },
+        ) => Ok(()),
+        other => other,
+    }
+}
+
+fn thread_ids(pid: Pid) -> Vec<Pid> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .map(Pid::from_raw)
+        .collect()
+}
+
+fn status(tid: Pid) -> String {
+    String::from_utf8_lossy(&fs::read(format!("/proc/{tid}/status")).unwrap_or_default())
+        .into_owned()
+}
+
+fn field<'a>(status: &'a str, name: &str) -> &'a str {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .map_or("", str::trim)
+}
+
+/// The id that the task has in its own pid namespace.
+fn own_id(tid: Pid) -> Pid {
+    field(&status(tid), "NSpid")
+        .split_ascii_whitespace()
+        .next_back()
+        .and_then(|id| id.parse().ok())
+        .map_or(tid, Pid::from_raw)
+}
+
+fn already_traced(tid: Pid, error: Error) -> Error {
+    let tracer = field(&status(tid), "TracerPid").parse().unwrap_or(0);
+    if tracer == 0 {
+        error
+    } else {
+        Error::Traced {
+            pid: tid,
+            tracer: Pid::from_raw(tracer),
+        }
+    }
+}
+
+/// A signal that the process neither handles nor has pending, and that does nothing by default.
+fn closing_signal(pid: Pid) -> i32 {
+    let status = status(pid);
+    let set = |name| u64::from_str_radix(field(&status, name), 16).unwrap_or(0);
+    let busy = set("SigCgt") | set("ShdPnd") | set("SigPnd");
+    [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD]
+        .into_iter()
+        .find(|signal| busy >> (signal - 1) & 1 == 0)
+        .unwrap_or(libc::SIGURG)
+}
+
+/// A hole below 4 GiB.
+fn low_hole(pid: Pid, size: u64) -> Result<u64> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).map_err(|_| Error::Gone(pid))?;
+    let mut at = 0x10_0000;
+    for line in maps.lines() {
+        let Some((start, end)) = line
+            .split_ascii_whitespace()
+            .next()
+            .and_then(|range| range.split_once('-'))
+        else {
+            continue;
+        };
+        let start = u64::from_str_radix(start, 16).unwrap_or(0);
+        let end = u64::from_str_radix(end, 16).unwrap_or(0);
+        if start >= at + size + 0x10_0000 {
+            break;
+        }
+        at = at.max(end);
+    }
+    Ok(at.next_multiple_of(0x1000))
+}

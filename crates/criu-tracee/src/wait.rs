@@ -1,0 +1,85 @@
+//! Every wait for a task.
+
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::error::{Context, Error, Result};
+use crate::stop::Stop;
+
+/// Bits of a raw status that nix does not decode: the event, and the signal it came with.
+const EVENT_STOP: i32 = 128;
+
+/// Waits until this very thread stops, or until the deadline.
+pub(crate) fn stop(tid: Pid, deadline: Option<Instant>) -> Result<Stop> {
+    let status = match deadline {
+        None => raw(tid, 0)?,
+        Some(deadline) => patiently(tid, deadline)?,
+    }
+    .ok_or(Error::Unresponsive(tid))?;
+    if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
+        return Err(Error::Gone(tid));
+    }
+    let signal = libc::WSTOPSIG(status);
+    Ok(match status >> 16 {
+        EVENT_STOP if signal == libc::SIGTRAP => Stop::Interrupt,
+        EVENT_STOP => Stop::Group(signal),
+        _ if signal == libc::SIGTRAP | 0x80 => Stop::Syscall,
+        _ => Stop::Signal(signal),
+    })
+}
+
+/// A task in an uninterruptible sleep (a vfork whose child has not let go, a hung disk) does not stop.
+fn patiently(tid: Pid, deadline: Instant) -> Result<Option<i32>> {
+    let mut nap = Duration::from_micros(10);
+    loop {
+        if let Some(status) = raw(tid, libc::WNOHANG)? {
+            return Ok(Some(status));
+        }
+        if Instant::now() > deadline {
+            return Ok(None);
+        }
+        std::thread::sleep(nap);
+        nap = (nap * 2).min(Duration::from_millis(2));
+    }
+}
+
+/// `waitpid` with the raw status: nix folds ptrace events of unknown kinds into errors.
+#[allow(
+    unsafe_code,
+    reason = "nix does not give the raw status, and its decoding refuses PTRACE_EVENT_STOP"
+)]
+fn raw(tid: Pid, options: i32) -> Result<Option<i32>> {
+    let mut status = 0;
+    loop {
+        // SAFETY: `status` is a live int.
+        let got = unsafe { libc::waitpid(tid.as_raw(), &raw mut status, libc::__WALL | options) };
+        match Errno::result(got) {
+            Ok(0) => return Ok(None),
+            Ok(_) => return Ok(Some(status)),
+            Err(Errno::EINTR) => {}
+            Err(Errno::ECHILD) => return Err(Error::Gone(tid)),
+            Err(errno) => {
+                return Err(Error::Kernel {
+                    call: "waitpid",
+                    errno,
+                });
+            }
+        }
+    }
+}
+
+/// Waits until a child has ended and takes its status.
+pub(crate) fn reap(pid: Pid) -> Result<()> {
+    loop {
+        match waitpid(pid, Some(WaitPidFlag::__WALL)) {
+            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(Errno::ECHILD) => {
+                return Ok(());
+            }
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno).call("waitpid"),
+        }
+    }
+}
