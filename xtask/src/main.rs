@@ -1,5 +1,10 @@
 //! `cargo xtask VERB`: a verb a file, listed in one table.
+mod ci;
 mod codegen;
+mod edges;
+mod shell;
+mod tidy;
+mod zdtm;
 
 use std::process::ExitCode;
 
@@ -11,24 +16,46 @@ type Verb = (
 );
 
 /// Every verb.
-const VERBS: &[Verb] = &[(
-    "codegen",
-    "write crates/criu-image/src/pb from proto/ (--check: only compare)",
-    codegen::run,
-)];
+const VERBS: &[Verb] = &[
+    (
+        "ci",
+        "everything a change has to pass; what CI runs",
+        ci::run,
+    ),
+    (
+        "codegen",
+        "write crates/criu-image/src/pb from proto/ (--check: only compare)",
+        codegen::run,
+    ),
+    (
+        "tidy",
+        "the rules of the house that no compiler checks",
+        tidy::run,
+    ),
+    (
+        "zdtm",
+        "build criu and the test cases, and run them (--help: options)",
+        zdtm::run,
+    ),
+];
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let verb = args.split_first();
     if let Some((name, rest)) = verb
         && let Some((_, _, run)) = VERBS.iter().find(|(known, ..)| known == name)
     {
-        run(rest)?;
-        return Ok(ExitCode::SUCCESS);
+        return match run(rest) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("xtask {name}: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
     }
     eprintln!("usage: cargo xtask VERB");
     for (name, about, _) in VERBS {
         eprintln!("  {name:<10} {about}");
     }
-    Ok(ExitCode::from(2))
+    ExitCode::from(2)
 }

@@ -6,7 +6,10 @@ use nix::sys::prctl;
 use nix::unistd::gettid;
 use zdtm::{Case, Result, Team, check_eq};
 
-pub(crate) const CASES: &[Case] = &[Case::new("thread-names", names), Case::new("threads-1000", thousand)];
+pub(crate) const CASES: &[Case] = &[
+    Case::new("thread-names", names),
+    Case::new("threads-1000", thousand),
+];
 
 fn names() -> Result<()> {
     let own = c"the root (x) \xff)";
