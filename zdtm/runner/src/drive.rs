@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -188,7 +188,7 @@ impl Run<'_> {
         }
     }
 
-    fn call(&self, verb: &str, images: &PathBuf, arguments: &[String]) -> Result<Option<Outcome>> {
+    fn call(&self, verb: &str, images: &Path, arguments: &[String]) -> Result<Option<Outcome>> {
         let binary = if verb == "restore" {
             &self.job.column.restore_with
         } else {
