@@ -92,7 +92,8 @@ fn files() -> Result<Vec<String>> {
 fn source(file: &str, text: &str) -> Vec<String> {
     let mut complaints = Vec::new();
     let generated = file.contains("/pb/");
-    if !text.starts_with("//!") && !(generated && text.starts_with("//")) {
+    let opening = if generated { "//" } else { "//!" };
+    if !text.starts_with(opening) {
         complaints.push(format!("{file}: does not open with `//!`"));
     }
     let lines = text.lines().count();
@@ -125,6 +126,7 @@ fn code(line: &str) -> String {
     let (mut quoted, mut escaped, mut last) = (false, false, ' ');
     for letter in line.chars() {
         if !quoted && letter == '/' && last == '/' {
+            code.pop();
             break;
         }
         if letter == '"' && !escaped && last != '\'' {

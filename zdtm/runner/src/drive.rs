@@ -155,8 +155,12 @@ impl Run<'_> {
         match dumped {
             Call::Done => {}
             Call::Refused(why) if !self.job.case.refused.is_empty() => {
-                let why = why.lines().last().unwrap_or_default().trim();
-                self.remark = format!("refused ({}): {why}", self.job.case.refused);
+                let mut errors = why
+                    .lines()
+                    .skip(1)
+                    .filter(|line| !line.contains("RLIMIT_NOFILE"));
+                let error = errors.next().unwrap_or_default().trim();
+                self.remark = format!("refused, {}: {error}", self.job.case.refused);
                 return Ok(None);
             }
             Call::Refused(why) | Call::Hung(why) => return Ok(Some(Outcome::Fail(why))),
@@ -297,9 +301,8 @@ impl Run<'_> {
                 Outcome::Pass(self.remark.clone())
             }
             Ok(Outcome::Skip(reason)) => Outcome::Skip(reason),
-            Ok(Outcome::Fail(why)) => {
-                Outcome::Fail(format!("{why}\n{failures}").trim_end().to_owned())
-            }
+            // A child says better than its parent what went wrong.
+            Ok(Outcome::Fail(why)) => Outcome::Fail(format!("{failures}{why}")),
             Ok(Outcome::Pass(_)) => Outcome::Fail(format!("passed, but: {status} {failures}")),
             Err(_) => Outcome::Fail(format!("ended without a verdict: {status}\n{failures}")),
         })

@@ -464,6 +464,10 @@ fn parse_smaps(text: &str, names: &mut Names) -> Vec<Mapping> {
             .unwrap_or_default()
             .trim()
             .replace("/memfd:/dev/zero", "/dev/zero");
+        if name == "[vsyscall]" {
+            // The kernel's, at the same place for all; shown or not by how the process came to be.
+            continue;
+        }
         let file = match inode {
             "0" => name,
             _ => format!("{name} file=#{}", names.of(format!("{device}:{inode}"))),
