@@ -130,6 +130,9 @@ impl Run<'_> {
         arguments.extend_from_slice(&self.job.case.options);
         arguments.extend_from_slice(&self.job.case.dump);
         if mode == Mode::PreDump {
+            if !criu::check(&self.job.column.dump_with, "mem_dirty_track")? {
+                return Ok(Some(Outcome::Skip("no memory tracking here".to_owned())));
+            }
             arguments.push("--track-mem".to_owned());
             for round in 0..2 {
                 let pre = self.job.dir.join(format!("img{iteration}-pre{round}"));
@@ -208,17 +211,22 @@ impl Run<'_> {
 
     /// After `--leave-stopped` everything has to be stopped.
     fn stopped(&self, process: &Process) -> Result<Option<Outcome>> {
-        let now = visible::processes()?
-            .into_iter()
-            .find(|now| now.pid == process.pid);
-        Ok(match now {
-            Some(now) if "TZ".contains(now.state) => None,
-            Some(now) => Some(Outcome::Fail(format!(
-                "{} is {}, not stopped",
-                process.pid, now.state
-            ))),
-            None => Some(Outcome::Fail(format!("{} is gone", process.pid))),
-        })
+        // It may still be on its way into the stop.
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            let now = visible::processes()?
+                .into_iter()
+                .find(|now| now.pid == process.pid);
+            let why = match now {
+                Some(now) if "TZ".contains(now.state) => return Ok(None),
+                Some(now) => format!("{} is {}, not stopped", process.pid, now.state),
+                None => format!("{} is gone", process.pid),
+            };
+            if Instant::now() > deadline {
+                return Ok(Some(Outcome::Fail(why)));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// After a dump that kills: waits until no pid of the tree is taken any more.
