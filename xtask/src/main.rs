@@ -1,6 +1,11 @@
 //! `cargo xtask VERB`: a verb a file, listed in one table.
+mod ci;
 mod codegen;
 mod demo;
+mod edges;
+mod shell;
+mod tidy;
+mod zdtm;
 
 use std::process::ExitCode;
 
@@ -14,6 +19,11 @@ type Verb = (
 /// Every verb.
 const VERBS: &[Verb] = &[
     (
+        "ci",
+        "everything a change has to pass; what CI runs",
+        ci::run,
+    ),
+    (
         "codegen",
         "write crates/criu-image/src/pb from proto/ (--check: only compare)",
         codegen::run,
@@ -23,20 +33,35 @@ const VERBS: &[Verb] = &[
         "dump, kill and restore a small program, and show it going on; no root needed",
         demo::run,
     ),
+    (
+        "tidy",
+        "the rules of the house that no compiler checks",
+        tidy::run,
+    ),
+    (
+        "zdtm",
+        "build criu and the test cases, and run them (--help: options)",
+        zdtm::run,
+    ),
 ];
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let verb = args.split_first();
     if let Some((name, rest)) = verb
         && let Some((_, _, run)) = VERBS.iter().find(|(known, ..)| known == name)
     {
-        run(rest)?;
-        return Ok(ExitCode::SUCCESS);
+        return match run(rest) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("xtask {name}: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
     }
     eprintln!("usage: cargo xtask VERB");
     for (name, about, _) in VERBS {
         eprintln!("  {name:<10} {about}");
     }
-    Ok(ExitCode::from(2))
+    ExitCode::from(2)
 }

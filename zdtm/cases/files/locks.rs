@@ -148,8 +148,8 @@ fn leases() -> Result<()> {
     fs::write(zdtm::dir().join("read"), "")?;
     let read = File::open(zdtm::dir().join("read"))?;
     let write = open("write")?;
-    // SAFETY: takes no address.
     let fcntl = |file: &File, command, argument: c_int| {
+        // SAFETY: takes no address.
         ret(unsafe { libc::fcntl(file.as_raw_fd(), command, argument) })
     };
     fcntl(&read, libc::F_SETLEASE, libc::F_RDLCK)?;

@@ -81,10 +81,8 @@ fn seals() -> Result<()> {
     zdtm::checkpoint()?;
     for (file, seals) in &files {
         // SAFETY: takes no address.
-        check_eq!(
-            ret(unsafe { libc::fcntl(file.as_raw_fd(), F_GET_SEALS) })?,
-            *seals
-        );
+        let found = ret(unsafe { libc::fcntl(file.as_raw_fd(), F_GET_SEALS) })?;
+        check_eq!(found, *seals);
         check_eq!(
             file.set_len(3).is_err(),
             seals & 2 != 0,
@@ -102,10 +100,8 @@ fn seals() -> Result<()> {
         );
     }
     // SAFETY: takes no address.
-    check_eq!(
-        unsafe { libc::fcntl(unsealable.as_raw_fd(), F_ADD_SEALS, 2) },
-        -1
-    );
+    let refused = unsafe { libc::fcntl(unsealable.as_raw_fd(), F_ADD_SEALS, 2) };
+    check_eq!(refused, -1);
     Ok(())
 }
 

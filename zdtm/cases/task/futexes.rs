@@ -94,10 +94,8 @@ fn robust_mutex() -> Result<()> {
     }
     let child = Child::spawn("owner", move || {
         // SAFETY: initialised by the parent before the fork.
-        check_eq!(
-            unsafe { libc::pthread_mutex_lock(shared.pointer().cast()) },
-            0
-        );
+        let failed = unsafe { libc::pthread_mutex_lock(shared.pointer().cast()) };
+        check_eq!(failed, 0);
         Child::checkpoint();
         Ok(())
     })?;

@@ -40,10 +40,9 @@ fn set(signals: &[c_int]) -> libc::sigset_t {
 fn block(signals: &[c_int]) -> Result<()> {
     let set = set(signals);
     // SAFETY: the set lives through the call.
-    check_eq!(
-        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) },
-        0
-    );
+    let failed =
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    check_eq!(failed, 0);
     Ok(())
 }
 
@@ -94,8 +93,8 @@ fn queue(target: Option<Pid>, signal: c_int, value: usize) -> Result<Arrival> {
     let bytes = value.to_ne_bytes();
     info[6] = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     info[7] = u32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
-    // SAFETY: a siginfo is 128 bytes, which this is.
     match target {
+        // SAFETY: a siginfo is 128 bytes, which this is.
         None => ret(unsafe {
             libc::syscall(
                 libc::SYS_rt_sigqueueinfo,

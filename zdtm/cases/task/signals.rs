@@ -179,7 +179,7 @@ fn altstack() -> Result<()> {
         check_eq!(get_altstack()?, before);
         let _turn = turn
             .lock()
-            .map_err(|_| zdtm::Context::context(None::<()>, "poisoned").unwrap_err())?;
+            .or_else(|_| zdtm::bail!("another thread failed"))?;
         // SAFETY: the handler is installed.
         ret(unsafe { libc::raise(libc::SIGUSR1) })?;
         let used = ON_STACK.load(Ordering::SeqCst);
@@ -221,7 +221,7 @@ fn inside() -> Result<()> {
     zdtm::checkpoint()?;
     let stack = thread
         .join()
-        .map_err(|_| zdtm::Context::context(None::<()>, "panicked").unwrap_err())??;
+        .or_else(|_| zdtm::bail!("the thread panicked"))??;
     check_eq!(INSIDE.load(Ordering::SeqCst), 2);
     let used = ON_STACK.load(Ordering::SeqCst);
     check!((stack..stack + 16 * PAGE).contains(&used));

@@ -55,6 +55,16 @@ pub(crate) fn call(
     }
 }
 
+/// Whether `criu check` finds this feature.
+pub(crate) fn check(binary: &Path, feature: &str) -> Result<bool> {
+    let output = Command::new(binary)
+        .args(["check", "--feature", feature])
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| binary.display().to_string())?;
+    Ok(output.status.success())
+}
+
 /// The telling lines of criu's log, or of its standard error when it wrote no log.
 fn errors(images: &Path, verb: &str) -> String {
     let read = |name: String| std::fs::read(images.join(name)).unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -130,6 +130,9 @@ impl Run<'_> {
         arguments.extend_from_slice(&self.job.case.options);
         arguments.extend_from_slice(&self.job.case.dump);
         if mode == Mode::PreDump {
+            if !criu::check(&self.job.column.dump_with, "mem_dirty_track")? {
+                return Ok(Some(Outcome::Skip("no memory tracking here".to_owned())));
+            }
             arguments.push("--track-mem".to_owned());
             for round in 0..2 {
                 let pre = self.job.dir.join(format!("img{iteration}-pre{round}"));
@@ -155,8 +158,12 @@ impl Run<'_> {
         match dumped {
             Call::Done => {}
             Call::Refused(why) if !self.job.case.refused.is_empty() => {
-                let why = why.lines().last().unwrap_or_default().trim();
-                self.remark = format!("refused ({}): {why}", self.job.case.refused);
+                let mut errors = why
+                    .lines()
+                    .skip(1)
+                    .filter(|line| !line.contains("RLIMIT_NOFILE"));
+                let error = errors.next().unwrap_or_default().trim();
+                self.remark = format!("refused, {}: {error}", self.job.case.refused);
                 return Ok(None);
             }
             Call::Refused(why) | Call::Hung(why) => return Ok(Some(Outcome::Fail(why))),
@@ -188,7 +195,7 @@ impl Run<'_> {
         }
     }
 
-    fn call(&self, verb: &str, images: &PathBuf, arguments: &[String]) -> Result<Option<Outcome>> {
+    fn call(&self, verb: &str, images: &Path, arguments: &[String]) -> Result<Option<Outcome>> {
         let binary = if verb == "restore" {
             &self.job.column.restore_with
         } else {
@@ -204,17 +211,22 @@ impl Run<'_> {
 
     /// After `--leave-stopped` everything has to be stopped.
     fn stopped(&self, process: &Process) -> Result<Option<Outcome>> {
-        let now = visible::processes()?
-            .into_iter()
-            .find(|now| now.pid == process.pid);
-        Ok(match now {
-            Some(now) if "TZ".contains(now.state) => None,
-            Some(now) => Some(Outcome::Fail(format!(
-                "{} is {}, not stopped",
-                process.pid, now.state
-            ))),
-            None => Some(Outcome::Fail(format!("{} is gone", process.pid))),
-        })
+        // It may still be on its way into the stop.
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            let now = visible::processes()?
+                .into_iter()
+                .find(|now| now.pid == process.pid);
+            let why = match now {
+                Some(now) if "TZ".contains(now.state) => return Ok(None),
+                Some(now) => format!("{} is {}, not stopped", process.pid, now.state),
+                None => format!("{} is gone", process.pid),
+            };
+            if Instant::now() > deadline {
+                return Ok(Some(Outcome::Fail(why)));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// After a dump that kills: waits until no pid of the tree is taken any more.
@@ -297,9 +309,8 @@ impl Run<'_> {
                 Outcome::Pass(self.remark.clone())
             }
             Ok(Outcome::Skip(reason)) => Outcome::Skip(reason),
-            Ok(Outcome::Fail(why)) => {
-                Outcome::Fail(format!("{why}\n{failures}").trim_end().to_owned())
-            }
+            // A child says better than its parent what went wrong.
+            Ok(Outcome::Fail(why)) => Outcome::Fail(format!("{failures}{why}")),
             Ok(Outcome::Pass(_)) => Outcome::Fail(format!("passed, but: {status} {failures}")),
             Err(_) => Outcome::Fail(format!("ended without a verdict: {status}\n{failures}")),
         })

@@ -23,6 +23,11 @@ pub(crate) struct Process {
     pub(crate) state: char,
 }
 
+/// A file of /proc as text; a task's name may be anything but UTF-8.
+pub(crate) fn read(path: impl AsRef<Path>) -> std::io::Result<String> {
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// All processes of this pid namespace.
 pub(crate) fn processes() -> Result<Vec<Process>> {
     let mut all = Vec::new();
@@ -32,7 +37,7 @@ pub(crate) fn processes() -> Result<Vec<Process>> {
             continue;
         };
         // It may be gone by now.
-        let Ok(text) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        let Ok(text) = read(format!("/proc/{pid}/stat")) else {
             continue;
         };
         let fields = stat(&text);
@@ -218,7 +223,7 @@ const FILES: &[&str] = &[
 
 /// The process as a whole. False for a zombie, which has only this much.
 fn task(dir: &str, put: &mut Put<'_>) -> bool {
-    let Ok(text) = fs::read_to_string(format!("{dir}/stat")) else {
+    let Ok(text) = read(format!("{dir}/stat")) else {
         return false;
     };
     let fields = stat(&text);
@@ -265,7 +270,7 @@ fn task(dir: &str, put: &mut Put<'_>) -> bool {
                 .join(" "),
         );
     }
-    if let Ok(text) = fs::read_to_string(format!("{dir}/timers")) {
+    if let Ok(text) = read(format!("{dir}/timers")) {
         // "signal: 10/0000..." carries a kernel address or user value; the timer's own value is the case's to check.
         put(
             "timers",
@@ -298,7 +303,7 @@ fn threads(dir: &str, put: &mut Put<'_>) {
     };
     for entry in entries.flatten() {
         let tid = entry.file_name().to_string_lossy().into_owned();
-        if let Ok(text) = fs::read_to_string(entry.path().join("status")) {
+        if let Ok(text) = read(entry.path().join("status")) {
             for line in text.lines() {
                 if let Some((name, value)) = line.split_once(':')
                     && STATUS.contains(&name)
@@ -307,7 +312,7 @@ fn threads(dir: &str, put: &mut Put<'_>) {
                 }
             }
         }
-        if let Ok(text) = fs::read_to_string(entry.path().join("stat")) {
+        if let Ok(text) = read(entry.path().join("stat")) {
             let fields = stat(&text);
             for number in [19, 40, 41] {
                 put(
@@ -364,7 +369,7 @@ fn descriptors(dir: &str, names: &mut Names, put: &mut Put<'_>) {
                 );
             }
         }
-        let info = fs::read_to_string(format!("{dir}/fdinfo/{fd}")).unwrap_or_default();
+        let info = read(format!("{dir}/fdinfo/{fd}")).unwrap_or_default();
         for line in info.lines() {
             match line.split_once(':') {
                 Some((name, text)) if FDINFO.contains(&name) => {
@@ -409,7 +414,7 @@ struct Mapping {
 }
 
 fn mappings(dir: &str, names: &mut Names, put: &mut Put<'_>) {
-    let Ok(text) = fs::read_to_string(format!("{dir}/smaps")) else {
+    let Ok(text) = read(format!("{dir}/smaps")) else {
         return;
     };
     for mapping in joined(parse_smaps(&text, names)) {
@@ -477,6 +482,8 @@ fn parse_smaps(text: &str, names: &mut Names) -> Vec<Mapping> {
             flags: String::new(),
         });
     }
+    // The kernel's own, at the same place for all; listed or not by how the process came to be.
+    mappings.retain(|mapping| mapping.file != "[vsyscall]");
     mappings
 }
 
