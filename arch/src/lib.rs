@@ -78,4 +78,8 @@ pub trait Arch {
 
     /// Bytes that [`Arch::heal`] gives.
     const HEAL_SIZE: usize;
+
+    /// Code to lie at `from`, the start of a function of a vdso, that goes on at `target`, the same
+    /// function of another: arguments and return address stay as they are.
+    fn vdso_jump(from: u64, target: u64) -> Vec<u8>;
 }

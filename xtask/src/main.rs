@@ -1,5 +1,6 @@
 //! `cargo xtask VERB`: a verb a file, listed in one table.
 mod codegen;
+mod demo;
 
 use std::process::ExitCode;
 
@@ -11,11 +12,18 @@ type Verb = (
 );
 
 /// Every verb.
-const VERBS: &[Verb] = &[(
-    "codegen",
-    "write crates/criu-image/src/pb from proto/ (--check: only compare)",
-    codegen::run,
-)];
+const VERBS: &[Verb] = &[
+    (
+        "codegen",
+        "write crates/criu-image/src/pb from proto/ (--check: only compare)",
+        codegen::run,
+    ),
+    (
+        "demo",
+        "dump, kill and restore a small program, and show it going on; no root needed",
+        demo::run,
+    ),
+];
 
 fn main() -> anyhow::Result<ExitCode> {
     let args: Vec<String> = std::env::args().skip(1).collect();

@@ -9,6 +9,7 @@ mod fpu;
 mod regs;
 mod stub;
 mod tls;
+mod vdso;
 
 pub use fpu::{XstateLayout, component_name};
 pub use regs::X86Regs;
@@ -63,5 +64,9 @@ impl Arch for X86_64 {
 
     fn heal(context: &HealContext<'_, X86Regs>) -> Vec<u8> {
         stub::heal(context)
+    }
+
+    fn vdso_jump(_from: u64, target: u64) -> Vec<u8> {
+        vdso::jump(target)
     }
 }

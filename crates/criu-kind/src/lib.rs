@@ -6,8 +6,12 @@
 
 mod aspect;
 mod error;
+mod file;
 mod mapped;
 
 pub use aspect::{Answer, Aspect, Draft, Saved, ThreadView};
 pub use error::{Error, Result, Subject, Within};
+pub use file::{
+    AnyFileKind, Cache, DumpCx, FileEntry, FileKind, Inode, Kernel, OpenFile, Opened, RestoreCx, Slot,
+};
 pub use mapped::{FileFds, MappedFiles};

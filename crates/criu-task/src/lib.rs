@@ -12,6 +12,7 @@
 
 mod affinity;
 mod altstack;
+pub mod birth;
 mod child_subreaper;
 mod clear_tid;
 mod comm;
@@ -27,6 +28,7 @@ mod oom_score;
 mod pdeathsig;
 mod pending;
 mod personality;
+mod plan;
 mod posix_timer;
 mod rlimit;
 mod robust_list;
@@ -41,10 +43,13 @@ mod table;
 mod testing;
 mod thp;
 mod timerslack;
+mod tree;
 mod words;
 
 pub use pending::closing_signal;
+pub use plan::{End, Plan, PlanNode, Role, Step};
 pub use rseq::forget as forget_rseq;
 pub use seccomp_table::SeccompTable;
 pub use state::{NewThread, TaskState, core, natural, zombie};
 pub use table::{ASPECTS, Dressed, answer, describe, dress, push};
+pub use tree::{Node, Tree, freeze};

@@ -108,7 +108,7 @@ fn request(call: &'static str, request: u32, tid: Pid, addr: usize, data: usize)
     // of the size that the request needs.
     let ret = unsafe { libc::ptrace(request as _, tid.as_raw(), addr, data) };
     match Errno::result(ret) {
-        Ok(value) => Ok(value as i64),
+        Ok(value) => Ok(value),
         Err(Errno::ESRCH) => Err(Error::Gone(tid)),
         Err(errno) => Err(Error::Kernel { call, errno }),
     }
@@ -121,7 +121,7 @@ pub(crate) fn seize(tid: Pid, options: usize) -> Result<()> {
 pub(crate) fn set_options(tid: Pid, options: usize) -> Result<()> {
     request(
         "ptrace(PTRACE_SETOPTIONS)",
-        libc::PTRACE_SETOPTIONS as u32,
+        libc::PTRACE_SETOPTIONS,
         tid,
         0,
         options,
@@ -136,7 +136,7 @@ pub(crate) fn interrupt(tid: Pid) -> Result<()> {
 pub(crate) fn cont(tid: Pid, signal: i32) -> Result<()> {
     request(
         "ptrace(PTRACE_CONT)",
-        libc::PTRACE_CONT as u32,
+        libc::PTRACE_CONT,
         tid,
         0,
         signal as usize,
@@ -145,20 +145,13 @@ pub(crate) fn cont(tid: Pid, signal: i32) -> Result<()> {
 }
 
 pub(crate) fn syscall(tid: Pid) -> Result<()> {
-    request(
-        "ptrace(PTRACE_SYSCALL)",
-        libc::PTRACE_SYSCALL as u32,
-        tid,
-        0,
-        0,
-    )
-    .map(drop)
+    request("ptrace(PTRACE_SYSCALL)", libc::PTRACE_SYSCALL, tid, 0, 0).map(drop)
 }
 
 pub(crate) fn detach(tid: Pid, signal: i32) -> Result<()> {
     request(
         "ptrace(PTRACE_DETACH)",
-        libc::PTRACE_DETACH as u32,
+        libc::PTRACE_DETACH,
         tid,
         0,
         signal as usize,
@@ -255,7 +248,7 @@ pub(crate) fn getsiginfo(tid: Pid) -> Result<SigInfo> {
     let at = info.bytes.as_mut_ptr().expose_provenance();
     request(
         "ptrace(PTRACE_GETSIGINFO)",
-        libc::PTRACE_GETSIGINFO as u32,
+        libc::PTRACE_GETSIGINFO,
         tid,
         0,
         at,

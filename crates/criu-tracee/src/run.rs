@@ -11,7 +11,7 @@ use crate::native::Native;
 use crate::program::Program;
 use crate::site::Outcome;
 use crate::stop::{Hold, Running, Stop};
-use crate::tracee::{HEAL_ROOM, LEADER_ROOM, THREAD_ROOM, Tracee};
+use crate::tracee::{HEAL_ROOM, LEADER_ROOM, THREAD_ROOM, Tracee, UNDO_ROOM};
 
 const SI_TKILL: i32 = -6;
 
@@ -119,7 +119,8 @@ fn begin(
     let workplace = tracee.workplace.ok_or(Error::NoPlace(pid))?;
     let room = room(workplace.rooms, place);
     let base = room.start + HEAL_ROOM;
-    let size = usize::try_from(room.end - base).unwrap_or(0);
+    let size =
+        usize::try_from(room.end - base - if thread == 0 { UNDO_ROOM } else { 0 }).unwrap_or(0);
     let Some(chunk) = progress.chunk(base, size)? else {
         return Ok(None);
     };
@@ -167,6 +168,14 @@ pub(crate) fn once(
         .into()),
         None => Ok(ret),
     }
+}
+
+/// A program as bytes for when nobody is there to read its results.
+pub(crate) fn undo(program: &Program, at: u64) -> Result<Option<Vec<u8>>> {
+    let room = usize::try_from(UNDO_ROOM).unwrap_or(0);
+    Ok(Progress::new(program)
+        .chunk(at, room)?
+        .map(|chunk| chunk.bytes))
 }
 
 /// Points a thread at the stub and lets it run.
@@ -276,7 +285,7 @@ pub(crate) fn vanish(tracee: &mut Tracee, workplace: Workplace) -> Result<()> {
     stopped.set_regs(&regs)?;
     stopped.set_mask(&all_but(signal))?;
     thread.hijacked = true;
-    let mut running = stopped.to_syscall()?;
+    let mut running = stopped.until_syscall()?;
     let mut crossings = 0;
     loop {
         let (stopped, stop) = running.wait()?;
@@ -297,6 +306,6 @@ pub(crate) fn vanish(tracee: &mut Tracee, workplace: Workplace) -> Result<()> {
             thread.stopped = Some(stopped);
             return Ok(());
         }
-        running = stopped.to_syscall()?;
+        running = stopped.until_syscall()?;
     }
 }

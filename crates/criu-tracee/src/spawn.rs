@@ -126,7 +126,12 @@ pub fn spawn_root(nursery: &Nursery, pids: &[i32], flags: u64) -> Result<Tracee>
     let args = CloneArgs {
         flags,
         exit_signal: libc::SIGCHLD.cast_unsigned().into(),
-        set_tid: pids.as_ptr().expose_provenance() as u64,
+        // The kernel refuses an address without a length.
+        set_tid: if pids.is_empty() {
+            0
+        } else {
+            pids.as_ptr().expose_provenance() as u64
+        },
         set_tid_size: pids.len() as u64,
         ..CloneArgs::default()
     };
@@ -143,7 +148,7 @@ pub fn spawn_root(nursery: &Nursery, pids: &[i32], flags: u64) -> Result<Tracee>
     let pid = Pid::from_raw(i32::try_from(pid).expect("pids are ints"));
     let held = Running::seize(pid, Hold::Restore).and_then(|running| {
         running.interrupt()?;
-        running.wait_held()
+        running.wait_held(None)
     });
     let vpid = pids.first().map_or(pid, |pid| Pid::from_raw(*pid));
     held.and_then(|held| Tracee::adopt_held(pid, vpid, nursery, held))

@@ -1,6 +1,7 @@
 //! A stopped thread as a value.
 
 use std::marker::PhantomData;
+use std::time::Instant;
 
 use criu_arch::{Arch, Regs, RegsTransfer};
 use nix::unistd::Pid;
@@ -80,7 +81,11 @@ impl Running {
     }
 
     pub(crate) fn wait(self) -> Result<(Stopped, Stop)> {
-        let stop = wait::stop(self.tid)?;
+        self.wait_until(None)
+    }
+
+    fn wait_until(self, deadline: Option<Instant>) -> Result<(Stopped, Stop)> {
+        let stop = wait::stop(self.tid, deadline)?;
         Ok((
             Stopped {
                 tid: self.tid,
@@ -92,10 +97,10 @@ impl Running {
 
     /// Waits for the first stop in which the thread belongs to us alone: signals that were on their
     /// way when it was seized are let through.
-    pub(crate) fn wait_held(self) -> Result<(Stopped, Stop)> {
+    pub(crate) fn wait_held(self, deadline: Option<Instant>) -> Result<(Stopped, Stop)> {
         let mut running = self;
         loop {
-            match running.wait()? {
+            match running.wait_until(deadline)? {
                 (stopped, Stop::Signal(signal)) => running = stopped.cont(signal)?,
                 (stopped, Stop::Syscall) => running = stopped.cont(0)?,
                 held => return Ok(held),
@@ -215,7 +220,7 @@ impl Stopped {
         })
     }
 
-    pub(crate) fn to_syscall(self) -> Result<Running> {
+    pub(crate) fn until_syscall(self) -> Result<Running> {
         ptrace::syscall(self.tid)?;
         Ok(Running {
             tid: self.tid,

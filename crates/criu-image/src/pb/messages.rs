@@ -2167,6 +2167,110 @@ impl ::prost::Name for MmExtEntry {
         "/mm_ext_entry".into()
     }
 }
+/// An extended attribute: user data, an ACL, file capabilities, a security label.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct XattrEntry {
+    #[prost(bytes = "vec", required, tag = "1")]
+    pub name: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", required, tag = "2")]
+    pub value: ::prost::alloc::vec::Vec<u8>,
+}
+impl ::prost::Name for XattrEntry {
+    const NAME: &'static str = "xattr_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "xattr_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/xattr_entry".into()
+    }
+}
+/// What `ghost-file-X.img` lacks.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GhostExtEntry {
+    /// The X.
+    #[prost(uint32, required, tag = "1")]
+    pub ghost_id: u32,
+    #[prost(message, repeated, tag = "2")]
+    pub xattrs: ::prost::alloc::vec::Vec<XattrEntry>,
+    /// The nanoseconds below the microseconds of the times there.
+    #[prost(uint32, optional, tag = "3")]
+    pub atim_nsec: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "4")]
+    pub mtim_nsec: ::core::option::Option<u32>,
+}
+impl ::prost::Name for GhostExtEntry {
+    const NAME: &'static str = "ghost_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "ghost_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/ghost_ext_entry".into()
+    }
+}
+/// Where the messages in a pipe end that keeps them apart (O_DIRECT).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PipeExtEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub pipe_id: u32,
+    /// Whether the content is that of a FIFO.
+    #[prost(bool, optional, tag = "2")]
+    pub fifo: ::core::option::Option<bool>,
+    #[prost(uint32, repeated, packed = "false", tag = "3")]
+    pub packets: ::prost::alloc::vec::Vec<u32>,
+}
+impl ::prost::Name for PipeExtEntry {
+    const NAME: &'static str = "pipe_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "pipe_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/pipe_ext_entry".into()
+    }
+}
+/// A file that an epoll set watches under a number that no longer is its own.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EpollExtEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub epoll_id: u32,
+    /// Which of its targets, from 0.
+    #[prost(uint32, required, tag = "2")]
+    pub index: u32,
+    /// The file.
+    #[prost(uint32, required, tag = "3")]
+    pub file_id: u32,
+}
+impl ::prost::Name for EpollExtEntry {
+    const NAME: &'static str = "epoll_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "epoll_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/epoll_ext_entry".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FilesExtEntry {
+    #[prost(message, optional, tag = "1")]
+    pub ghost: ::core::option::Option<GhostExtEntry>,
+    #[prost(message, optional, tag = "2")]
+    pub pipe: ::core::option::Option<PipeExtEntry>,
+    #[prost(message, optional, tag = "3")]
+    pub epoll: ::core::option::Option<EpollExtEntry>,
+}
+impl ::prost::Name for FilesExtEntry {
+    const NAME: &'static str = "files_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "files_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/files_ext_entry".into()
+    }
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EventfdFileEntry {
     #[prost(uint32, required, tag = "1")]

@@ -1,0 +1,67 @@
+//! What has a path: regular files, directories, memory devices, files of /proc and /sys, and anything
+//! opened with `O_PATH`.
+//!
+//! The image has the path, not the content: at restore the file must be there and look the same.
+//! Unlinked ones are kept whole, see `ghost.rs`.
+
+use criu_image::id::FileId;
+use criu_image::pb;
+use criu_kind::{DumpCx, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
+use criu_proc::Dev;
+use criu_tracee::{Program, Ret};
+
+/// `/dev/null`, `/dev/zero`, `/dev/urandom` …: `MEM_MAJOR` of `include/uapi/linux/major.h`.
+const MEM_MAJOR: u32 = 1;
+const O_PATH: u32 = libc::O_PATH.cast_unsigned();
+
+/// A path.
+#[derive(Debug)]
+pub struct Regular;
+
+impl FileKind for Regular {
+    type Entry = pb::RegFileEntry;
+    const NAME: &'static str = "regular";
+    const SINCE: Kernel = Kernel::new(2, 6, 0);
+
+    fn claims(&self, file: &OpenFile) -> bool {
+        if !file.link.starts_with(b"/") || file.link.starts_with(b"/memfd:") && file.inode.links == 0 {
+            return false;
+        }
+        match file.inode.format() {
+            libc::S_IFREG | libc::S_IFDIR => true,
+            libc::S_IFCHR if Dev::from_st_dev(file.inode.rdev).major == MEM_MAJOR => true,
+            _ => file.flags() & O_PATH != 0,
+        }
+    }
+
+    fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
+        cx.path(file, file.id)
+    }
+
+    fn open(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Opened> {
+        if cx.is_of_task(&entry.name) {
+            return Ok(Opened::There);
+        }
+        let fd = cx.open_path(FileId::new(entry.id), None)?;
+        if moves(entry) {
+            let mut program = Program::new();
+            program.lseek(fd, entry.pos, libc::SEEK_SET);
+            cx.here().run(&program)?;
+        }
+        Ok(Opened::Here(fd))
+    }
+
+    /// A file of a process of the tree can be opened only when the process is there.
+    fn open_there(&self, entry: &Self::Entry, program: &mut Program) -> Result<Ret> {
+        let path = program.cstr(&entry.name);
+        let fd = program.openat(libc::AT_FDCWD, path, entry.flags, 0);
+        if moves(entry) {
+            program.lseek(fd, entry.pos, libc::SEEK_SET);
+        }
+        Ok(fd)
+    }
+}
+
+fn moves(entry: &pb::RegFileEntry) -> bool {
+    entry.pos != 0 && entry.flags & O_PATH == 0
+}

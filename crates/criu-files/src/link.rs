@@ -1,0 +1,80 @@
+//! Names for open files whose own name is gone while others exist (`--link-remap`).
+//!
+//! Such a file cannot be copied into the images: it would become another file. And nobody knows where
+//! its other names are. So it gets a name beside its old one, which the restore takes away again.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use criu_kind::{Error, OpenFile, Result};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
+use std::os::fd::AsRawFd;
+
+use crate::collector::Collector;
+use crate::path::Named;
+
+/// The names given in a dump. Dropped, it removes them.
+#[derive(Debug, Default)]
+pub(crate) struct Links {
+    names: Vec<PathBuf>,
+    files: HashMap<(u64, u64), u32>,
+    last: u32,
+}
+
+impl Links {
+    /// The dump is complete and the tasks end: the names stay.
+    pub(crate) fn keep(&mut self) {
+        self.names.clear();
+    }
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        for name in &self.names {
+            if let Err(errno) = unlinkat(AT_FDCWD, name, UnlinkatFlags::NoRemoveDir) {
+                tracing::error!(path = %name.display(), %errno, "a name given to a file could not be removed");
+            }
+        }
+    }
+}
+
+/// Gives the file a name, and describes that. One inode gets one name.
+pub(crate) fn give_name(collector: &mut Collector<'_>, file: &OpenFile, named: &Named) -> Result<u32> {
+    let key = (file.inode.dev, file.inode.ino);
+    if let Some(id) = collector.links.files.get(&key) {
+        return Ok(*id);
+    }
+    if !collector.options.link_remap {
+        return Err(Error::unsupported(
+            format!("its name {} is gone, but it has {} others", named.path, file.inode.links),
+            "give --link-remap, so that it gets a temporary name",
+        ));
+    }
+    if file.inode.format() == libc::S_IFDIR {
+        return Err(Error::unsupported("a directory that was moved while we looked", "try again"));
+    }
+    let copy = format!("/proc/self/fd/{}", file.fd.as_raw_fd());
+    let directory = &named.path[..=named.path.rfind('/').unwrap_or(0)];
+    loop {
+        collector.links.last += 1;
+        let path = format!("{directory}link_remap.{}", collector.links.last);
+        let reach = PathBuf::from(format!("{}{path}", named.base));
+        match linkat(AT_FDCWD, copy.as_str(), AT_FDCWD, &reach, AtFlags::AT_SYMLINK_FOLLOW) {
+            Ok(()) => {
+                collector.links.names.push(reach);
+                let id = collector.link_entry(path, file.info.mount.map(|mount| mount.0));
+                collector.links.files.insert(key, id);
+                return Ok(id);
+            }
+            Err(Errno::EEXIST) => {}
+            Err(errno) => {
+                return Err(Error::unsupported(
+                    format!("it cannot get a temporary name in {directory}: {errno}"),
+                    "make the directory writable, or let the task close the file before the dump",
+                ));
+            }
+        }
+    }
+}
