@@ -19,7 +19,8 @@ impl Aspect for Personality {
         Ok(Box::new(|view, _, draft| {
             if view.leader {
                 let text = view.process.read("personality")?;
-                let persona = criu_proc::hex("personality", &text).map_err(criu_proc::Error::from)?;
+                let persona =
+                    criu_proc::hex("personality", &text).map_err(criu_proc::Error::from)?;
                 entries::task_of(draft).personality = persona;
             }
             Ok(())
@@ -42,8 +43,12 @@ mod tests {
     fn threads_take_their_leaders() {
         let mut thread = Thread::follower();
         thread.task().personality = 0x0040_0000;
-        check_dress(&Personality, &thread, expect![[r#"
+        check_dress(
+            &Personality,
+            &thread,
+            expect![[r#"
             $0 = personality(0x400000)
-        "#]]);
+        "#]],
+        );
     }
 }

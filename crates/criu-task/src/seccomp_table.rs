@@ -61,7 +61,11 @@ impl SeccompTable {
         let mut prev = None;
         for (filter, flags) in chain.into_iter().rev() {
             let flags = flags | if synced { FLAG_TSYNC } else { 0 };
-            let entry = pb::SeccompFilter { filter, prev, flags: Some(flags) };
+            let entry = pb::SeccompFilter {
+                filter,
+                prev,
+                flags: Some(flags),
+            };
             let fresh = u32::try_from(self.filters.len()).ok()?;
             let number = *self.index.entry(entry.clone()).or_insert(fresh);
             if number == fresh {
@@ -74,7 +78,9 @@ impl SeccompTable {
 
     /// The content of `seccomp.img`.
     pub fn into_entry(self) -> pb::SeccompEntry {
-        pb::SeccompEntry { seccomp_filters: self.filters }
+        pb::SeccompEntry {
+            seccomp_filters: self.filters,
+        }
     }
 }
 
@@ -104,12 +110,15 @@ mod tests {
         let filters = table.into_entry().seccomp_filters;
         let links: Vec<_> = filters.iter().map(|f| (f.prev, f.flags)).collect();
         let (log, both) = (Some(2), Some(3));
-        assert_eq!(links, [
-            (None, Some(0)),
-            (Some(0), log),
-            (None, log),
-            (None, Some(1)),
-            (Some(3), both),
-        ]);
+        assert_eq!(
+            links,
+            [
+                (None, Some(0)),
+                (Some(0), log),
+                (None, log),
+                (None, Some(1)),
+                (Some(3), both),
+            ]
+        );
     }
 }

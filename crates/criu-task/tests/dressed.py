@@ -46,6 +46,11 @@ timer(0, 1, 0)
 timer(1, 1, 0)
 timer(2, 0, 6000)
 call("syscall", 226, 1)  # timer_delete: a gap
+if os.environ.get("MANY_TIMERS"):
+    for n in range(3, 1500):
+        timer(n, 1, 0)
+        call("syscall", 226, n)
+    timer(1500, 1, 6000)
 stack = (ctypes.c_char * 65536)()
 call("sigaltstack", struct.pack("QiiQ", ctypes.addressof(stack), 0, 0, 65536), None)
 resource.setrlimit(resource.RLIMIT_CORE, (4096, 8192))

@@ -21,8 +21,11 @@ impl Subject {
         let mut command = Command::new("python3");
         command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/dressed.py"));
         command.envs(settings.iter().map(|name| (name, "1")));
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("python3 runs");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 runs");
         let mut line = String::new();
         let mut output = BufReader::new(child.stdout.take().expect("piped"));
         output.read_line(&mut line).expect("text");
@@ -103,7 +106,11 @@ fn ask(tracee: &mut Tracee) -> (Vec<Draft>, Vec<pb::SeccompFilter>) {
 
 fn suspend(tracee: &Tracee, hold: Hold) {
     for thread in tracee.threads() {
-        thread.stopped().expect("held").suspend_seccomp(hold).expect("we are root");
+        thread
+            .stopped()
+            .expect("held")
+            .suspend_seccomp(hold)
+            .expect("we are root");
     }
 }
 
@@ -121,7 +128,11 @@ fn restore(drafts: &[Draft], filters: &[pb::SeccompFilter], ids: &[i32]) -> Trac
     let mut tracee = spawn_root(&nursery, &ids[..1], 0).expect("spawn");
     let closing = closing_signal(drafts.iter().map(|draft| &draft.core)).expect("one is left");
     tracee.close_with(closing);
-    let inherited = tracee.threads()[0].stopped().expect("held").rseq().expect("ptrace");
+    let inherited = tracee.threads()[0]
+        .stopped()
+        .expect("held")
+        .rseq()
+        .expect("ptrace");
     let mut program = Program::new();
     if let Some(inherited) = inherited {
         criu_task::forget_rseq(&inherited, &mut program);
@@ -130,14 +141,18 @@ fn restore(drafts: &[Draft], filters: &[pb::SeccompFilter], ids: &[i32]) -> Trac
     let flags = 0x100u64 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000 | 0x2000;
     for id in &ids[1..] {
         let set_tid = program.bytes(id.to_ne_bytes());
-        let words = [flags, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0].map(u64::to_ne_bytes).concat();
+        let words = [flags, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]
+            .map(u64::to_ne_bytes)
+            .concat();
         let args = program.bytes(words);
         program.link(args, 64, set_tid);
         program.clone3(args, 88);
     }
     tracee.run(&program).expect("threads");
     for id in &ids[1..] {
-        tracee.adopt_thread(Pid::from_raw(*id), Pid::from_raw(*id)).expect("born traced");
+        tracee
+            .adopt_thread(Pid::from_raw(*id), Pid::from_raw(*id))
+            .expect("born traced");
     }
     suspend(&tracee, Hold::Restore);
 
@@ -163,9 +178,11 @@ fn restore(drafts: &[Draft], filters: &[pb::SeccompFilter], ids: &[i32]) -> Trac
         let mut program = Program::new();
         let dressed = dress(&saved, &mut program).expect("dress");
         let ran = tracee.thread(index).run(&program);
-        ran.map_err(|error| dressed.blame(error)).expect("the batch");
+        ran.map_err(|error| dressed.blame(error))
+            .expect("the batch");
         let new = natural(&saved, &fp_layout()).expect("registers");
-        new.set(tracee.threads()[index].stopped().expect("held")).expect("ptrace");
+        new.set(tracee.threads()[index].stopped().expect("held"))
+            .expect("ptrace");
         push(&saved, &seen.task).expect("push");
     }
     tracee
@@ -176,7 +193,10 @@ fn differences(before: &Draft, after: &Draft) -> Vec<String> {
     let (before, after) = (format!("{before:#?}"), format!("{after:#?}"));
     let pairs = before.lines().zip(after.lines()).enumerate();
     let differ = pairs.filter(|(_, (before, after))| before != after);
-    differ.map(|(line, (before, after))| format!("{line}: {before} {after}")).take(40).collect()
+    differ
+        .map(|(line, (before, after))| format!("{line}: {before} {after}"))
+        .take(40)
+        .collect()
 }
 
 /// What a test cannot give back: memory, and time that has passed.
@@ -210,7 +230,10 @@ fn check_round_trip(settings: &[&str], ids: &[i32]) -> (Vec<Draft>, Vec<pb::Secc
     for draft in &mut drafts {
         // The areas are not in the memory of the new process.
         let thread = draft.core.thread_core.as_mut().expect("asked for");
-        assert_ne!(thread.rseq_entry.expect("glibc has one").rseq_abi_pointer, 0);
+        assert_ne!(
+            thread.rseq_entry.expect("glibc has one").rseq_abi_pointer,
+            0
+        );
         thread.rseq_entry = Some(pb::RseqEntry::default());
     }
     let mut tracee = restore(&drafts, &filters, ids);
@@ -232,9 +255,18 @@ fn root() {
         panic!("two threads");
     };
     let task = leader.core.tc.as_ref().expect("a leader");
-    assert_eq!((task.task_state, &task.comm[..]), (1, b"(dressed) ".as_slice()));
-    assert_eq!((task.personality, task.child_subreaper), (0x4_0000, Some(true)));
-    assert_eq!((task.membarrier_registration_mask, task.oom_score_adj), (Some(16), Some(0)));
+    assert_eq!(
+        (task.task_state, &task.comm[..]),
+        (1, b"(dressed) ".as_slice())
+    );
+    assert_eq!(
+        (task.personality, task.child_subreaper),
+        (0x4_0000, Some(true))
+    );
+    assert_eq!(
+        (task.membarrier_registration_mask, task.oom_score_adj),
+        (Some(16), Some(0))
+    );
     assert_eq!(task.blk_sigset, 1 << 11 | 1 << 41);
     assert_eq!(task.sigactions.len(), 62);
     // SIGTRAP is number 5; SIGUSR1 is 10, and behind SIGKILL.
@@ -245,17 +277,36 @@ fn root() {
     assert_eq!(values, [1, 2]);
     let timers = task.timers.as_ref().expect("asked for");
     assert_eq!((timers.real.isec, timers.real.vsec / 100), (3, 50));
-    let posix: Vec<_> = timers.posix.iter().map(|t| (t.it_id, t.si_signo, t.isec)).collect();
+    let posix: Vec<_> = timers
+        .posix
+        .iter()
+        .map(|t| (t.it_id, t.si_signo, t.isec))
+        .collect();
     assert_eq!(posix, [(0, 40, 0), (2, 40, 7)]);
-    assert_eq!((timers.posix[1].sival_ptr, timers.posix[1].vsec), (0x5eed, 5999));
+    assert_eq!(
+        (timers.posix[1].sival_ptr, timers.posix[1].vsec),
+        (0x5eed, 5999)
+    );
     let limits = &task.rlimits.as_ref().expect("asked for").rlimits;
-    assert_eq!((limits.len(), limits[4].cur, limits[4].max), (16, 4096, 8192));
-    assert_eq!((leader.dumpable, leader.thp_disabled), (Some(1), Some(true)));
-    assert_eq!((&leader.ext.affinity[..], leader.ext.ioprio), ([1].as_slice(), Some(0x4006)));
+    assert_eq!(
+        (limits.len(), limits[4].cur, limits[4].max),
+        (16, 4096, 8192)
+    );
+    assert_eq!(
+        (leader.dumpable, leader.thp_disabled),
+        (Some(1), Some(true))
+    );
+    assert_eq!(
+        (&leader.ext.affinity[..], leader.ext.ioprio),
+        ([1].as_slice(), Some(0x4006))
+    );
     assert_eq!(leader.ext.timerslack_ns, Some(123_456));
 
     let own = leader.core.thread_core.as_ref().expect("a thread");
-    assert_eq!((own.pdeath_sig, own.sched_nice, own.sched_policy), (Some(9), Some(3), Some(0)));
+    assert_eq!(
+        (own.pdeath_sig, own.sched_nice, own.sched_policy),
+        (Some(9), Some(3), Some(0))
+    );
     assert_eq!(own.sas.expect("asked for").ss_size, 65536);
     assert_eq!((own.futex_rla_len, own.blk_sigset), (24, None));
     assert!(own.futex_rla > 1);
@@ -263,7 +314,10 @@ fn root() {
     let own = other.core.thread_core.as_ref().expect("a thread");
     assert_eq!(own.comm.as_deref(), Some(b"other thread".as_slice()));
     let rr_reset = 2 | 0x4000_0000;
-    assert_eq!((own.sched_policy, own.sched_prio), (Some(rr_reset), Some(3)));
+    assert_eq!(
+        (own.sched_policy, own.sched_prio),
+        (Some(rr_reset), Some(3))
+    );
     assert_eq!(own.blk_sigset, Some(1 << 9 | 1 << 11 | 1 << 41));
     let queued = &own.signals_p.as_ref().expect("asked for").signals;
     assert_eq!((queued.len(), queued[0].siginfo[0]), (1, 10));
@@ -273,22 +327,51 @@ fn root() {
 
 #[test]
 fn user_with_filters() {
-    let settings = ["AS_USER", "FILTERED", "NO_NEW_PRIVS"];
+    let settings = ["AS_USER", "FILTERED", "NO_NEW_PRIVS", "MANY_TIMERS"];
     let (drafts, filters) = check_round_trip(&settings, &[29_011, 29_012]);
     let own = drafts[0].core.thread_core.as_ref().expect("a thread");
     let creds = own.creds.as_ref().expect("asked for");
-    assert_eq!((creds.uid, creds.euid, creds.suid, creds.fsuid), (1000, 1001, 1002, 1001));
-    assert_eq!((creds.gid, creds.egid, creds.sgid, creds.fsgid), (100, 101, 102, 101));
-    assert_eq!((&creds.groups[..], creds.secbits), ([4, 27].as_slice(), 0x60));
+    assert_eq!(
+        (creds.uid, creds.euid, creds.suid, creds.fsuid),
+        (1000, 1001, 1002, 1001)
+    );
+    assert_eq!(
+        (creds.gid, creds.egid, creds.sgid, creds.fsgid),
+        (100, 101, 102, 101)
+    );
+    assert_eq!(
+        (&creds.groups[..], creds.secbits),
+        ([4, 27].as_slice(), 0x60)
+    );
     let some = 1 << 13 | 1 << 8;
-    assert_eq!((creds.cap_prm[0], creds.cap_eff[0], creds.cap_inh[0]), (some, some, some));
+    assert_eq!(
+        (creds.cap_prm[0], creds.cap_eff[0], creds.cap_inh[0]),
+        (some, some, some)
+    );
     assert_eq!((creds.cap_amb[0], creds.cap_bnd[0] >> 21 & 1), (1 << 13, 0));
     assert_eq!(creds.no_new_privs, Some(1));
+    let task = drafts[0].core.tc.as_ref().expect("a leader");
+    let posix = &task.timers.as_ref().expect("asked for").posix;
+    assert_eq!((posix.len(), posix[2].it_id), (3, 1500));
     // Both filters are of all threads, so they are the leader's.
-    let flags: Vec<_> = filters.iter().map(|filter| (filter.prev, filter.flags)).collect();
+    let flags: Vec<_> = filters
+        .iter()
+        .map(|filter| (filter.prev, filter.flags))
+        .collect();
     assert_eq!(flags, [(None, Some(1)), (Some(0), Some(3))]);
-    assert_eq!((own.seccomp_mode(), own.seccomp_filter), (pb::SeccompMode::Filter, Some(1)));
-    assert_eq!(drafts[1].core.thread_core.as_ref().expect("a thread").seccomp_mode, None);
+    assert_eq!(
+        (own.seccomp_mode(), own.seccomp_filter),
+        (pb::SeccompMode::Filter, Some(1))
+    );
+    assert_eq!(
+        drafts[1]
+            .core
+            .thread_core
+            .as_ref()
+            .expect("a thread")
+            .seccomp_mode,
+        None
+    );
 }
 
 /// As container engines do it: filters first, then the capability that it took goes.

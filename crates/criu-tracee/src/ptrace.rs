@@ -227,7 +227,10 @@ pub(crate) fn get_thread_area(tid: Pid, slot: u32) -> Result<Vec<u8>> {
 pub(crate) fn set_thread_area(tid: Pid, slot: u32, bytes: &[u8]) -> Result<()> {
     let call = "ptrace(PTRACE_SET_THREAD_AREA)";
     if bytes.len() != THREAD_AREA {
-        return Err(Error::Kernel { call, errno: Errno::EINVAL });
+        return Err(Error::Kernel {
+            call,
+            errno: Errno::EINVAL,
+        });
     }
     let at = bytes.as_ptr().expose_provenance();
     request(call, 26, tid, slot as usize, at).map(drop)
