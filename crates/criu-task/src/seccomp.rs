@@ -78,10 +78,11 @@ fn loses_the_right(creds: &pb::CredsEntry) -> bool {
     !admin && creds.no_new_privs.unwrap_or(0) == 0
 }
 
-/// The filters up to number `newest`, oldest first.
-fn chain(filters: &[pb::SeccompFilter], newest: u32) -> Result<Vec<&pb::SeccompFilter>> {
+/// The filters from number `oldest` on. `prev` leads to the next newer one: it is the filter that was
+/// *written* before.
+fn chain(filters: &[pb::SeccompFilter], oldest: u32) -> Result<Vec<&pb::SeccompFilter>> {
     let mut chain = Vec::new();
-    let mut next = Some(newest);
+    let mut next = Some(oldest);
     while let Some(index) = next {
         let filter = filters
             .get(index as usize)
@@ -92,7 +93,6 @@ fn chain(filters: &[pb::SeccompFilter], newest: u32) -> Result<Vec<&pb::SeccompF
             return Err(corrupt("a chain without an end"));
         }
     }
-    chain.reverse();
     Ok(chain)
 }
 
@@ -137,9 +137,9 @@ mod tests {
     fn filtered(no_new_privs: bool) -> Thread {
         let mut thread = Thread::new();
         thread.filters = vec![
-            filter(1, None, 2),
+            filter(1, None, 1),
             filter(9, None, 0),
-            filter(2, Some(0), 1),
+            filter(2, Some(0), 2),
         ];
         let core = thread.core_thread();
         core.set_seccomp_mode(pb::SeccompMode::Filter);

@@ -306,7 +306,7 @@ pub(crate) fn rseq_configuration(tid: Pid) -> Result<RseqConfiguration> {
     Ok(conf)
 }
 
-/// The BPF code of filter `index` (0 is the newest), 8 bytes an instruction, with its flags;
+/// The BPF code of filter `index` (0 is the oldest), 8 bytes an instruction, with its flags;
 /// `None` past the last.
 pub(crate) fn seccomp_filter(tid: Pid, index: u64) -> Result<Option<(Vec<u8>, u64)>> {
     let at = usize::try_from(index).unwrap_or(usize::MAX);
