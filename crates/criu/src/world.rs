@@ -9,7 +9,7 @@ use criu_proc::{ProcDir, Status};
 use criu_task::{NewThread, Plan, Role, Step, TaskState, birth};
 use criu_tracee::{FpLayout, Job, Nursery, Program, Site, Tracee, run_all, spawn_root};
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::load::{Model, Task};
@@ -79,8 +79,20 @@ impl<'m> World<'m> {
             let done = self.step(*step, plan, flags, &mut at, &mut ended);
             done.within(|| self.subject(plan, node))?;
         }
+        self.name_reapers(!ended.is_empty())?;
         self.part_from(ended)?;
         Ok(self)
+    }
+
+    /// Orphans find their reaper when whoever bore them ends.
+    fn name_reapers(&mut self, needed: bool) -> Result<()> {
+        for (image, here) in self.alive.iter().filter(|_| needed) {
+            let tc = self.model.tasks[*image].core.tc.as_ref();
+            if tc.is_some_and(|tc| tc.child_subreaper == Some(true)) {
+                birth::adopt_orphans(&mut self.held[*here])?;
+            }
+        }
+        Ok(())
     }
 
     fn step(
@@ -419,10 +431,9 @@ impl<'m> World<'m> {
                 order[*here] = Some(if signal == 0 { libc_sigstop() } else { signal });
             }
         }
-        for (tracee, stop) in self.held.drain(..).zip(order).rev() {
+        for (mut tracee, stop) in self.held.drain(..).zip(order).rev() {
             if let Some(signal) = stop {
-                let signal = Signal::try_from(signal).map_err(Error::kernel("kill"))?;
-                kill(tracee.pid(), signal).map_err(Error::kernel("kill"))?;
+                tracee.stop(signal)?;
             }
             match tracee.detach() {
                 Ok(()) | Err(criu_tracee::Error::Gone(_)) => {}
