@@ -144,7 +144,7 @@ impl<'s> Files<'s> {
     fn take_tables(&mut self) -> Result<()> {
         for name in self.store.names()? {
             let Some((kind, ImageId::Number(number))) = Desc::of_file(&name) else { continue };
-            if !std::ptr::eq(kind, desc::FDINFO) {
+            if kind.stem != desc::FDINFO.stem {
                 continue;
             }
             let broken = |why: String| Error::corrupt(name.as_str(), why);

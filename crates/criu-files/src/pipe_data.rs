@@ -29,7 +29,7 @@ pub(crate) fn keep(cx: &mut dyn DumpCx, file: &OpenFile, pipe_id: u32, desc: &'s
     let entry = pb::PipeDataEntry { pipe_id, bytes, size: Some(size.cast_unsigned()) };
     cx.append(desc, (), &entry, &data)?;
     if !packets.is_empty() {
-        let fifo = std::ptr::eq(desc, desc::FIFO_DATA);
+        let fifo = desc.stem == desc::FIFO_DATA.stem;
         let ext = pb::PipeExtEntry { pipe_id, fifo: Some(fifo), packets };
         let ext = pb::FilesExtEntry { pipe: Some(ext), ..pb::FilesExtEntry::default() };
         cx.append(desc::FILES_EXT, (), &ext, &[])?;

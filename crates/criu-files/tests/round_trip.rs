@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use criu_files::{Collector, DumpOptions, Files, KINDS, RestoreOptions, Validation};
 use criu_image::id::FdTableId;
 use criu_image::{Memory, Store, StoreExt, desc, pb};
-use criu_kind::{FileFds, MappedFiles};
+use criu_kind::MappedFiles;
 use criu_proc::{Fdinfo, ProcDir};
 use criu_tracee::{Nursery, Program, Site, Tracee, spawn_root};
 use nix::unistd::Pid;
@@ -167,6 +167,7 @@ fn round_trip(text: &str) -> (tempfile::TempDir, Script, Memory) {
     assert_same(&before, &table_of(script.pid()));
     let restored = restore(&store, &tables).unwrap_or_else(|error| panic!("{error}"));
     assert_same(&before, &table_of(restored.tasks[0].pid()));
+    drop(restored);
     (directory, script, store)
 }
 

@@ -119,14 +119,14 @@ struct CloneArgs {
 }
 
 /// Clones the first task, stopped and held, with the given pids: its pid in the innermost new
-/// namespace first (`clone3(2)`, `set_tid`). `flags` are `CLONE_NEW*` and `CLONE_PARENT`.
+/// namespace first (`clone3(2)`, `set_tid`); the kernel chooses if there are none. `flags` are `CLONE_NEW*` and `CLONE_PARENT`.
 ///
 /// `EEXIST`: a pid is taken.
 pub fn spawn_root(nursery: &Nursery, pids: &[i32], flags: u64) -> Result<Tracee> {
     let args = CloneArgs {
         flags,
         exit_signal: libc::SIGCHLD.cast_unsigned().into(),
-        set_tid: pids.as_ptr().expose_provenance() as u64,
+        set_tid: if pids.is_empty() { 0 } else { pids.as_ptr().expose_provenance() as u64 },
         set_tid_size: pids.len() as u64,
         ..CloneArgs::default()
     };
