@@ -1,7 +1,7 @@
 //! Locks on files: POSIX, flock(2), open file description, leases.
 //!
-//! The kernel lists them in fdinfo. A POSIX lock belongs to the process and shows at each descriptor of the
-//! inode; the others belong to the struct file and show at each of its descriptors. Each is kept once.
+//! The kernel lists them in fdinfo, at each descriptor of the struct file they were taken through; a POSIX lock
+//! belongs to the process and shows only there. Each is kept once. A lease that breaks is refused.
 
 use std::collections::HashSet;
 

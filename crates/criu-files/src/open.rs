@@ -154,9 +154,10 @@ impl Numbers {
                 setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(Error::kernel("setrlimit"))?;
             }
         }
-        if limit <= highest.cast_unsigned().into() {
+        let free = limit.saturating_sub(used.len() as u64);
+        if limit <= highest.cast_unsigned().into() || free < (count + SPARE) as u64 {
             return Err(Error::unsupported(
-                format!("a task has descriptor {highest}, and the limit here is {limit}"),
+                format!("tasks have {} descriptors up to {highest}, and the limit here is {limit}", used.len()),
                 format!("raise the limit: `ulimit -Hn {wanted}`"),
             ));
         }
