@@ -55,7 +55,12 @@ impl Identities {
         };
         let flags = info.flags & !libc::O_CLOEXEC.cast_unsigned();
         let mount = info.mount.map(|id| id.0);
-        let bucket = Bucket { object, mount, pos: info.pos, flags };
+        let bucket = Bucket {
+            object,
+            mount,
+            pos: info.pos,
+            flags,
+        };
         let known = self.buckets.entry(bucket).or_default();
         search(known, (slot, next), |known| {
             kcmp(known.pid, slot.pid, KCMP_FILE, known.fd, slot.fd)
@@ -64,7 +69,9 @@ impl Identities {
 
     /// The descriptor table of a process if it was met before; else `next` becomes its id.
     pub(crate) fn table(&mut self, pid: Pid, next: FdTableId) -> Result<Option<FdTableId>> {
-        search(&mut self.tables, (pid, next), |known| kcmp(known, pid, KCMP_FILES, 0, 0))
+        search(&mut self.tables, (pid, next), |known| {
+            kcmp(known, pid, KCMP_FILES, 0, 0)
+        })
     }
 }
 
@@ -81,7 +88,12 @@ fn search<O: Copy, I: Copy>(
             0 => return Ok(Some(list[middle].1)),
             1 => low = middle + 1,
             2 => high = middle,
-            _ => return Err(Error::Kernel { call: "kcmp", errno: Errno::EINVAL }),
+            _ => {
+                return Err(Error::Kernel {
+                    call: "kcmp",
+                    errno: Errno::EINVAL,
+                });
+            }
         }
     }
     list.insert(low, new);
@@ -92,7 +104,13 @@ fn kcmp(one: Pid, other: Pid, kind: u32, a: i32, b: i32) -> Result<i64> {
     let mut program = Program::new();
     let order = program.call(
         Sysno::kcmp,
-        [one.as_raw().into(), other.as_raw().into(), kind.into(), a.into(), b.into()],
+        [
+            one.as_raw().into(),
+            other.as_raw().into(),
+            kind.into(),
+            a.into(),
+            b.into(),
+        ],
     );
     Ok(Local.run(&program)?.value(order))
 }
@@ -131,7 +149,10 @@ pub(crate) fn is_epoll_target(slot: Slot, epoll: Slot, number: i32, skip: u32) -
         Ok(order) => Ok(order == 0),
         // The slot is free.
         Err(Errno::EBADF) => Ok(false),
-        Err(errno) => Err(Error::Kernel { call: "kcmp", errno }),
+        Err(errno) => Err(Error::Kernel {
+            call: "kcmp",
+            errno,
+        }),
     }
 }
 
@@ -150,10 +171,15 @@ mod tests {
         let second = File::open("/dev/null").expect("a device");
         let mut identities = Identities::default();
         let mut id = |file: &File, next| {
-            let slot = Slot { pid: me, fd: file.as_raw_fd() };
+            let slot = Slot {
+                pid: me,
+                fd: file.as_raw_fd(),
+            };
             let text = std::fs::read(format!("/proc/self/fdinfo/{}", slot.fd)).expect("ours");
             let info = Fdinfo::parse(&text).expect("well formed");
-            identities.file(slot, &info, || Ok(Vec::new()), FileId::new(next)).expect("kcmp")
+            identities
+                .file(slot, &info, || Ok(Vec::new()), FileId::new(next))
+                .expect("kcmp")
         };
         assert_eq!(id(&first, 1), None);
         assert_eq!(id(&copy, 2), Some(FileId::new(1)));

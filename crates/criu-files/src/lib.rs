@@ -14,6 +14,7 @@
 mod build_id;
 mod check;
 mod collector;
+mod describe;
 mod files;
 mod ghost;
 mod identity;
@@ -61,4 +62,5 @@ pub const KINDS: &[&dyn criu_kind::AnyFileKind] = &[
 
 pub use collector::{Collector, FdTable};
 pub use files::Files;
+pub use link::Names;
 pub use options::{DumpOptions, RestoreOptions, Validation};

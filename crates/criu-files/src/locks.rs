@@ -35,7 +35,11 @@ impl Locks {
         info: &Fdinfo,
         proc: &ProcDir,
     ) -> Result<()> {
-        let pid = proc.status()?.ns_pid.and_then(|pids| pids.last().copied()).unwrap_or(slot.pid);
+        let pid = proc
+            .status()?
+            .ns_pid
+            .and_then(|pids| pids.last().copied())
+            .unwrap_or(slot.pid);
         for lock in &info.locks {
             if !options.file_locks {
                 let fact = format!("it holds a {} lock", describe(lock));
@@ -46,7 +50,10 @@ impl Locks {
                 _ => i64::from(file),
             };
             let inode = lock.file.map_or(0, |(_, inode)| inode);
-            if self.known.insert((lock.kind, owner, inode, lock.start, lock.end)) {
+            if self
+                .known
+                .insert((lock.kind, owner, inode, lock.start, lock.end))
+            {
                 self.entries.push(entry(lock, pid.as_raw(), slot.fd)?);
             }
         }
@@ -76,8 +83,15 @@ fn entry(lock: &Lock, pid: i32, fd: i32) -> Result<pb::FileLockEntry> {
         (LockKind::Flock, LockMode::Advisory) => FLOCK,
         (LockKind::Lease, LockMode::Active) => LEASE,
         _ => {
-            let fact = format!("it holds a {} lock that is not plain ({:?})", describe(lock), lock.mode);
-            return Err(Error::unsupported(fact, "try again when the lock is released"));
+            let fact = format!(
+                "it holds a {} lock that is not plain ({:?})",
+                describe(lock),
+                lock.mode
+            );
+            return Err(Error::unsupported(
+                fact,
+                "try again when the lock is released",
+            ));
         }
     };
     let r#type = match lock.access {
@@ -87,7 +101,14 @@ fn entry(lock: &Lock, pid: i32, fd: i32) -> Result<pb::FileLockEntry> {
     };
     let r#type = u32::try_from(i32::from(r#type)).unwrap_or(0);
     let len = lock.end.map_or(0, |end| end - lock.start + 1);
-    Ok(pb::FileLockEntry { flag, r#type, pid, fd, start: lock.start, len })
+    Ok(pb::FileLockEntry {
+        flag,
+        r#type,
+        pid,
+        fd,
+        start: lock.start,
+        len,
+    })
 }
 
 /// Takes the lock again, in the process that had it.
@@ -111,7 +132,10 @@ pub(crate) fn retake(lock: &pb::FileLockEntry, program: &mut Program) -> Result<
             program.fcntl(fd, libc::F_SETLEASE, lock.r#type);
         }
         other => {
-            return Err(Error::corrupt("filelocks.img", format!("kind {other} of lock is not known")));
+            return Err(Error::corrupt(
+                "filelocks.img",
+                format!("kind {other} of lock is not known"),
+            ));
         }
     }
     Ok(())
@@ -138,7 +162,14 @@ mod tests {
     fn each_kind_is_taken_by_its_own_call() {
         let mut program = Program::new();
         for (flag, kind) in [(POSIX, 1), (OFD, 0), (FLOCK, 0), (LEASE, 1)] {
-            let lock = pb::FileLockEntry { flag, r#type: kind, pid: 7, fd: 3, start: 10, len: 5 };
+            let lock = pb::FileLockEntry {
+                flag,
+                r#type: kind,
+                pid: 7,
+                fd: 3,
+                start: 10,
+                len: 5,
+            };
             retake(&lock, &mut program).expect("known kinds");
         }
         expect![[r#"

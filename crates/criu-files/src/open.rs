@@ -17,10 +17,12 @@ use crate::{owner, raise};
 const O_PATH: u32 = libc::O_PATH.cast_unsigned();
 const O_NOFOLLOW: u32 = libc::O_NOFOLLOW.cast_unsigned();
 /// Flags that act when a file is opened and are no state of it.
-const ONE_TIME: u32 = (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC).cast_unsigned();
+const ONE_TIME: u32 =
+    (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC).cast_unsigned();
 const ALWAYS: u32 = (libc::O_CLOEXEC | libc::O_NOCTTY).cast_unsigned();
 /// What `F_SETFL` can set; `O_ASYNC` needs the number the task knows, so it comes later.
-const SETTABLE: u32 = (libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME).cast_unsigned();
+const SETTABLE: u32 =
+    (libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME).cast_unsigned();
 /// Descriptors that we open besides those of the tasks, at any time.
 const SPARE: usize = 256;
 
@@ -49,7 +51,8 @@ impl Files<'_> {
 
     fn open_group(&mut self, group: &[FileId]) -> Result<Vec<Opened>> {
         let kind = self.all[&group[0]].kind;
-        let entries: Vec<pb::FileEntry> = group.iter().map(|id| self.all[id].entry.clone()).collect();
+        let entries: Vec<pb::FileEntry> =
+            group.iter().map(|id| self.all[id].entry.clone()).collect();
         let _span = tracing::debug_span!("file", id = group[0].get(), kind = kind.name()).entered();
         kind.open(self, &entries.iter().collect::<Vec<_>>())
     }
@@ -61,7 +64,10 @@ impl Files<'_> {
         let mut leader: BTreeMap<FileId, FileId> = BTreeMap::new();
         for (id, saved) in self.all.iter().filter(|(_, saved)| !saved.part) {
             match saved.kind.twins(&saved.entry) {
-                Some(key) => twins.entry((saved.entry.r#type, key)).or_default().push(*id),
+                Some(key) => twins
+                    .entry((saved.entry.r#type, key))
+                    .or_default()
+                    .push(*id),
                 None => drop(groups.insert(*id, vec![*id])),
             }
         }
@@ -69,7 +75,13 @@ impl Files<'_> {
         for (first, group) in &groups {
             leader.extend(group.iter().map(|id| (*id, *first)));
         }
-        let mut order = Order { files: self, groups: &groups, leader: &leader, done: BTreeMap::new(), list: Vec::new() };
+        let mut order = Order {
+            files: self,
+            groups: &groups,
+            leader: &leader,
+            done: BTreeMap::new(),
+            list: Vec::new(),
+        };
         for first in groups.keys() {
             order.visit(*first)?;
         }
@@ -113,7 +125,10 @@ impl Order<'_, '_> {
                 return Ok(());
             }
             Some(false) => {
-                return Err(Error::corrupt("files.img", format!("file {first} needs itself")));
+                return Err(Error::corrupt(
+                    "files.img",
+                    format!("file {first} needs itself"),
+                ));
             }
             None => {}
         }
@@ -121,7 +136,12 @@ impl Order<'_, '_> {
         for id in group {
             let saved = &self.files.all[id];
             for needed in saved.kind.after(&saved.entry) {
-                let missing = || Error::corrupt("files.img", format!("file {id} needs {needed}, which is not there"));
+                let missing = || {
+                    Error::corrupt(
+                        "files.img",
+                        format!("file {id} needs {needed}, which is not there"),
+                    )
+                };
                 let needed = *self.leader.get(&needed).ok_or_else(missing)?;
                 if needed != first {
                     self.visit(needed)?;
@@ -145,19 +165,24 @@ impl Numbers {
         let highest = used.last().copied().unwrap_or(-1).max(2);
         let above = usize::try_from(highest).unwrap_or(0) + 1;
         let wanted = (above + count + SPARE) as u64;
-        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(Error::kernel("getrlimit"))?;
+        let (soft, hard) =
+            getrlimit(Resource::RLIMIT_NOFILE).map_err(Error::kernel("getrlimit"))?;
         let mut limit = soft;
         if soft < wanted {
             limit = wanted;
             if setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted)).is_err() {
                 limit = hard;
-                setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(Error::kernel("setrlimit"))?;
+                setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+                    .map_err(Error::kernel("setrlimit"))?;
             }
         }
         let free = limit.saturating_sub(used.len() as u64);
         if limit <= highest.cast_unsigned().into() || free < (count + SPARE) as u64 {
             return Err(Error::unsupported(
-                format!("tasks have {} descriptors up to {highest}, and the limit here is {limit}", used.len()),
+                format!(
+                    "tasks have {} descriptors up to {highest}, and the limit here is {limit}",
+                    used.len()
+                ),
                 format!("raise the limit: `ulimit -Hn {wanted}`"),
             ));
         }
@@ -185,7 +210,10 @@ impl Numbers {
 
 /// Opens the path of an entry here.
 pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Result<i32> {
-    let entry = files.paths.get(&id).ok_or_else(|| Error::corrupt("files.img", format!("file {id} has no path")))?;
+    let entry = files
+        .paths
+        .get(&id)
+        .ok_or_else(|| Error::corrupt("files.img", format!("file {id} has no path")))?;
     let flags = flags.unwrap_or(entry.flags);
     let name = entry.name.clone();
     if let Some(given) = files.inherited(&name) {
@@ -202,7 +230,8 @@ pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Res
     let path = from_root(files, &name);
     match files.remaps.get(&id) {
         Some(Remap::Ghost(ghost)) => {
-            let missing = || Error::corrupt("remap-fpath.img", format!("ghost {ghost} was not made"));
+            let missing =
+                || Error::corrupt("remap-fpath.img", format!("ghost {ghost} was not made"));
             let through = files.raised.path(*ghost).ok_or_else(missing)?;
             // The link in /proc must be followed, and the inode is the one.
             let born = (libc::O_TMPFILE & !libc::O_DIRECTORY).cast_unsigned();
@@ -213,12 +242,16 @@ pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Res
             openat(Path::new(&through), flags & !libc::O_NOCTTY.cast_unsigned())
         }
         Some(Remap::Linked(at)) => {
-            let at = files.paths.get(at).ok_or_else(|| Error::corrupt("files.img", format!("file {at} has no path")))?;
+            let at = files
+                .paths
+                .get(at)
+                .ok_or_else(|| Error::corrupt("files.img", format!("file {at} has no path")))?;
             let at = from_root(files, &at.name);
             let lent = raise::lend_name(&at, &path)?;
             let fd = openat(if lent { &path } else { &at }, flags);
             if lent {
-                unlinkat(AT_FDCWD, &path, UnlinkatFlags::NoRemoveDir).map_err(Error::kernel("unlinkat"))?;
+                unlinkat(AT_FDCWD, &path, UnlinkatFlags::NoRemoveDir)
+                    .map_err(Error::kernel("unlinkat"))?;
             }
             fd
         }
@@ -237,7 +270,10 @@ fn openat(path: &Path, flags: u32) -> Result<i32> {
 /// A path of a task as it is reached from here.
 pub(crate) fn from_root(files: &Files<'_>, path: &str) -> PathBuf {
     match files.options.root {
-        Some(root) => PathBuf::from(format!("/proc/self/fd/{root}/{}", path.trim_start_matches('/'))),
+        Some(root) => PathBuf::from(format!(
+            "/proc/self/fd/{root}/{}",
+            path.trim_start_matches('/')
+        )),
         None if path.starts_with('/') => PathBuf::from(path),
         None => PathBuf::from(format!("/{path}")),
     }
@@ -264,7 +300,13 @@ impl Files<'_> {
             let path = from_root(self, &name.name);
             match unlinkat(AT_FDCWD, &path, UnlinkatFlags::NoRemoveDir) {
                 Ok(()) | Err(nix::errno::Errno::ENOENT) => {}
-                Err(errno) => return Err(Error::Kernel { call: "unlinkat", errno }).within(|| object(&path)),
+                Err(errno) => {
+                    return Err(Error::Kernel {
+                        call: "unlinkat",
+                        errno,
+                    })
+                    .within(|| object(&path));
+                }
             }
         }
         Ok(())

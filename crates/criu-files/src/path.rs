@@ -42,7 +42,11 @@ pub(crate) struct Named {
 /// Finds out what the file is called.
 pub(crate) fn name(file: &OpenFile) -> Result<Named> {
     let named = |path: &[u8], base: &str, found| match std::str::from_utf8(path) {
-        Ok(path) => Ok(Named { path: path.to_owned(), base: base.to_owned(), found }),
+        Ok(path) => Ok(Named {
+            path: path.to_owned(),
+            base: base.to_owned(),
+            found,
+        }),
         Err(_) => Err(Error::unsupported(
             "the image format has text for paths, and this path is not UTF-8",
             "rename it or close it before the dump",
@@ -50,13 +54,19 @@ pub(crate) fn name(file: &OpenFile) -> Result<Named> {
     };
     let link = file.link.as_slice();
     if leads(b"", link, &file.inode)? {
-        let found = if is_silly_name(file, link) { Found::OtherNames } else { Found::Here };
+        let found = if is_silly_name(file, link) {
+            Found::OtherNames
+        } else {
+            Found::Here
+        };
         return named(link, "", found);
     }
     let root = format!("/proc/{}/root", file.pid);
     let path = match link.strip_suffix(DELETED) {
         Some(path) => path,
-        None if leads(root.as_bytes(), link, &file.inode)? => return named(link, &root, Found::Here),
+        None if leads(root.as_bytes(), link, &file.inode)? => {
+            return named(link, &root, Found::Here);
+        }
         None => link,
     };
     if let Some(pid) = dead_process(file, path) {
@@ -78,17 +88,26 @@ fn leads(base: &[u8], path: &[u8], inode: &Inode) -> Result<bool> {
     let full = [base, path].concat();
     match lstat(Path::new(OsStr::from_bytes(&full))) {
         Ok(stat) => Ok(Inode::from(&stat).is(inode)),
-        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES | Errno::ENAMETOOLONG | Errno::ESRCH | Errno::EINVAL) => {
-            Ok(false)
-        }
-        Err(errno) => Err(Error::Kernel { call: "lstat", errno }),
+        Err(
+            Errno::ENOENT
+            | Errno::ENOTDIR
+            | Errno::EACCES
+            | Errno::ENAMETOOLONG
+            | Errno::ESRCH
+            | Errno::EINVAL,
+        ) => Ok(false),
+        Err(errno) => Err(Error::Kernel {
+            call: "lstat",
+            errno,
+        }),
     }
 }
 
 /// The name that NFS gives to an open file when it is unlinked: it goes when the file is closed.
 fn is_silly_name(file: &OpenFile, path: &[u8]) -> bool {
     let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
-    name.starts_with(b".nfs") && fstatfs(&file.fd).is_ok_and(|fs| fs.filesystem_type() == NFS_SUPER_MAGIC)
+    name.starts_with(b".nfs")
+        && fstatfs(&file.fd).is_ok_and(|fs| fs.filesystem_type() == NFS_SUPER_MAGIC)
 }
 
 /// The pid in `/proc/PID/…` if there is no such process any more.

@@ -33,7 +33,9 @@ impl Script {
             .spawn()
             .expect("python3 runs");
         let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("a line");
+        BufReader::new(child.stdout.as_mut().expect("piped"))
+            .read_line(&mut line)
+            .expect("a line");
         assert_eq!(line, "ready\n");
         Self(child)
     }
@@ -54,6 +56,7 @@ fn dump_options() -> DumpOptions {
     DumpOptions {
         ghost_limit: 1 << 20,
         link_remap: false,
+        evasive_devices: false,
         file_locks: false,
         validation: Validation::BuildId,
         external: Vec::new(),
@@ -64,7 +67,6 @@ fn restore_options() -> RestoreOptions {
     RestoreOptions {
         validation: Validation::BuildId,
         skip_permissions: false,
-        evasive_devices: false,
         inherited: Vec::new(),
         root: None,
     }
@@ -84,14 +86,16 @@ fn dump(pids: &[Pid], options: DumpOptions) -> criu_kind::Result<(Memory, Vec<Fd
         store.write_entry(desc::FS, tracee.pid().as_raw().cast_unsigned(), &fs)?;
         collector.exe(tracee.pid())?;
     }
-    collector.finish(true)?;
+    collector.finish()?.keep();
     store.finish()?;
     Ok((store, tables))
 }
 
 fn nursery() -> Nursery {
     let start = 0x2000_0000_0000 + 0x1_0000_0000 * u64::from(std::process::id() % 1000);
-    (0..).find_map(|step| Nursery::map(start + step * 0x100_0000, 1).ok()).expect("a hole")
+    (0..)
+        .find_map(|step| Nursery::map(start + step * 0x100_0000, 1).ok())
+        .expect("a hole")
 }
 
 struct Restored<'s> {
@@ -134,7 +138,11 @@ fn restore_with<'s>(
         files.arm(*table, &mut program)?;
         task.run(&program)?;
     }
-    Ok(Restored { _files: files, tasks, _nursery: nursery })
+    Ok(Restored {
+        _files: files,
+        tasks,
+        _nursery: nursery,
+    })
 }
 
 fn table_of(pid: Pid) -> BTreeMap<i32, (String, Fdinfo)> {
@@ -142,7 +150,11 @@ fn table_of(pid: Pid) -> BTreeMap<i32, (String, Fdinfo)> {
     let fds = proc.fds().expect("a list");
     fds.into_iter()
         .map(|fd| {
-            let link = proc.readlink(&format!("fd/{fd}")).expect("open").to_string_lossy().into_owned();
+            let link = proc
+                .readlink(&format!("fd/{fd}"))
+                .expect("open")
+                .to_string_lossy()
+                .into_owned();
             (fd, (link, proc.fdinfo(fd).expect("open")))
         })
         .collect()
@@ -154,7 +166,11 @@ fn assert_same(before: &BTreeMap<i32, (String, Fdinfo)>, after: &BTreeMap<i32, (
         table
             .iter()
             .map(|(fd, (link, info))| {
-                let link = if link.starts_with("pipe:") { "pipe" } else { link };
+                let link = if link.starts_with("pipe:") {
+                    "pipe"
+                } else {
+                    link
+                };
                 let mut lines: Vec<String> = info
                     .lines
                     .iter()
@@ -163,7 +179,10 @@ fn assert_same(before: &BTreeMap<i32, (String, Fdinfo)>, after: &BTreeMap<i32, (
                     .map(|line| line.split(" pos:").next().unwrap_or("").to_owned())
                     .collect();
                 lines.sort(); // Targets of epoll come in the order of their addresses.
-                format!("{fd} {link} pos {} flags {:o} {lines:?}", info.pos, info.flags)
+                format!(
+                    "{fd} {link} pos {} flags {:o} {lines:?}",
+                    info.pos, info.flags
+                )
             })
             .collect()
     };
@@ -174,7 +193,8 @@ fn round_trip(text: &str) -> (tempfile::TempDir, Script, Memory) {
     let directory = tempfile::tempdir().expect("a directory");
     let script = Script::start(directory.path(), text);
     let before = table_of(script.pid());
-    let (store, tables) = dump(&[script.pid()], dump_options()).unwrap_or_else(|error| panic!("{error}"));
+    let (store, tables) =
+        dump(&[script.pid()], dump_options()).unwrap_or_else(|error| panic!("{error}"));
     assert_same(&before, &table_of(script.pid()));
     let restored = restore(&store, &tables).unwrap_or_else(|error| panic!("{error}"));
     assert_same(&before, &table_of(restored.tasks[0].pid()));
@@ -213,11 +233,21 @@ lonely_r, lonely_w = os.pipe(); os.close(lonely_w)
 both = os.open('/proc/self/fd/%d' % r, os.O_RDWR)
 ",
     );
-    let data = store.entries::<pb::PipeDataEntry>(desc::PIPES_DATA, ()).expect("well formed").expect("there");
+    let data = store
+        .entries::<pb::PipeDataEntry>(desc::PIPES_DATA, ())
+        .expect("well formed")
+        .expect("there");
     let lengths: Vec<u32> = data.iter().map(|entry| entry.bytes).collect();
     assert_eq!(lengths, [10_000, 12, 500_000, 0]);
-    let ext = store.entries::<pb::FilesExtEntry>(desc::FILES_EXT, ()).expect("well formed").expect("there");
-    let packets: Vec<u32> = ext.iter().filter_map(|entry| entry.pipe.clone()).flat_map(|pipe| pipe.packets).collect();
+    let ext = store
+        .entries::<pb::FilesExtEntry>(desc::FILES_EXT, ())
+        .expect("well formed")
+        .expect("there");
+    let packets: Vec<u32> = ext
+        .iter()
+        .filter_map(|entry| entry.pipe.clone())
+        .flat_map(|pipe| pipe.packets)
+        .collect();
     assert_eq!(packets, [3, 5, 4]);
 }
 
@@ -237,7 +267,10 @@ os.dup2(pr, 50); os.dup2(pw, 51); os.close(pr); os.close(pw)
         let got = program.read(50, room, 2);
         let outcome = restored.tasks[0].run(&program).expect("read");
         // Two bytes of each packet; the rest of it is lost, as in packet mode.
-        assert_eq!((outcome.value(got), outcome.bytes(room)), (2, &expected[..2]));
+        assert_eq!(
+            (outcome.value(got), outcome.bytes(room)),
+            (2, &expected[..2])
+        );
     }
 }
 
@@ -285,7 +318,12 @@ os.mkdir(dir + '/d'); os.mkdir(dir + '/d/e'); f = os.open(dir + '/d/e/f', os.O_R
 d = os.open(dir + '/d', os.O_RDONLY); os.chdir(dir + '/d/e'); os.rmdir(dir + '/d/e'); os.rmdir(dir + '/d')
 ",
     );
-    assert_eq!(std::fs::read_dir(directory.path()).expect("a directory").count(), 0);
+    assert_eq!(
+        std::fs::read_dir(directory.path())
+            .expect("a directory")
+            .count(),
+        0
+    );
 }
 
 /// Reads from a descriptor of a held task.
@@ -310,14 +348,28 @@ s = os.open(dir + '/sparse', os.O_RDWR | os.O_CREAT); os.pwrite(s, b'end', 1 << 
 t = os.open(dir, os.O_RDWR | os.O_TMPFILE); os.write(t, b'tmp'); os.dup2(t, 53)
 ";
     let script = Script::start(directory.path(), text);
-    let (store, tables) = dump(&[script.pid()], dump_options()).unwrap_or_else(|error| panic!("{error}"));
+    let (store, tables) =
+        dump(&[script.pid()], dump_options()).unwrap_or_else(|error| panic!("{error}"));
     let mut restored = restore(&store, &tables).unwrap_or_else(|error| panic!("{error}"));
     let task = &mut restored.tasks[0];
     let stat = |pid: Pid, fd: i32| {
         use std::os::unix::fs::MetadataExt;
         let meta = std::fs::metadata(format!("/proc/{pid}/fd/{fd}")).expect("open");
-        let times = (meta.atime(), meta.atime_nsec(), meta.mtime(), meta.mtime_nsec());
-        (meta.mode(), meta.uid(), meta.gid(), meta.size(), meta.nlink(), meta.blocks() < 100, times)
+        let times = (
+            meta.atime(),
+            meta.atime_nsec(),
+            meta.mtime(),
+            meta.mtime_nsec(),
+        );
+        (
+            meta.mode(),
+            meta.uid(),
+            meta.gid(),
+            meta.size(),
+            meta.nlink(),
+            meta.blocks() < 100,
+            times,
+        )
     };
     for fd in [50, 51, 52, 53] {
         assert_eq!(stat(script.pid(), fd), stat(task.pid(), fd), "fd {fd}");
@@ -327,7 +379,10 @@ t = os.open(dir, os.O_RDWR | os.O_TMPFILE); os.write(t, b'tmp'); os.dup2(t, 53)
     }
     assert_eq!(pread(task, 52, 100, (1 << 30) - 1), b"\0end");
     assert_eq!(pread(task, 53, 100, 0), b"tmp");
-    let ext = store.entries::<pb::FilesExtEntry>(desc::FILES_EXT, ()).expect("well formed").expect("there");
+    let ext = store
+        .entries::<pb::FilesExtEntry>(desc::FILES_EXT, ())
+        .expect("well formed")
+        .expect("there");
     let names: Vec<String> = ext
         .iter()
         .filter_map(|entry| entry.ghost.clone())
@@ -336,7 +391,11 @@ t = os.open(dir, os.O_RDWR | os.O_TMPFILE); os.write(t, b'tmp'); os.dup2(t, 53)
         .filter(|name| !name.starts_with("security."))
         .collect();
     assert_eq!(names.len(), 2, "{names:?}");
-    let inode = |fd: i32| nix::sys::stat::stat(format!("/proc/{}/fd/{fd}", task.pid()).as_str()).expect("open").st_ino;
+    let inode = |fd: i32| {
+        nix::sys::stat::stat(format!("/proc/{}/fd/{fd}", task.pid()).as_str())
+            .expect("open")
+            .st_ino
+    };
     assert_eq!(inode(50), inode(51));
     let copy = directory.path().join("linked");
     nix::unistd::linkat(
@@ -360,8 +419,17 @@ l = os.open(dir + '/l', os.O_RDWR | os.O_CREAT); fcntl.flock(l, fcntl.LOCK_EX)
 n = os.open(dir + '/n', os.O_RDWR | os.O_CREAT); os.link(dir + '/n', dir + '/n2'); os.unlink(dir + '/n')
 ";
     let script = Script::start(directory.path(), text);
-    let error = dump(&[script.pid()], dump_options()).map(drop).expect_err("refused").to_string();
-    for part in ["socket:[", "/memfd:x", "--ghost-limit", "--file-locks", "--link-remap"] {
+    let error = dump(&[script.pid()], dump_options())
+        .map(drop)
+        .expect_err("refused")
+        .to_string();
+    for part in [
+        "socket:[",
+        "/memfd:x",
+        "--ghost-limit",
+        "--file-locks",
+        "--link-remap",
+    ] {
         // The remedy is not part of the text; the fact and the subject are.
         let shown = match part {
             "--ghost-limit" => "more than the limit of 1048576",
@@ -385,15 +453,25 @@ m = os.open(dir + '/n2', os.O_RDONLY)
     let before = table_of(script.pid());
     let names = || {
         let entries = std::fs::read_dir(directory.path()).expect("a directory");
-        let mut names: Vec<_> = entries.map(|entry| entry.expect("one").file_name()).collect();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.expect("one").file_name())
+            .collect();
         names.sort();
         names
     };
-    let options = DumpOptions { link_remap: true, ..dump_options() };
+    let options = DumpOptions {
+        link_remap: true,
+        ..dump_options()
+    };
     {
         let store = Memory::new();
         let mut collector = Collector::new(options.clone(), &store, KINDS.iter().copied());
-        collector.table(script.pid(), &ProcDir::open(script.pid()).expect("it lives")).expect("a table");
+        collector
+            .table(
+                script.pid(),
+                &ProcDir::open(script.pid()).expect("it lives"),
+            )
+            .expect("a table");
         assert_eq!(names(), ["link_remap.1", "n2"]);
     }
     assert_eq!(names(), ["n2"], "a dump that fails takes them back");
@@ -415,21 +493,32 @@ c = os.open(dir + '/a', os.O_RDWR); fcntl.fcntl(c, 37, struct.pack('hhqqi4x', fc
 d = os.open(dir + '/d', os.O_RDONLY | os.O_CREAT); fcntl.fcntl(d, 1024, fcntl.F_RDLCK)
 ";
     let script = Script::start(directory.path(), text);
-    let options = DumpOptions { file_locks: true, ..dump_options() };
+    let options = DumpOptions {
+        file_locks: true,
+        ..dump_options()
+    };
     let held = |pid: Pid| {
         let mut all: Vec<String> = Vec::new();
         for (fd, (_, info)) in table_of(pid) {
-            all.extend(info.locks.iter().map(|l| format!("{fd} {:?} {:?} {} {:?}", l.kind, l.access, l.start, l.end)));
+            all.extend(
+                info.locks
+                    .iter()
+                    .map(|l| format!("{fd} {:?} {:?} {} {:?}", l.kind, l.access, l.start, l.end)),
+            );
         }
         all
     };
     let before = held(script.pid());
     assert_eq!(before.len(), 8, "{before:?}");
     let (store, tables) = dump(&[script.pid()], options).unwrap_or_else(|error| panic!("{error}"));
-    let locks = store.entries::<pb::FileLockEntry>(desc::FILE_LOCKS, ()).expect("well formed").expect("there");
+    let locks = store
+        .entries::<pb::FileLockEntry>(desc::FILE_LOCKS, ())
+        .expect("well formed")
+        .expect("there");
     assert_eq!(locks.len(), 5);
     drop(script);
-    let restored = restore_with(&store, &tables, &[Some(locks[0].pid)]).unwrap_or_else(|error| panic!("{error}"));
+    let restored = restore_with(&store, &tables, &[Some(locks[0].pid)])
+        .unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(before, held(restored.tasks[0].pid()));
 }
 
@@ -452,8 +541,18 @@ while not os.path.exists(dir + '/pid'): time.sleep(0.01)
     let before = pids.map(table_of);
     let (store, tables) = dump(&pids, dump_options()).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(tables.len(), 2);
-    let files = store.entries::<pb::FileEntry>(desc::FILES, ()).expect("well formed").expect("there");
-    let regular = files.iter().filter(|file| file.reg.as_ref().is_some_and(|reg| reg.name.ends_with("/a"))).count();
+    let files = store
+        .entries::<pb::FileEntry>(desc::FILES, ())
+        .expect("well formed")
+        .expect("there");
+    let regular = files
+        .iter()
+        .filter(|file| {
+            file.reg
+                .as_ref()
+                .is_some_and(|reg| reg.name.ends_with("/a"))
+        })
+        .count();
     assert_eq!(regular, 2);
     assert_eq!(files.iter().filter(|file| file.epfd.is_some()).count(), 1);
     let restored = restore(&store, &tables).unwrap_or_else(|error| panic!("{error}"));
@@ -461,7 +560,12 @@ while not os.path.exists(dir + '/pid'): time.sleep(0.01)
         assert_same(before, &table_of(task.pid()));
     }
     // The child added a target to the set of both; the parent never had it.
-    let targets = |pid: Pid| table_of(pid).values().map(|(_, info)| info.lines_of("tfd").count()).sum::<usize>();
+    let targets = |pid: Pid| {
+        table_of(pid)
+            .values()
+            .map(|(_, info)| info.lines_of("tfd").count())
+            .sum::<usize>()
+    };
     assert_eq!(targets(restored.tasks[0].pid()), 1);
     nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).expect("a child");
 }
@@ -478,19 +582,27 @@ z = os.open('/proc/%d/stat' % pid, os.O_RDONLY); os.kill(pid, 9); os.waitpid(pid
 ";
     let script = Script::start(directory.path(), text);
     let before = table_of(script.pid());
-    let (store, tables) = dump(&[script.pid()], dump_options()).unwrap_or_else(|error| panic!("{error}"));
-    let tree = pb::PstreeEntry { pid: script.pid().as_raw().cast_unsigned(), ..pb::PstreeEntry::default() };
+    let (store, tables) =
+        dump(&[script.pid()], dump_options()).unwrap_or_else(|error| panic!("{error}"));
+    let tree = pb::PstreeEntry {
+        pid: script.pid().as_raw().cast_unsigned(),
+        ..pb::PstreeEntry::default()
+    };
     store.write_entry(desc::PSTREE, (), &tree).expect("written");
     store.finish().expect("visible");
     let files = Files::load(&store, restore_options(), KINDS.iter().copied()).expect("well formed");
-    let helpers: Vec<i32> = files.helper_pids().map(|pid| pid.get().cast_signed()).collect();
+    let helpers: Vec<i32> = files
+        .helper_pids()
+        .map(|pid| pid.get().cast_signed())
+        .collect();
     assert_eq!(helpers.len(), 1);
     drop(files);
     let pid = script.pid().as_raw();
     drop(script);
     let nursery = nursery();
     let helper = spawn_root(&nursery, &helpers, 0).expect("the pid is free");
-    let restored = restore_with(&store, &tables, &[Some(pid)]).unwrap_or_else(|error| panic!("{error}"));
+    let restored =
+        restore_with(&store, &tables, &[Some(pid)]).unwrap_or_else(|error| panic!("{error}"));
     drop(helper);
     assert_same(&before, &table_of(restored.tasks[0].pid()));
 }
@@ -503,15 +615,22 @@ a = [os.open(dir + '/' + n, os.O_RDWR | os.O_CREAT) for n in 'abcd']
 log = os.open(dir + '/log', os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 ";
     let script = Script::start(directory.path(), text);
-    let (store, _) = dump(&[script.pid()], dump_options()).unwrap_or_else(|error| panic!("{error}"));
+    let (store, _) =
+        dump(&[script.pid()], dump_options()).unwrap_or_else(|error| panic!("{error}"));
     let at = |name: &str| directory.path().join(name);
     std::fs::remove_file(at("a")).expect("there");
     std::fs::write(at("b"), "grown").expect("there");
-    std::fs::set_permissions(at("c"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("there");
+    std::fs::set_permissions(at("c"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .expect("there");
     std::fs::write(at("log"), "grown").expect("there");
     let files = Files::load(&store, restore_options(), KINDS.iter().copied()).expect("well formed");
     let error = files.check().expect_err("changed").to_string();
-    for part in ["3 problems", "/a: it is not there", "/b: its size was 0 and is 5", "/c: its mode was"] {
+    for part in [
+        "3 problems",
+        "/a: it is not there",
+        "/b: its size was 0 and is 5",
+        "/c: its mode was",
+    ] {
         assert!(error.contains(part), "{part} in {error}");
     }
 }
@@ -521,9 +640,14 @@ fn directories_and_umask() {
     let directory = tempfile::tempdir().expect("a directory");
     let text = "os.mkdir(dir + '/r'); os.mkdir(dir + '/r/w'); os.chdir(dir + '/r/w'); os.umask(0o57); os.chroot(dir + '/r')";
     let script = Script::start(directory.path(), text);
-    let (store, _) = dump(&[script.pid()], dump_options()).unwrap_or_else(|error| panic!("{error}"));
-    let fs: pb::FsEntry = store.entry(desc::FS, script.pid().as_raw().cast_unsigned()).expect("there").message;
-    let mut files = Files::load(&store, restore_options(), KINDS.iter().copied()).expect("well formed");
+    let (store, _) =
+        dump(&[script.pid()], dump_options()).unwrap_or_else(|error| panic!("{error}"));
+    let fs: pb::FsEntry = store
+        .entry(desc::FS, script.pid().as_raw().cast_unsigned())
+        .expect("there")
+        .message;
+    let mut files =
+        Files::load(&store, restore_options(), KINDS.iter().copied()).expect("well formed");
     files.open_all().expect("opened");
     let nursery = nursery();
     let mut task = spawn_root(&nursery, &[], 0).expect("a task");
@@ -534,7 +658,13 @@ fn directories_and_umask() {
         let link = |pid: Pid| std::fs::read_link(format!("/proc/{pid}/{name}")).expect("it lives");
         assert_eq!(link(task.pid()), link(script.pid()));
     }
-    assert_eq!(ProcDir::open(task.pid()).and_then(|proc| proc.status()).expect("it lives").umask, Some(0o57));
+    assert_eq!(
+        ProcDir::open(task.pid())
+            .and_then(|proc| proc.status())
+            .expect("it lives")
+            .umask,
+        Some(0o57)
+    );
 }
 
 #[test]
@@ -547,11 +677,21 @@ for i in range(2400):
 ";
     let script = Script::start(directory.path(), text);
     let start = std::time::Instant::now();
-    let (store, tables) = dump(&[script.pid()], dump_options()).unwrap_or_else(|error| panic!("{error}"));
+    let (store, tables) =
+        dump(&[script.pid()], dump_options()).unwrap_or_else(|error| panic!("{error}"));
     let dumped = start.elapsed();
     let restored = restore(&store, &tables).unwrap_or_else(|error| panic!("{error}"));
-    eprintln!("9 600 descriptors: dump {dumped:?}, restore {:?}", start.elapsed() - dumped);
-    assert!(ProcDir::open(restored.tasks[0].pid()).and_then(|proc| proc.fds()).expect("it lives").len() > 9_600);
+    eprintln!(
+        "9 600 descriptors: dump {dumped:?}, restore {:?}",
+        start.elapsed() - dumped
+    );
+    assert!(
+        ProcDir::open(restored.tasks[0].pid())
+            .and_then(|proc| proc.fds())
+            .expect("it lives")
+            .len()
+            > 9_600
+    );
     // Quadratic would be minutes.
     assert!(start.elapsed().as_secs() < 30);
 }

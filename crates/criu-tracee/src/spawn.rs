@@ -126,7 +126,11 @@ pub fn spawn_root(nursery: &Nursery, pids: &[i32], flags: u64) -> Result<Tracee>
     let args = CloneArgs {
         flags,
         exit_signal: libc::SIGCHLD.cast_unsigned().into(),
-        set_tid: if pids.is_empty() { 0 } else { pids.as_ptr().expose_provenance() as u64 },
+        set_tid: if pids.is_empty() {
+            0
+        } else {
+            pids.as_ptr().expose_provenance() as u64
+        },
         set_tid_size: pids.len() as u64,
         ..CloneArgs::default()
     };
