@@ -316,7 +316,7 @@ fn messages<M: Message + Default + Name>(store: &dyn Store, desc: &'static Desc)
 impl FileFds for Files<'_> {
     fn fd(&self, id: FileId) -> Result<i32> {
         match self.opened.get(&id) {
-            Some(Opened::Here(fd)) => Ok(*fd),
+            Some(Opened::Here(fd) | Opened::Given(fd)) => Ok(*fd),
             Some(Opened::There) => Err(Error::unsupported(
                 "a file of a restored process is used otherwise than as a descriptor",
                 "restore the process without it",
@@ -340,7 +340,7 @@ impl RestoreCx for Files<'_> {
 
     fn file(&self, id: FileId) -> Result<Option<i32>> {
         match self.opened.get(&id) {
-            Some(Opened::Here(fd)) => Ok(Some(*fd)),
+            Some(Opened::Here(fd) | Opened::Given(fd)) => Ok(Some(*fd)),
             Some(Opened::There) => Ok(None),
             None => Err(Error::corrupt(
                 "files.img",
@@ -382,7 +382,7 @@ impl Drop for Files<'_> {
     fn drop(&mut self) {
         let mut program = Program::new();
         for opened in self.opened.values() {
-            if let Opened::Here(fd) = opened {
+            if let Opened::Here(fd) | Opened::Given(fd) = opened {
                 program.call(Sysno::close, [(*fd).into()]);
                 program.tolerate();
             }

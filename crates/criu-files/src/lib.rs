@@ -9,6 +9,7 @@
 //! * a restore makes every file once, and tasks get copies under their own numbers.
 //!
 //! Start at [`Collector`] for the dump, at [`Files`] for the restore, and at [`kinds`] for what there is.
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![forbid(unsafe_code)]
 
 mod build_id;

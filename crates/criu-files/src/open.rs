@@ -40,13 +40,13 @@ impl Files<'_> {
             for (id, opened) in group.into_iter().zip(opened) {
                 let opened = match opened {
                     Opened::Here(fd) => Opened::Here(self.settle_here(id, fd, &mut numbers)?),
+                    Opened::Given(fd) => Opened::Given(numbers.lift(fd)?),
                     Opened::There => Opened::There,
                 };
                 self.opened.insert(id, opened);
             }
         }
-        self.raised.end();
-        Ok(())
+        self.raised.end()
     }
 
     fn open_group(&mut self, group: &[FileId]) -> Result<Vec<Opened>> {
@@ -219,7 +219,7 @@ pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Res
     if let Some(given) = files.inherited(&name) {
         let mut program = Program::new();
         let fd = program.fcntl(given, libc::F_DUPFD_CLOEXEC, 0);
-        return Ok(Local.run(&program)?.fd(fd));
+        return Ok(Local.run(&program)?.fd(fd)); // A part of another file, such as a FIFO.
     }
     if entry.ext() {
         return Err(Error::unsupported(

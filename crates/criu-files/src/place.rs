@@ -73,7 +73,7 @@ impl Files<'_> {
     ) -> Result<Source> {
         let id = FileId::new(entry.id);
         match self.opened.get(&id) {
-            Some(Opened::Here(fd)) => return Ok(Source::Number(*fd)),
+            Some(Opened::Here(fd) | Opened::Given(fd)) => return Ok(Source::Number(*fd)),
             Some(Opened::There) => {}
             None => {
                 return Err(Error::corrupt(
@@ -124,6 +124,7 @@ impl Files<'_> {
                 owner::set_owner(&owner, *number, program);
             }
             if let Some(flags) = saved.kind.flags(&saved.entry)
+                && !matches!(self.opened.get(id), Some(Opened::Given(_)))
                 && flags & O_ASYNC != 0
             {
                 program.fcntl(*number, libc::F_SETFL, flags);
@@ -177,7 +178,7 @@ impl Files<'_> {
 
     fn directory(&self, id: FileId, program: &mut Program) -> Result<criu_tracee::Arg> {
         match self.opened.get(&id) {
-            Some(Opened::Here(fd)) => Ok((*fd).into()),
+            Some(Opened::Here(fd) | Opened::Given(fd)) => Ok((*fd).into()),
             Some(Opened::There) => {
                 let saved = &self.all[&id];
                 Ok(saved.kind.open_there(&saved.entry, program)?.into())

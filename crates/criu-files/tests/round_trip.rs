@@ -695,3 +695,112 @@ for i in range(2400):
     // Quadratic would be minutes.
     assert!(start.elapsed().as_secs() < 30);
 }
+
+#[test]
+fn mapped_files_and_executables_are_files_too() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let text = "
+import mmap
+a = os.open(dir + '/a', os.O_RDWR | os.O_CREAT); os.write(a, b'x' * 8192)
+shared = mmap.mmap(a, 8192); private = mmap.mmap(a, 4096, mmap.MAP_PRIVATE)
+os.close(a); os.unlink(dir + '/a')
+";
+    let script = Script::start(directory.path(), text);
+    let pid = script.pid();
+    let store = Memory::new();
+    let mut collector = Collector::new(dump_options(), &store, KINDS.iter().copied());
+    let maps = ProcDir::open(pid)
+        .and_then(|proc| proc.read("maps"))
+        .expect("it lives");
+    let mut ids = Vec::new();
+    for line in String::from_utf8_lossy(&maps)
+        .lines()
+        .filter(|line| line.contains("/a (deleted)"))
+    {
+        let (start, end) = line
+            .split(' ')
+            .next()
+            .and_then(|range| range.split_once('-'))
+            .expect("a range");
+        let address = |text| u64::from_str_radix(text, 16).expect("hexadecimal");
+        let writable = line.contains("rw-s");
+        ids.push(
+            collector
+                .mapped(pid, address(start)..address(end), writable)
+                .expect("mapped"),
+        );
+    }
+    let exe = collector.exe(pid).expect("python3");
+    assert_eq!(collector.exe(pid).expect("python3"), exe);
+    collector.finish().expect("written").keep();
+    store.finish().expect("visible");
+    assert_eq!(ids.len(), 2);
+    assert_ne!(ids[0], ids[1]);
+
+    let mut files =
+        Files::load(&store, restore_options(), KINDS.iter().copied()).expect("well formed");
+    files.check().expect("python3 is still there");
+    files.open_all().expect("opened");
+    let stat = |id| {
+        let fd = criu_kind::FileFds::fd(&files, id).expect("open");
+        let path = format!("/proc/self/fd/{fd}");
+        let flags = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).expect("open");
+        let flags = flags
+            .lines()
+            .nth(1)
+            .expect("flags")
+            .trim_end()
+            .chars()
+            .last()
+            .expect("a digit");
+        (
+            nix::sys::stat::stat(path.as_str()).expect("open").st_ino,
+            flags,
+        )
+    };
+    let (one, other) = (stat(ids[0]), stat(ids[1]));
+    assert_eq!(one.0, other.0, "one inode");
+    assert_ne!(one.1, other.1, "open for reading, and for both");
+    assert_eq!(
+        stat(exe).0,
+        nix::sys::stat::stat(format!("/proc/{pid}/exe").as_str())
+            .expect("it lives")
+            .st_ino
+    );
+}
+
+#[test]
+fn a_given_descriptor_takes_the_place_of_a_pipe_and_of_a_file() {
+    use std::os::fd::AsRawFd;
+    let directory = tempfile::tempdir().expect("a directory");
+    let text = "
+a = os.open(dir + '/a', os.O_RDWR | os.O_CREAT); os.write(a, b'hello'); os.dup2(a, 50)
+r, w = os.pipe(); os.dup2(w, 51)
+";
+    let script = Script::start(directory.path(), text);
+    let pipe = table_of(script.pid())[&51].0.clone();
+    let (store, tables) =
+        dump(&[script.pid()], dump_options()).unwrap_or_else(|error| panic!("{error}"));
+    std::fs::remove_file(directory.path().join("a")).expect("there");
+    let log = std::fs::File::create(directory.path().join("log")).expect("a file");
+    let path = directory
+        .path()
+        .join("a")
+        .to_string_lossy()
+        .trim_start_matches('/')
+        .to_owned();
+    let mut options = restore_options();
+    options.inherited = vec![(pipe, log.as_raw_fd()), (path, log.as_raw_fd())];
+    let mut files = Files::load(&store, options, KINDS.iter().copied()).expect("well formed");
+    files.check().expect("what is given need not be there");
+    files.open_all().expect("opened");
+    let nursery = nursery();
+    let mut task = spawn_root(&nursery, &[], 0).expect("a task");
+    let mut program = Program::new();
+    files.place(tables[0], &mut program).expect("a program");
+    task.run(&program).expect("run");
+    for fd in [50, 51] {
+        let (link, info) = &table_of(task.pid())[&fd];
+        assert!(link.ends_with("/log") && info.pos == 0, "{link}");
+    }
+}

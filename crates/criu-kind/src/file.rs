@@ -321,6 +321,8 @@ impl dyn RestoreCx + '_ {
 pub enum Opened {
     /// In the tracer, under this number.
     Here(i32),
+    /// The same, but it was given by the user: its flags and its position are not ours to set.
+    Given(i32),
     /// Not yet: [`FileKind::open_there`] does it in a task.
     There,
 }

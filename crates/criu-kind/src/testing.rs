@@ -75,7 +75,7 @@ pub fn restored_with<K: FileKind>(
     let mut listing = paper.here.listing().to_owned();
     for (entry, opened) in entries.iter().zip(opened) {
         match opened {
-            Opened::Here(fd) => listing += &format!("is {fd}\n"),
+            Opened::Here(fd) | Opened::Given(fd) => listing += &format!("is {fd}\n"),
             Opened::There => {
                 let mut program = Program::new();
                 let fd = kind.open_there(entry, &mut program)?;

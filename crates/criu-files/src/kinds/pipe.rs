@@ -8,6 +8,7 @@ use criu_image::{desc, pb};
 use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
 use criu_tracee::Program;
 
+use crate::kinds::regular::copy_given;
 use crate::pipe_data::{self, Waiting};
 
 const O_ACCMODE: u32 = libc::O_ACCMODE.cast_unsigned();
@@ -60,10 +61,7 @@ impl FileKind for Pipe {
             return Ok(Vec::new());
         };
         if let Some(given) = cx.inherited(&format!("pipe:[{}]", first.pipe_id)) {
-            return entries
-                .iter()
-                .map(|entry| reopen(cx, given, entry.flags))
-                .collect();
+            return entries.iter().map(|_| copy_given(cx, given)).collect();
         }
         let content = Waiting::of(cx, false, first.pipe_id)?;
         let mut program = Program::new();
@@ -202,7 +200,8 @@ mod tests {
             $2 = write(0, <74776f21>, 4)
             $0 = close(0)
             is 0
-        "#]].assert_eq(&listing(
+        "#]]
+        .assert_eq(&listing(
             &[&end(1, O_DIRECT)],
             images(b"onetwo!", 1 << 16, &[3, 4]),
         ));

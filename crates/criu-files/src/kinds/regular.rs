@@ -44,6 +44,9 @@ impl FileKind for Regular {
         if cx.is_of_task(&entry.name) {
             return Ok(Opened::There);
         }
+        if let Some(given) = cx.inherited(&entry.name) {
+            return copy_given(cx, given);
+        }
         let fd = cx.open_path(FileId::new(entry.id), None)?;
         if moves(entry) {
             let mut program = Program::new();
@@ -62,6 +65,13 @@ impl FileKind for Regular {
         }
         Ok(fd)
     }
+}
+
+/// A descriptor of the user's takes the place of a file.
+pub(crate) fn copy_given(cx: &mut dyn RestoreCx, given: i32) -> Result<Opened> {
+    let mut program = Program::new();
+    let fd = program.fcntl(given, libc::F_DUPFD_CLOEXEC, 0);
+    Ok(Opened::Given(cx.here().run(&program)?.fd(fd)))
 }
 
 fn moves(entry: &pb::RegFileEntry) -> bool {

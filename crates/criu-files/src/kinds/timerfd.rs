@@ -9,8 +9,8 @@ use criu_kind::{DumpCx, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
 use criu_proc::ParseError;
 use criu_tracee::Program;
 
-/// `TFD_IOC_SET_TICKS`, Linux 3.18, CONFIG_CHECKPOINT_RESTORE: `_IOW('T', 0, __u64)`.
-const SET_TICKS: u64 = 0x4008_5400;
+/// `TFD_IOC_SET_TICKS`, Linux 3.18, CONFIG_CHECKPOINT_RESTORE.
+const SET_TICKS: libc::Ioctl = libc::_IOW::<u64>(b'T' as u32, 0);
 
 /// A timerfd.
 #[derive(Debug)]
