@@ -14,7 +14,8 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::{Whence, lseek};
 
-use crate::collector::{Collector, reopen};
+use crate::collector::Collector;
+use crate::describe::reopen;
 use crate::xattr;
 
 /// Writes the image of an unlinked file unless it is there, and gives its number.

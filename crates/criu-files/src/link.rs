@@ -15,28 +15,39 @@ use std::os::fd::AsRawFd;
 use crate::collector::Collector;
 use crate::path::Named;
 
-/// The names given in a dump. Dropped, it removes them.
+/// The names given to files in a dump. Dropped, it removes them: the dump failed, or the tasks go on.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Names(Vec<PathBuf>);
+
+impl Names {
+    /// The dump is complete and the tasks end: the restore needs the names, and removes them.
+    pub fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Names {
+    fn drop(&mut self) {
+        for name in &self.0 {
+            if let Err(errno) = unlinkat(AT_FDCWD, name, UnlinkatFlags::NoRemoveDir) {
+                tracing::error!(path = %name.display(), %errno, "a name given to a file could not be removed");
+            }
+        }
+    }
+}
+
+/// The names given so far, by inode.
 #[derive(Debug, Default)]
 pub(crate) struct Links {
-    names: Vec<PathBuf>,
+    names: Names,
     files: HashMap<(u64, u64), u32>,
     last: u32,
 }
 
 impl Links {
-    /// The dump is complete and the tasks end: the names stay.
-    pub(crate) fn keep(&mut self) {
-        self.names.clear();
-    }
-}
-
-impl Drop for Links {
-    fn drop(&mut self) {
-        for name in &self.names {
-            if let Err(errno) = unlinkat(AT_FDCWD, name, UnlinkatFlags::NoRemoveDir) {
-                tracing::error!(path = %name.display(), %errno, "a name given to a file could not be removed");
-            }
-        }
+    pub(crate) fn into_names(self) -> Names {
+        self.names
     }
 }
 
@@ -79,7 +90,7 @@ pub(crate) fn give_name(
             AtFlags::AT_SYMLINK_FOLLOW,
         ) {
             Ok(()) => {
-                collector.links.names.push(reach);
+                collector.links.names.0.push(reach);
                 let id = collector.link_entry(path, file.info.mount.map(|mount| mount.0));
                 collector.links.files.insert(key, id);
                 return Ok(id);

@@ -40,13 +40,13 @@ impl Files<'_> {
             for (id, opened) in group.into_iter().zip(opened) {
                 let opened = match opened {
                     Opened::Here(fd) => Opened::Here(self.settle_here(id, fd, &mut numbers)?),
+                    Opened::Given(fd) => Opened::Given(numbers.lift(fd)?),
                     Opened::There => Opened::There,
                 };
                 self.opened.insert(id, opened);
             }
         }
-        self.raised.end();
-        Ok(())
+        self.raised.end()
     }
 
     fn open_group(&mut self, group: &[FileId]) -> Result<Vec<Opened>> {
@@ -176,9 +176,13 @@ impl Numbers {
                     .map_err(Error::kernel("setrlimit"))?;
             }
         }
-        if limit <= highest.cast_unsigned().into() {
+        let free = limit.saturating_sub(used.len() as u64);
+        if limit <= highest.cast_unsigned().into() || free < (count + SPARE) as u64 {
             return Err(Error::unsupported(
-                format!("a task has descriptor {highest}, and the limit here is {limit}"),
+                format!(
+                    "tasks have {} descriptors up to {highest}, and the limit here is {limit}",
+                    used.len()
+                ),
                 format!("raise the limit: `ulimit -Hn {wanted}`"),
             ));
         }
@@ -215,15 +219,12 @@ pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Res
     if let Some(given) = files.inherited(&name) {
         let mut program = Program::new();
         let fd = program.fcntl(given, libc::F_DUPFD_CLOEXEC, 0);
-        return Ok(Local.run(&program)?.fd(fd));
+        return Ok(Local.run(&program)?.fd(fd)); // A part of another file, such as a FIFO.
     }
     if entry.ext() {
         return Err(Error::unsupported(
             format!("{} was declared external", String::from_utf8_lossy(&name)),
-            format!(
-                "give it with --inherit-fd fd[N]:{}",
-                String::from_utf8_lossy(&name)
-            ),
+            format!("give it with --inherit-fd fd[N]:{}", String::from_utf8_lossy(&name)),
         ));
     }
     let path = from_root(files, &name);
@@ -272,8 +273,7 @@ pub(crate) fn from_root(files: &Files<'_>, path: &[u8]) -> PathBuf {
     match files.options.root {
         Some(root) => {
             let start = path.iter().take_while(|byte| **byte == b'/').count();
-            PathBuf::from(format!("/proc/self/fd/{root}"))
-                .join(std::ffi::OsStr::from_bytes(&path[start..]))
+            PathBuf::from(format!("/proc/self/fd/{root}")).join(std::ffi::OsStr::from_bytes(&path[start..]))
         }
         None => Path::new("/").join(std::ffi::OsStr::from_bytes(path)),
     }

@@ -27,28 +27,39 @@ use crate::{open, xattr};
 const TMPFILE: u32 = (libc::O_TMPFILE & !libc::O_DIRECTORY).cast_unsigned();
 
 /// The inodes that live only by being open here, and directories that must go again.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Raised {
     inodes: HashMap<u32, OwnedFd>,
     directories: Vec<PathBuf>,
+    undressed: Vec<Ghost>,
 }
 
 impl Raised {
     /// A path through which an inode can be opened.
     pub(crate) fn path(&self, ghost: u32) -> Option<String> {
-        self.inodes
-            .get(&ghost)
-            .map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()))
+        let fd = self.inodes.get(&ghost)?;
+        Some(format!("/proc/self/fd/{}", fd.as_raw_fd()))
     }
 
-    /// Removes what was made only for the while.
-    pub(crate) fn end(&mut self) {
+    /// When all are open: removes what was made only for the while, and gives directories, whose times that
+    /// changed, their own.
+    pub(crate) fn end(&mut self) -> Result<()> {
+        self.remove();
+        for ghost in self.undressed.drain(..) {
+            if let Some(fd) = self.inodes.get(&ghost.id) {
+                dress(&ghost, fd).within(|| open::object(&ghost.path))?;
+            }
+        }
         self.inodes.clear();
+        Ok(())
+    }
+
+    fn remove(&mut self) {
         for directory in self.directories.drain(..).rev() {
             match unlinkat(AT_FDCWD, &directory, UnlinkatFlags::RemoveDir) {
                 Ok(()) | Err(Errno::ENOENT | Errno::ENOTEMPTY) => {}
                 Err(errno) => {
-                    tracing::warn!(path = %directory.display(), %errno, "a directory could not be removed")
+                    tracing::warn!(path = %directory.display(), %errno, "a directory could not be removed");
                 }
             }
         }
@@ -57,7 +68,7 @@ impl Raised {
 
 impl Drop for Raised {
     fn drop(&mut self) {
-        self.end();
+        self.remove();
     }
 }
 
@@ -105,10 +116,13 @@ pub(crate) fn all(files: &mut Files<'_>) -> Result<()> {
         let fd = make(&mut files.raised, ghost).within(|| open::object(&ghost.path))?;
         files.raised.inodes.insert(ghost.id, fd);
     }
-    // Times of directories last: making files in them changed them.
-    for ghost in ghosts.iter().rev() {
-        let fd = &files.raised.inodes[&ghost.id];
-        dress(ghost, fd).within(|| open::object(&ghost.path))?;
+    for ghost in ghosts {
+        if is(&ghost, libc::S_IFDIR) {
+            files.raised.undressed.push(ghost);
+        } else {
+            let fd = &files.raised.inodes[&ghost.id];
+            dress(&ghost, fd).within(|| open::object(&ghost.path))?;
+        }
     }
     Ok(())
 }

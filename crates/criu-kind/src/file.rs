@@ -231,6 +231,9 @@ pub trait DumpCx {
     /// The path of a file as an entry with this id, or the entry's own id: remaps and ghosts are taken care of.
     fn path(&mut self, file: &OpenFile, id: FileId) -> Result<pb::RegFileEntry>;
 
+    /// The file of a descriptor that is on its way through a socket; `fd` is a copy of it.
+    fn in_flight(&mut self, fd: OwnedFd) -> Result<FileId>;
+
     /// Adds an entry that is a part of another file, such as the path of a FIFO. `make` gets its id.
     fn part(
         &mut self,
@@ -318,6 +321,8 @@ impl dyn RestoreCx + '_ {
 pub enum Opened {
     /// In the tracer, under this number.
     Here(i32),
+    /// The same, but it was given by the user: its flags and its position are not ours to set.
+    Given(i32),
     /// Not yet: [`FileKind::open_there`] does it in a task.
     There,
 }

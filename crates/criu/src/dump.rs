@@ -3,7 +3,7 @@
 //! Until *commit* every way out leaves the tasks as they were found: what holds them cures them when
 //! it is dropped, and the half-written images go with the store.
 
-use criu_files::{Collector, KINDS, Validation};
+use criu_files::{Collector, KINDS, Names, Validation};
 use criu_image::{Directory, Durability, Manifest, Memory, Store};
 use criu_kind::{Error, Result, Within};
 use criu_mm::{DrainOptions, Space, SurveyOptions};
@@ -54,10 +54,7 @@ pub fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Failure> {
     let drained = at("drain", drain(&mut tracees, &mut survey.spaces, &store))?;
     stats.drained(&drained);
     progress.stage("commit");
-    at(
-        "commit",
-        commit(&tree, survey, &described, &store, options.end),
-    )?;
+    let names = at("commit", commit(&tree, survey, &described, &store))?;
     tracing::info!("Dumping finished successfully");
 
     let refused = options
@@ -69,6 +66,9 @@ pub fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Failure> {
     } else {
         options.end
     };
+    if end == EndState::Killed {
+        names.keep();
+    }
     at("release", release(tracees, end))?;
     stats.released();
     progress.clear();
@@ -174,6 +174,7 @@ fn file_options(options: &DumpOptions) -> criu_files::DumpOptions {
         ghost_limit: options.ghost_limit,
         link_remap: options.link_remap,
         file_locks: options.file_locks,
+        evasive_devices: options.evasive_devices,
         validation: validation(options.tree.validation),
         external: Vec::new(),
     }
@@ -208,16 +209,15 @@ fn commit(
     survey: Survey<'_>,
     described: &Described,
     store: &dyn Store,
-    end: EndState,
-) -> Result<()> {
+) -> Result<Names> {
     for space in &survey.spaces {
         space.write(store)?;
     }
-    survey.files.finish(end == EndState::Killed)?;
+    let names = survey.files.finish()?;
     described.write(store)?;
     survey.identities.write(tree, store)?;
     store.finish()?;
-    Ok(())
+    Ok(names)
 }
 
 /// Ends or frees the tasks: children before parents.

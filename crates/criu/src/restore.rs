@@ -88,7 +88,6 @@ fn file_options(options: &RestoreOptions) -> criu_files::RestoreOptions {
     criu_files::RestoreOptions {
         validation: crate::dump::validation(options.tree.validation),
         skip_permissions: !options.check_permissions,
-        evasive_devices: false,
         inherited: Vec::new(),
         root: None,
     }

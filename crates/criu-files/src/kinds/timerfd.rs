@@ -9,8 +9,8 @@ use criu_kind::{DumpCx, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
 use criu_proc::ParseError;
 use criu_tracee::Program;
 
-/// `TFD_IOC_SET_TICKS`, Linux 3.18, CONFIG_CHECKPOINT_RESTORE: `_IOW('T', 0, __u64)`.
-const SET_TICKS: u64 = 0x4008_5400;
+/// `TFD_IOC_SET_TICKS`, Linux 3.18, CONFIG_CHECKPOINT_RESTORE.
+const SET_TICKS: libc::Ioctl = libc::_IOW::<u64>(b'T' as u32, 0);
 
 /// A timerfd.
 #[derive(Debug)]
@@ -107,4 +107,42 @@ fn pair(text: Option<&[u8]>, expected: &'static str, file: &OpenFile) -> Result<
         },
     };
     Ok(parsed.ok_or_else(missing)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use criu_kind::testing::{dumped, open_file, restored};
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn a_clock_that_runs_and_has_rung() {
+        let text = "pos:\t0\nflags:\t02\nmnt_id:\t15\nino:\t1063\nclockid: 1\nticks: 2\n\
+            settime flags: 01\nit_value: (49, 500)\nit_interval: (1, 0)\n";
+        let entry =
+            dumped(&Timerfd, &open_file("anon_inode:[timerfd]", 0o600, text)).expect("known");
+        assert_eq!((entry.vsec, entry.vnsec, entry.settime_flags), (49, 500, 1));
+        expect![[r#"
+            $0 = timerfd_create(1, 0)
+            is 100
+            later:
+            $0 = timerfd_settime(3, 0, <010000000000000000000000000000003100000000000000f401000000000000>, 0)
+            $1 = ioctl(3, 0x40085400, <0200000000000000>)
+        "#]]
+        .assert_eq(&restored(&Timerfd, &entry).expect("a program"));
+    }
+
+    #[test]
+    fn what_is_no_pair_is_refused() {
+        let text = "pos:\t0\nflags:\t02\nclockid: 1\nticks: 2\nsettime flags: 01\nit_value: 49\n";
+        let error = dumped(&Timerfd, &open_file("anon_inode:[timerfd]", 0o600, text))
+            .expect_err("malformed");
+        assert!(
+            error
+                .to_string()
+                .contains("it_value: (seconds, nanoseconds)"),
+            "{error}"
+        );
+    }
 }
