@@ -1,6 +1,12 @@
 //! `cargo xtask VERB`: a verb a file, listed in one table.
+mod args;
+mod bench;
 mod codegen;
+mod criu;
 mod demo;
+mod room;
+mod shell;
+mod target;
 
 use std::process::ExitCode;
 
@@ -13,6 +19,11 @@ type Verb = (
 
 /// Every verb.
 const VERBS: &[Verb] = &[
+    (
+        "bench",
+        "what dumps and restores take, beside another criu (--help: options)",
+        bench::run,
+    ),
     (
         "codegen",
         "write crates/criu-image/src/pb from proto/ (--check: only compare)",
