@@ -1,9 +1,14 @@
 //! `cargo xtask VERB`: a verb a file, listed in one table.
+mod args;
+mod bench;
 mod ci;
 mod codegen;
+mod criu;
 mod demo;
 mod edges;
+mod room;
 mod shell;
+mod target;
 mod tidy;
 mod zdtm;
 
@@ -18,6 +23,11 @@ type Verb = (
 
 /// Every verb.
 const VERBS: &[Verb] = &[
+    (
+        "bench",
+        "what dumps and restores take, beside another criu (--help: options)",
+        bench::run,
+    ),
     (
         "ci",
         "everything a change has to pass; what CI runs",

@@ -224,7 +224,10 @@ pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Res
     if entry.ext() {
         return Err(Error::unsupported(
             format!("{} was declared external", String::from_utf8_lossy(&name)),
-            format!("give it with --inherit-fd fd[N]:{}", String::from_utf8_lossy(&name)),
+            format!(
+                "give it with --inherit-fd fd[N]:{}",
+                String::from_utf8_lossy(&name)
+            ),
         ));
     }
     let path = from_root(files, &name);
@@ -273,7 +276,8 @@ pub(crate) fn from_root(files: &Files<'_>, path: &[u8]) -> PathBuf {
     match files.options.root {
         Some(root) => {
             let start = path.iter().take_while(|byte| **byte == b'/').count();
-            PathBuf::from(format!("/proc/self/fd/{root}")).join(std::ffi::OsStr::from_bytes(&path[start..]))
+            PathBuf::from(format!("/proc/self/fd/{root}"))
+                .join(std::ffi::OsStr::from_bytes(&path[start..]))
         }
         None => Path::new("/").join(std::ffi::OsStr::from_bytes(path)),
     }

@@ -47,7 +47,9 @@ struct Header {
 
 impl Header {
     fn read(bytes: &[u8; HEADER as usize]) -> Self {
-        let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let word = |at: usize| {
+            u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
         Self {
             nr: word(4),
             head: word(8),
@@ -57,7 +59,11 @@ impl Header {
 
     /// Events that the program has not taken yet.
     fn waiting(self) -> u32 {
-        if self.tail >= self.head { self.tail - self.head } else { self.nr - self.head + self.tail }
+        if self.tail >= self.head {
+            self.tail - self.head
+        } else {
+            self.nr - self.head + self.tail
+        }
     }
 }
 
@@ -92,7 +98,10 @@ fn restore_one(tracee: &mut Tracee, image: &SpaceImage, ring: &pb::AioRingEntry)
     tracee.memory().read(context, &mut bytes)?;
     if Header::read(&bytes).nr != wanted.nr {
         return Err(Error::unsupported(
-            format!("this kernel makes AIO rings of another size than {} requests", wanted.nr),
+            format!(
+                "this kernel makes AIO rings of another size than {} requests",
+                wanted.nr
+            ),
             "restore on the kernel of the dump",
         ));
     }
@@ -138,7 +147,13 @@ fn complete(tracee: &mut Tracee, context: u64, null: i32, count: u32, take: bool
             let args = [context.into(), group.into(), requests.into()];
             submitted.push(program.call(Sysno::io_submit, args));
             if take {
-                let args = [context.into(), 0.into(), GROUP.into(), events.into(), 0.into()];
+                let args = [
+                    context.into(),
+                    0.into(),
+                    GROUP.into(),
+                    events.into(),
+                    0.into(),
+                ];
                 program.call(Sysno::io_getevents, args);
             }
             left -= group;
@@ -157,9 +172,16 @@ mod tests {
     #[test]
     fn the_number_that_gives_the_same_ring() {
         // io_setup(128) on two processors: 128 * 2 + 2 events, and what fills the third page.
-        let vma = pb::VmaEntry { start: 0x1000, end: 0x4000, ..pb::VmaEntry::default() };
+        let vma = pb::VmaEntry {
+            start: 0x1000,
+            end: 0x4000,
+            ..pb::VmaEntry::default()
+        };
         let entry = describe(&vma);
-        assert_eq!((entry.ring_len, events(entry.ring_len.into())), (0x3000, 383));
+        assert_eq!(
+            (entry.ring_len, events(entry.ring_len.into())),
+            (0x3000, 383)
+        );
         let again = (u64::from(entry.nr_req) * 2 + 2) * EVENT + HEADER;
         assert_eq!(again.next_multiple_of(page_size()), 0x3000);
     }

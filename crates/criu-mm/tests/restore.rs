@@ -8,8 +8,8 @@ use std::os::unix::fs::FileExt;
 use common::{Files, Victim};
 use criu_image::{Memory, Store};
 use criu_mm::{
-    DrainOptions, FillJob, Ground, Materials, Shared, Space, SpaceImage, SurveyOptions,
-    clear, drain, fill, finish, survey,
+    DrainOptions, FillJob, Ground, Materials, Shared, Space, SpaceImage, SurveyOptions, clear,
+    drain, fill, finish, survey,
 };
 use criu_proc::{MapName, ProcDir};
 use criu_tracee::arch::Regs;
@@ -64,10 +64,21 @@ fn portrait(pid: Pid, skip: impl Fn(u64) -> bool) -> Portrait {
         let smap = smap.expect("well-formed");
         let vma = &smap.vma;
         // "ac" says that it was writable once; soft-dirty is not state.
-        let flags: Vec<_> = smap.flags.codes().filter(|code| !["ac", "sd"].contains(code)).collect();
+        let flags: Vec<_> = smap
+            .flags
+            .codes()
+            .filter(|code| !["ac", "sd"].contains(code))
+            .collect();
         // Anonymous shared memory is another object.
-        let inode = if vma.name == MapName::DevZero { 0 } else { vma.inode };
-        let text = format!("{:?} {} {inode} {:?} {flags:?}", vma.perms, vma.dev, vma.name);
+        let inode = if vma.name == MapName::DevZero {
+            0
+        } else {
+            vma.inode
+        };
+        let text = format!(
+            "{:?} {} {inode} {:?} {flags:?}",
+            vma.perms, vma.dev, vma.name
+        );
         match maps.last_mut() {
             _ if skip(vma.start) => {}
             Some(last) if last.1 == vma.start && last.2 == text => last.1 = vma.end,
@@ -79,8 +90,16 @@ fn portrait(pid: Pid, skip: impl Fn(u64) -> bool) -> Portrait {
     Portrait {
         maps,
         stat: vec![
-            stat.startcode, stat.endcode, stat.start_data, stat.end_data, stat.start_brk,
-            stat.startstack, stat.arg_start, stat.arg_end, stat.env_start, stat.env_end,
+            stat.startcode,
+            stat.endcode,
+            stat.start_data,
+            stat.end_data,
+            stat.start_brk,
+            stat.startstack,
+            stat.arg_start,
+            stat.arg_end,
+            stat.env_start,
+            stat.env_end,
         ],
         auxv: proc.read("auxv").expect("auxv"),
         exe: std::fs::read_link(format!("/proc/{pid}/exe")).expect("exe"),
@@ -98,7 +117,11 @@ fn content(pid: Pid, maps: &[(u64, u64, String)]) -> Vec<(u64, Vec<u8>)> {
             continue;
         }
         let middle = start + (end - start) / 2;
-        let (start, end) = if huge { (middle, middle + 4096) } else { (*start, *end) };
+        let (start, end) = if huge {
+            (middle, middle + 4096)
+        } else {
+            (*start, *end)
+        };
         for at in (start..end).step_by(4096) {
             let mut page = vec![0; 4096];
             // Guard pages and holes of files cannot be read, there or here.
@@ -118,14 +141,16 @@ type Registers = (criu_tracee::NativeRegs, Vec<u8>);
 
 fn dump_with_registers(pids: &[Pid], store: &Memory) -> (Vec<Space>, Files, Vec<Registers>) {
     let mut files = Files::default();
-    let mut tracees = Tracee::seize_all(pids).expect("seize");
+    let mut tracees = Tracee::seize_all(pids, None).expect("seize");
     let mut spaces = Vec::new();
     let mut registers = Vec::new();
     for tracee in &mut tracees {
         let thread = &tracee.threads()[0];
         registers.push((thread.natural().reborn(), thread.mask().to_vec()));
         let proc = ProcDir::open(tracee.pid()).expect("it lives");
-        let options = SurveyOptions { allow_uprobes: false };
+        let options = SurveyOptions {
+            allow_uprobes: false,
+        };
         let mut space = survey(&proc, tracee, &mut files, &options).expect("survey");
         let mut program = Program::new();
         let questions = Space::ask(&mut program);
@@ -133,7 +158,10 @@ fn dump_with_registers(pids: &[Pid], store: &Memory) -> (Vec<Space>, Files, Vec<
         space.answer(&outcome, questions);
         spaces.push(space);
     }
-    let mut options = DrainOptions { in_target: true, next_pages: 1 };
+    let mut options = DrainOptions {
+        in_target: true,
+        next_pages: 1,
+    };
     drain(&mut tracees, &mut spaces, store, &mut options).expect("drain");
     for tracee in tracees.into_iter().rev() {
         tracee.release().expect("release");
@@ -160,8 +188,16 @@ fn a_process_comes_back() {
     let mut tracees = [spawn_root(&nursery, &[], 0).expect("born")];
     clear(&mut tracees[0], &ground).expect("cleared");
     shared.fill(&mut tracees[0]).expect("shared memory");
-    let jobs = [FillJob { tracee: 0, image: &images[0], parent: None }];
-    let materials = Materials { ground: &ground, files: &files, shared: &shared };
+    let jobs = [FillJob {
+        tracee: 0,
+        image: &images[0],
+        parent: None,
+    }];
+    let materials = Materials {
+        ground: &ground,
+        files: &files,
+        shared: &shared,
+    };
     let stats = fill(&mut tracees, &jobs, &materials).expect("filled");
     assert!(stats.pages_restored > 300, "{stats:?}");
     finish(&mut tracees, &jobs, &ground).expect("finished");
@@ -176,7 +212,10 @@ fn a_process_comes_back() {
     for ((at, one), (_, other)) in bytes.iter().zip(&found) {
         let differ = one.iter().zip(other).filter(|(a, b)| a != b).count();
         // The number of the processor, in the area of rseq(2).
-        assert!(one.len() == other.len() && differ <= 16, "{differ} bytes at {at:x}");
+        assert!(
+            one.len() == other.len() && differ <= 16,
+            "{differ} bytes at {at:x}"
+        );
     }
     assert_eq!(bytes.len(), found.len());
 }
@@ -185,8 +224,12 @@ fn a_process_comes_back() {
 fn frames(pid: Pid, start: u64, pages: u64) -> Vec<Option<u64>> {
     let pagemap = File::open(format!("/proc/{pid}/pagemap")).expect("pagemap");
     let mut bytes = vec![0; usize::try_from(pages * 8).expect("small")];
-    pagemap.read_exact_at(&mut bytes, start / 4096 * 8).expect("pagemap");
-    criu_proc::page_entries(&bytes).map(criu_proc::PageEntry::frame).collect()
+    pagemap
+        .read_exact_at(&mut bytes, start / 4096 * 8)
+        .expect("pagemap");
+    criu_proc::page_entries(&bytes)
+        .map(criu_proc::PageEntry::frame)
+        .collect()
 }
 
 const FAMILY: &str = r#"
@@ -228,39 +271,71 @@ os.read(r, 1)
 fn a_family_comes_back_and_shares_what_it_shared() {
     let victim = Victim::start(FAMILY);
     let parent = victim.pid();
-    let child = ProcDir::open(parent).expect("it lives").children().expect("children")[0];
+    let child = ProcDir::open(parent)
+        .expect("it lives")
+        .children()
+        .expect("children")[0];
     let store = Memory::new();
     let (spaces, files) = dump(&[parent, child], &store);
-    let before: Vec<_> = [parent, child].iter().map(|pid| portrait(*pid, |_| false)).collect();
-    let bytes: Vec<_> =
-        [parent, child].iter().zip(&before).map(|(pid, p)| content(*pid, &p.maps)).collect();
+    let before: Vec<_> = [parent, child]
+        .iter()
+        .map(|pid| portrait(*pid, |_| false))
+        .collect();
+    let bytes: Vec<_> = [parent, child]
+        .iter()
+        .zip(&before)
+        .map(|(pid, p)| content(*pid, &p.maps))
+        .collect();
     let same = |one: Pid, other: Pid| {
-        let pairs = frames(one, 0x2000_0000, 2000).into_iter().zip(frames(other, 0x2000_0000, 2000));
-        pairs.map(|(one, other)| one.is_some() && one == other).collect::<Vec<_>>()
+        let pairs =
+            frames(one, 0x2000_0000, 2000)
+                .into_iter()
+                .zip(frames(other, 0x2000_0000, 2000));
+        pairs
+            .map(|(one, other)| one.is_some() && one == other)
+            .collect::<Vec<_>>()
     };
     let shared_before = same(parent, child);
     assert_eq!(shared_before.iter().filter(|same| **same).count(), 1875);
 
-    let images = spaces.iter().map(|space| SpaceImage::load(&store, space.id).expect("good"));
+    let images = spaces
+        .iter()
+        .map(|space| SpaceImage::load(&store, space.id).expect("good"));
     let images: Vec<SpaceImage> = images.collect();
     let shared = Shared::create(&images, &store).expect("shared memory");
     let ground = Ground::find(&images, 1).expect("a hole");
     let nursery = ground.nursery().expect("mapped");
-    let materials = Materials { ground: &ground, files: &files, shared: &shared };
+    let materials = Materials {
+        ground: &ground,
+        files: &files,
+        shared: &shared,
+    };
     let mut root = spawn_root(&nursery, &[], 0).expect("born");
     clear(&mut root, &ground).expect("cleared");
     shared.fill(&mut root).expect("shared memory");
     let mut tracees = vec![root];
     let jobs = [
-        FillJob { tracee: 0, image: &images[0], parent: None },
-        FillJob { tracee: 1, image: &images[1], parent: Some(&images[0]) },
+        FillJob {
+            tracee: 0,
+            image: &images[0],
+            parent: None,
+        },
+        FillJob {
+            tracee: 1,
+            image: &images[1],
+            parent: Some(&images[0]),
+        },
     ];
     fill(&mut tracees, &jobs[..1], &materials).expect("filled");
     let mut program = Program::new();
     let mut args = [0u64; 11];
     args[0] = 0x2000; // CLONE_PTRACE
     args[4] = 17; // SIGCHLD
-    let args = program.bytes(args.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>());
+    let args = program.bytes(
+        args.iter()
+            .flat_map(|word| word.to_ne_bytes())
+            .collect::<Vec<u8>>(),
+    );
     let born = program.clone3(args, 88);
     let born = tracees[0].run(&program).expect("cloned").value(born);
     let born = Pid::from_raw(i32::try_from(born).expect("a pid"));
@@ -280,7 +355,10 @@ fn a_family_comes_back_and_shares_what_it_shared() {
         let found = content(pid, &after.maps);
         for ((at, one), (_, other)) in bytes[index].iter().zip(&found) {
             let differ = one.iter().zip(other).filter(|(a, b)| a != b).count();
-            assert!(one.len() == other.len() && differ <= 16, "{differ} bytes at {at:x}");
+            assert!(
+                one.len() == other.len() && differ <= 16,
+                "{differ} bytes at {at:x}"
+            );
         }
     }
     assert_eq!(same(tracees[0].pid(), tracees[1].pid()), shared_before);
@@ -315,8 +393,16 @@ fn a_process_goes_on() {
         let nursery = ground.nursery().expect("mapped");
         let mut tracees = [spawn_root(&nursery, &[], 0).expect("born")];
         clear(&mut tracees[0], &ground).expect("cleared");
-        let jobs = [FillJob { tracee: 0, image: &images[0], parent: None }];
-        let materials = Materials { ground: &ground, files: &files, shared: &shared };
+        let jobs = [FillJob {
+            tracee: 0,
+            image: &images[0],
+            parent: None,
+        }];
+        let materials = Materials {
+            ground: &ground,
+            files: &files,
+            shared: &shared,
+        };
         fill(&mut tracees, &jobs, &materials).expect("filled");
         finish(&mut tracees, &jobs, &ground).expect("finished");
         let [mut tracee] = tracees;
@@ -327,7 +413,11 @@ fn a_process_goes_on() {
         tracee.detach().expect("detached");
 
         let ticks = |files: &Files| {
-            let (id, _) = files.links.iter().find(|(_, name)| name.contains("/tmp/tmp")).expect("mapped");
+            let (id, _) = files
+                .links
+                .iter()
+                .find(|(_, name)| name.contains("/tmp/tmp"))
+                .expect("mapped");
             let mut byte = [0];
             files.open[id].read_exact_at(&mut byte, 0).expect("file");
             byte[0]
@@ -348,9 +438,16 @@ fn a_process_goes_on() {
 
 /// So that it looks like that of another kernel.
 fn rename_a_function_of_the_vdso(store: &Memory) {
-    let mut pages = store.read("pages-1.img").expect("read").expect("there").to_vec();
+    let mut pages = store
+        .read("pages-1.img")
+        .expect("read")
+        .expect("there")
+        .to_vec();
     let name = b"\0__vdso_getcpu\0";
-    let at = pages.windows(name.len()).position(|window| window == name).expect("a vdso");
+    let at = pages
+        .windows(name.len())
+        .position(|window| window == name)
+        .expect("a vdso");
     pages[at + 10] = b'x';
     store.insert("pages-1.img", &pages).expect("replaced");
 }
@@ -392,8 +489,16 @@ fn rings_of_asynchronous_requests_keep_their_events() {
         let nursery = ground.nursery().expect("mapped");
         let mut tracees = [spawn_root(&nursery, &[], 0).expect("born")];
         clear(&mut tracees[0], &ground).expect("cleared");
-        let jobs = [FillJob { tracee: 0, image: &images[0], parent: None }];
-        let materials = Materials { ground: &ground, files: &files, shared: &shared };
+        let jobs = [FillJob {
+            tracee: 0,
+            image: &images[0],
+            parent: None,
+        }];
+        let materials = Materials {
+            ground: &ground,
+            files: &files,
+            shared: &shared,
+        };
         fill(&mut tracees, &jobs, &materials).expect("filled");
         finish(&mut tracees, &jobs, &ground).expect("finished");
         let mut program = Program::new();

@@ -621,7 +621,10 @@ impl Drop for Tracee {
 /// Without `CAP_SYS_ADMIN`, or on a kernel without it, filters stay in force.
 fn if_allowed(result: Result<()>) -> Result<()> {
     match result {
-        Err(Error::Kernel { errno: Errno::EPERM | Errno::EINVAL, .. }) => Ok(()),
+        Err(Error::Kernel {
+            errno: Errno::EPERM | Errno::EINVAL,
+            ..
+        }) => Ok(()),
         other => other,
     }
 }

@@ -92,7 +92,11 @@ impl Files {
             return FileId::new(*id);
         }
         let id = u32::try_from(self.links.len()).expect("few") + 1;
-        let file = File::options().read(true).write(writable).open(&link).expect("it can be opened");
+        let file = File::options()
+            .read(true)
+            .write(writable)
+            .open(&link)
+            .expect("it can be opened");
         self.links.insert(id, name);
         self.open.insert(id, file);
         FileId::new(id)
@@ -101,7 +105,10 @@ impl Files {
 
 impl MappedFiles for Files {
     fn mapped(&mut self, pid: Pid, range: Range<u64>, writable: bool) -> Result<FileId> {
-        Ok(self.take(format!("/proc/{pid}/map_files/{:x}-{:x}", range.start, range.end), writable))
+        Ok(self.take(
+            format!("/proc/{pid}/map_files/{:x}-{:x}", range.start, range.end),
+            writable,
+        ))
     }
 
     fn exe(&mut self, pid: Pid) -> Result<FileId> {
