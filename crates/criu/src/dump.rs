@@ -19,7 +19,7 @@ use crate::scripts::Action;
 use crate::stats::DumpStats;
 
 /// Dumps the tree of `options` into its images directory.
-pub fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Failure> {
+pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Failure> {
     let mut stats = DumpStats::start();
     let images = &options.tree.common.images;
     options
@@ -181,7 +181,7 @@ fn file_options(options: &DumpOptions) -> criu_files::DumpOptions {
 }
 
 /// The option in the words of the files.
-pub fn validation(option: FileValidation) -> Validation {
+pub(crate) fn validation(option: FileValidation) -> Validation {
     match option {
         FileValidation::Size => Validation::Size,
         FileValidation::BuildId => Validation::BuildId,
