@@ -299,7 +299,7 @@ impl<'s> Files<'s> {
     /// A path for people.
     pub(crate) fn subject(&self, id: FileId) -> Subject {
         let name = match (self.paths.get(&id), self.all.get(&id)) {
-            (Some(path), _) => path.name.clone(),
+            (Some(path), _) => String::from_utf8_lossy(&path.name).into_owned(),
             (None, Some(saved)) => format!("{} {id}", saved.kind.name()),
             (None, None) => format!("file {id}"),
         };
@@ -358,14 +358,14 @@ impl RestoreCx for Files<'_> {
         Some(FileId::new(entries[at].id))
     }
 
-    fn inherited(&self, key: &str) -> Option<i32> {
-        let key = key.trim_start_matches('/');
+    fn inherited(&self, key: &[u8]) -> Option<i32> {
+        let key = key.strip_prefix(b"/").unwrap_or(key);
         let mut all = self.options.inherited.iter();
-        let given = all.find(|(known, _)| known.trim_start_matches('/') == key);
+        let given = all.find(|(known, _)| known.trim_start_matches('/').as_bytes() == key);
         given.map(|(_, fd)| *fd)
     }
 
-    fn is_of_task(&self, name: &str) -> bool {
+    fn is_of_task(&self, name: &[u8]) -> bool {
         path::process_of(name).is_some_and(|pid| self.pids.contains(&pid))
     }
 

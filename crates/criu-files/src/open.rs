@@ -1,6 +1,8 @@
 //! Everything opened in the tracer, under numbers that no task needs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use criu_image::id::FileId;
@@ -223,8 +225,8 @@ pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Res
     }
     if entry.ext() {
         return Err(Error::unsupported(
-            format!("{name} was declared external"),
-            format!("give it with --inherit-fd fd[N]:{name}"),
+            format!("{} was declared external", name.escape_ascii()),
+            format!("give it with --inherit-fd fd[N]:{}", name.escape_ascii()),
         ));
     }
     let path = from_root(files, &name);
@@ -260,7 +262,6 @@ pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Res
 }
 
 fn openat(path: &Path, flags: u32) -> Result<i32> {
-    use std::os::unix::ffi::OsStrExt;
     let mut program = Program::new();
     let path = program.cstr(path.as_os_str().as_bytes());
     let fd = program.openat(libc::AT_FDCWD, path, flags & !ONE_TIME | ALWAYS, 0);
@@ -268,15 +269,13 @@ fn openat(path: &Path, flags: u32) -> Result<i32> {
 }
 
 /// A path of a task as it is reached from here.
-pub(crate) fn from_root(files: &Files<'_>, path: &str) -> PathBuf {
-    match files.options.root {
-        Some(root) => PathBuf::from(format!(
-            "/proc/self/fd/{root}/{}",
-            path.trim_start_matches('/')
-        )),
-        None if path.starts_with('/') => PathBuf::from(path),
-        None => PathBuf::from(format!("/{path}")),
-    }
+pub(crate) fn from_root(files: &Files<'_>, path: &[u8]) -> PathBuf {
+    let below = path.strip_prefix(b"/").unwrap_or(path);
+    let root = match files.options.root {
+        Some(root) => format!("/proc/self/fd/{root}/"),
+        None => "/".to_owned(),
+    };
+    PathBuf::from(OsString::from_vec([root.as_bytes(), below].concat()))
 }
 
 /// A path as the subject of a failure.

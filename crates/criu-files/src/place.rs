@@ -162,7 +162,7 @@ impl Files<'_> {
                 format!("its root is file {root}, which is not there"),
             )
         })?;
-        if path.name != "/" || self.options.root.is_some() {
+        if path.name != b"/" || self.options.root.is_some() {
             let fd = self.directory(root, program)?;
             program.fchdir(fd);
             let here = program.cstr(".");

@@ -75,7 +75,7 @@ fn restore_options() -> RestoreOptions {
 /// Dumps all files of processes, stopped meanwhile.
 fn dump(pids: &[Pid], options: DumpOptions) -> criu_kind::Result<(Memory, Vec<FdTableId>)> {
     let store = Memory::new();
-    let held = Tracee::seize_all(pids)?;
+    let held = Tracee::seize_all(pids, None)?;
     let mut tables = Vec::new();
     let mut collector = Collector::new(options, &store, KINDS.iter().copied());
     for tracee in &held {
@@ -216,6 +216,7 @@ g = os.open('/dev/null', os.O_RDWR); h = os.open('/dev/urandom', os.O_RDONLY)
 i = os.open('/proc/sys/kernel/ostype', os.O_RDONLY); os.read(i, 3)
 j = os.open(dir + '/strange (deleted)', os.O_RDWR | os.O_CREAT)
 os.set_inheritable(g, True)
+k = os.open(dir.encode() + b'/\\xff\\n\\xfe', os.O_RDWR | os.O_CREAT)
 ",
     );
 }
@@ -550,7 +551,7 @@ while not os.path.exists(dir + '/pid'): time.sleep(0.01)
         .filter(|file| {
             file.reg
                 .as_ref()
-                .is_some_and(|reg| reg.name.ends_with("/a"))
+                .is_some_and(|reg| reg.name.ends_with(b"/a"))
         })
         .count();
     assert_eq!(regular, 2);

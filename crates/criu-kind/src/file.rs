@@ -285,10 +285,10 @@ pub trait RestoreCx {
     fn beside(&self, id: FileId, fd: i32) -> Option<FileId>;
 
     /// The descriptor that the user gave for an external object: `pipe:[4711]`.
-    fn inherited(&self, key: &str) -> Option<i32>;
+    fn inherited(&self, key: &[u8]) -> Option<i32>;
 
     /// Whether a path leads into the `/proc` directory of a process that is being restored.
-    fn is_of_task(&self, path: &str) -> bool;
+    fn is_of_task(&self, path: &[u8]) -> bool;
 
     /// The images.
     fn store(&self) -> &dyn Store;

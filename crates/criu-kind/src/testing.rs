@@ -137,7 +137,7 @@ impl DumpCx for Paper {
         Ok(pb::RegFileEntry {
             id: id.get(),
             flags: file.flags(),
-            name: file.link_text(),
+            name: file.link.clone(),
             ..pb::RegFileEntry::default()
         })
     }
@@ -197,12 +197,12 @@ impl RestoreCx for Paper {
         u32::try_from(fd).ok().map(FileId::new)
     }
 
-    fn inherited(&self, _: &str) -> Option<i32> {
+    fn inherited(&self, _: &[u8]) -> Option<i32> {
         None
     }
 
-    fn is_of_task(&self, path: &str) -> bool {
-        path.starts_with("/proc/42/")
+    fn is_of_task(&self, path: &[u8]) -> bool {
+        path.starts_with(b"/proc/42/")
     }
 
     fn store(&self) -> &dyn Store {

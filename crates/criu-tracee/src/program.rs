@@ -80,6 +80,19 @@ impl Program {
         Ret(count(self.calls.len() - 1))
     }
 
+    /// The result of the call at `index`.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such call yet.
+    pub fn ret(&self, index: usize) -> Ret {
+        assert!(
+            index < self.calls.len(),
+            "a result of a call of this program"
+        );
+        Ret(count(index))
+    }
+
     /// Makes a failure of the last call an answer: the program goes on.
     pub fn tolerate(&mut self) {
         if let Some(call) = self.calls.last_mut() {

@@ -60,7 +60,7 @@ impl FileKind for Pipe {
         let Some(first) = entries.first() else {
             return Ok(Vec::new());
         };
-        if let Some(given) = cx.inherited(&format!("pipe:[{}]", first.pipe_id)) {
+        if let Some(given) = cx.inherited(format!("pipe:[{}]", first.pipe_id).as_bytes()) {
             return entries.iter().map(|_| copy_given(cx, given)).collect();
         }
         let content = Waiting::of(cx, false, first.pipe_id)?;

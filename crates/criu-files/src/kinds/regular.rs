@@ -136,7 +136,7 @@ mod tests {
             dumped(&Regular, &file("/a", 0o100_644))
                 .expect("a path")
                 .name,
-            "/a"
+            b"/a"
         );
     }
 }

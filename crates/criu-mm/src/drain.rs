@@ -1,0 +1,331 @@
+//! Pages out of held processes into images.
+//!
+//! Each process writes its own pages, all at once: one copy, no page pinned, and the driver's memory
+//! does not grow. What that way cannot reach (pages the process may not read, a limit on file size, a
+//! failure in the middle) the driver copies through `/proc/PID/mem`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+
+use criu_image::id::PagesId;
+use criu_image::pages::{PageFlags, PagemapWriter};
+use criu_image::{Store, StoreExt, desc, pb};
+use criu_kind::{Error, Result, Subject, Within};
+use criu_proc::ProcDir;
+use criu_tracee::arch::Regs;
+use criu_tracee::{Job, Outcome, Program, Ret, Tracee, run_all};
+
+use crate::bits::status;
+use crate::page_size;
+use crate::passage::hand_over;
+use crate::scan::{Run, Scanner};
+use crate::survey::Space;
+use crate::transfer::{Direction, Piece, Transfer, transfers};
+
+/// Processes at work at a time: more than any machine keeps busy, fewer than it has descriptors for.
+const WINDOW: usize = 32;
+/// Bytes that a process writes by one call: small enough to fail in a place that is known.
+const BATCH: u64 = 64 << 20;
+/// Below this the driver is quicker than three visits to the process.
+const SMALL: u64 = 256 << 10;
+/// The driver's buffer.
+const BUFFER: usize = 256 << 10;
+
+/// How pages are brought out.
+#[derive(Debug)]
+pub struct DrainOptions {
+    /// Whether processes write their own pages. Without it the driver copies all: when the store's
+    /// memory would be charged to them, for one.
+    pub in_target: bool,
+    /// The number of the next pages image; counts up.
+    pub next_pages: u32,
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Pages looked at.
+    pub pages_scanned: u64,
+    /// Pages written.
+    pub pages_written: u64,
+    /// Pages of shared memory looked at.
+    pub shared_scanned: u64,
+    /// Pages of shared memory written.
+    pub shared_written: u64,
+}
+
+/// Writes the pages of all processes and of the memory they share. `spaces` are those of `tracees`, in
+/// the same order; guard regions that are found are added to them, so their images are written after.
+pub fn drain(
+    tracees: &mut [Tracee],
+    spaces: &mut [Space],
+    store: &dyn Store,
+    options: &mut DrainOptions,
+) -> Result<Stats> {
+    let mut stats = Stats::default();
+    let mut scanner = Scanner::new();
+    for (tracees, spaces) in tracees.chunks_mut(WINDOW).zip(spaces.chunks_mut(WINDOW)) {
+        let mut captures = Vec::with_capacity(tracees.len());
+        for (index, (tracee, space)) in tracees.iter().zip(spaces.iter_mut()).enumerate() {
+            let capture = describe(tracee, space, store, options, &mut scanner, &mut stats);
+            captures.push(Capture {
+                tracee: index,
+                ..capture.within(|| subject(tracee))?
+            });
+        }
+        write(tracees, &captures)?;
+    }
+    crate::shared::drain(tracees, spaces, store, options, &mut stats)?;
+    Ok(stats)
+}
+
+/// What is to be written into one file.
+pub(crate) struct Capture {
+    /// Which process has it in its memory.
+    pub(crate) tracee: usize,
+    pub(crate) file: File,
+    /// What the process writes itself.
+    pub(crate) inside: Vec<Transfer>,
+    /// What the driver copies.
+    pub(crate) outside: Vec<Piece>,
+    /// Added to an address to get its place in `object`.
+    pub(crate) shift: u64,
+    /// Where the driver copies from, if not from the memory of the process.
+    pub(crate) object: Option<File>,
+}
+
+/// Scans a process and writes its pagemap.
+fn describe(
+    tracee: &Tracee,
+    space: &mut Space,
+    store: &dyn Store,
+    options: &mut DrainOptions,
+    scanner: &mut Scanner,
+    stats: &mut Stats,
+) -> Result<Capture> {
+    let proc = ProcDir::open(tracee.pid())?;
+    let mut stacks: Vec<u64> = tracee.threads().iter().map(|t| t.natural().sp()).collect();
+    stacks.sort_unstable();
+    let found = scanner.scan(&proc, &space.areas, &stacks)?;
+    space.mm.vmas.extend(found.guards.iter().map(guard));
+    let (pages, file) = new_pages(store, options)?;
+    let mut pagemap = PagemapWriter::create(store, desc::PAGEMAP, space.id, pages, page_size())?;
+    let mut inside = Vec::new();
+    let mut outside = Vec::new();
+    let mut offset = 0;
+    for run in &found.runs {
+        let len = run.end - run.start;
+        pagemap.push(run.start, len / page_size(), flags(run))?;
+        let piece = Piece {
+            at: run.start,
+            len,
+            offset,
+        };
+        if run.readable {
+            &mut inside
+        } else {
+            &mut outside
+        }
+        .push(piece);
+        offset += len;
+    }
+    pagemap.finish()?;
+    stats.pages_scanned += found.pages_scanned;
+    stats.pages_written += offset / page_size();
+    let bytes: u64 = inside.iter().map(|piece| piece.len).sum();
+    let limited = space.file_limit.is_some_and(|limit| offset > limit);
+    if !options.in_target || limited || bytes < SMALL {
+        outside.append(&mut inside);
+    }
+    Ok(Capture {
+        tracee: 0,
+        file,
+        inside: transfers(inside, BATCH),
+        outside,
+        shift: 0,
+        object: None,
+    })
+}
+
+fn flags(run: &Run) -> PageFlags {
+    if run.lazy {
+        PageFlags::LAZY | PageFlags::PRESENT
+    } else {
+        PageFlags::PRESENT
+    }
+}
+
+/// A region of guard pages, as a mapping that is none.
+fn guard(range: &Range<u64>) -> pb::VmaEntry {
+    pb::VmaEntry {
+        start: range.start,
+        end: range.end,
+        status: status::GUARD,
+        fd: -1,
+        ..pb::VmaEntry::default()
+    }
+}
+
+/// Starts the next pages image.
+pub(crate) fn new_pages(store: &dyn Store, options: &mut DrainOptions) -> Result<(PagesId, File)> {
+    let id = PagesId::new(options.next_pages);
+    options.next_pages += 1;
+    Ok((id, store.create(&desc::PAGES.file_name(id))?))
+}
+
+/// Writes captures, each of another process.
+pub(crate) fn write(tracees: &mut [Tracee], captures: &[Capture]) -> Result<()> {
+    let mut left: BTreeMap<usize, Vec<Piece>> = BTreeMap::new();
+    let busy: Vec<usize> = (0..captures.len())
+        .filter(|i| !captures[*i].inside.is_empty())
+        .collect();
+    let files: Vec<_> = busy
+        .iter()
+        .map(|i| (captures[*i].tracee, captures[*i].file.as_fd()))
+        .collect();
+    let numbers = if files.is_empty() {
+        Vec::new()
+    } else {
+        hand_over(tracees, &files)?
+    };
+    let mut writers = Vec::new();
+    for (index, number) in busy.into_iter().zip(numbers) {
+        match number {
+            Some(fd) => writers.push((index, Writer::new(&captures[index].inside, fd))),
+            None => {
+                let all = captures[index]
+                    .inside
+                    .iter()
+                    .flat_map(|transfer| transfer.rest(0));
+                left.entry(index).or_default().extend(all);
+            }
+        }
+    }
+    let jobs: Vec<Job<'_>> = writers
+        .iter()
+        .map(|(index, writer)| Job {
+            tracee: captures[*index].tracee,
+            thread: 0,
+            program: &writer.program,
+        })
+        .collect();
+    let outcomes = run_all(tracees, &jobs)?;
+    for ((index, writer), outcome) in writers.iter().zip(&outcomes) {
+        left.entry(*index)
+            .or_default()
+            .extend(writer.left(&captures[*index].inside, outcome));
+    }
+    let mut buffer = vec![0; BUFFER];
+    for (index, capture) in captures.iter().enumerate() {
+        let tracee = &tracees[capture.tracee];
+        let rest = left.remove(&index).unwrap_or_default();
+        for piece in capture.outside.iter().chain(&rest) {
+            copy(tracee, capture, piece, &mut buffer)
+                .within(|| Subject::Vma {
+                    start: piece.at,
+                    end: piece.at + piece.len,
+                    name: "pages".to_owned(),
+                })
+                .within(|| subject(tracee))?;
+        }
+        if capture.object.is_none() {
+            put_back_borrowed(tracee, capture)?;
+        }
+    }
+    Ok(())
+}
+
+/// The program with which a process writes its pages.
+struct Writer {
+    program: Program,
+    written: Vec<Ret>,
+}
+
+impl Writer {
+    fn new(inside: &[Transfer], fd: i32) -> Self {
+        let mut program = Program::new();
+        let mut written = Vec::with_capacity(inside.len());
+        for transfer in inside {
+            written.push(transfer.add(&mut program, Direction::Out, fd));
+            program.tolerate();
+        }
+        program.close(fd);
+        program.tolerate();
+        Self { program, written }
+    }
+
+    /// What the process did not get done.
+    fn left(&self, inside: &[Transfer], outcome: &Outcome) -> Vec<Piece> {
+        let mut left = Vec::new();
+        for (transfer, ret) in inside.iter().zip(&self.written) {
+            let done = u64::try_from(outcome.get(*ret).unwrap_or(0)).unwrap_or(0);
+            if done < transfer.len() {
+                tracing::debug!(done, of = transfer.len(), "a short write is made up for");
+                left.extend(transfer.rest(done));
+            }
+        }
+        left
+    }
+}
+
+fn copy(tracee: &Tracee, capture: &Capture, piece: &Piece, buffer: &mut [u8]) -> Result<()> {
+    let mut done = 0;
+    while done < piece.len {
+        let size = usize::try_from(piece.len - done).map_or(buffer.len(), |n| n.min(buffer.len()));
+        let part = &mut buffer[..size];
+        let at = piece.at + done;
+        match &capture.object {
+            Some(object) => object
+                .read_exact_at(part, at.wrapping_add(capture.shift))
+                .map_err(Error::io("pread(shared memory)"))?,
+            None => tracee.memory().read(at, part)?,
+        }
+        capture
+            .file
+            .write_all_at(part, piece.offset + done)
+            .map_err(Error::io("pwrite(pages image)"))?;
+        done += size as u64;
+    }
+    Ok(())
+}
+
+/// The stub lies over some bytes of the process: the image gets those.
+fn put_back_borrowed(tracee: &Tracee, capture: &Capture) -> Result<()> {
+    let Some((at, before)) = tracee.borrowed() else {
+        return Ok(());
+    };
+    let inside = capture.inside.iter().flat_map(|transfer| transfer.rest(0));
+    for piece in inside.chain(capture.outside.iter().copied()) {
+        if piece.at <= at && at + before.len() as u64 <= piece.at + piece.len {
+            capture
+                .file
+                .write_all_at(before, piece.offset + (at - piece.at))
+                .map_err(Error::io("pwrite(pages image)"))?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn subject(tracee: &Tracee) -> Subject {
+    let comm = ProcDir::open(tracee.pid())
+        .and_then(|proc| proc.stat())
+        .map(|stat| stat.comm);
+    Subject::Task {
+        pid: tracee.pid().as_raw(),
+        comm: String::from_utf8_lossy(&comm.unwrap_or_default()).into_owned(),
+    }
+}
+
+impl Space {
+    /// Writes `mm-P.img` and, where there is something for it, the extension beside it.
+    pub fn write(&self, store: &dyn Store) -> Result<()> {
+        store.write_entry(desc::MM, self.id, &self.mm)?;
+        if !self.ext.vma_names.is_empty() {
+            store.write_entry(desc::MM_EXT, self.id, &self.ext)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,345 @@
+//! A task's memory made and filled, by programs that the tasks run side by side.
+
+use std::ops::Range;
+
+use criu_image::id::{FileId, ShmId};
+use criu_image::pb;
+use criu_kind::{Error, FileFds, Result, Within};
+use criu_tracee::arch::Arch;
+use criu_tracee::{Job, Native, Outcome, Program, Ret, Tracee, run_all};
+
+use crate::bits::{madv, map, prot};
+use crate::drain::subject;
+use crate::ground::Ground;
+use crate::image::{Backing, SpaceImage, backing};
+use crate::inherit::{Compared, Kept, inherit};
+use crate::page_size;
+use crate::pages::Stored;
+use crate::shared::Shared;
+use crate::transfer::{Direction, Piece, Transfer, transfers};
+use crate::vdso::{Fate, fate};
+
+/// Bytes that are made and read in one go: small enough for what was just zeroed to be still in the
+/// cache when it is read over.
+const BATCH: u64 = 4 << 20;
+/// From here on it pays to make pages before they are read into.
+const POPULATE: u64 = 64 << 10;
+/// The driver's buffer.
+const BUFFER: u64 = 256 << 10;
+
+/// What all address spaces of a tree are made with.
+#[derive(Clone, Copy)]
+pub struct Materials<'a> {
+    /// Where the engine's own memory is.
+    pub ground: &'a Ground,
+    /// Files by id.
+    pub files: &'a dyn FileFds,
+    /// Anonymous shared memory by id.
+    pub shared: &'a Shared,
+}
+
+/// A task to fill.
+#[derive(Clone, Copy, Debug)]
+pub struct FillJob<'a> {
+    /// Which of the tasks.
+    pub tracee: usize,
+    /// With what.
+    pub image: &'a SpaceImage,
+    /// With what the task was filled, from whose memory it was cloned. `None`: the memory is cleared.
+    pub parent: Option<&'a SpaceImage>,
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FillStats {
+    /// Pages of parents and children compared.
+    pub pages_compared: u64,
+    /// Pages found equal, and left shared.
+    pub pages_skipped_cow: u64,
+    /// Pages brought in.
+    pub pages_restored: u64,
+}
+
+/// Makes the mappings of tasks and brings in their pages. Protections are not the final ones until
+/// [`crate::finish`]: children are cloned between the two.
+pub fn fill(
+    tracees: &mut [Tracee],
+    jobs: &[FillJob<'_>],
+    materials: &Materials<'_>,
+) -> Result<FillStats> {
+    let mut stats = FillStats::default();
+    let plans = jobs.iter().map(|job| {
+        let plan = plan(job, materials);
+        plan.within(|| subject(&tracees[job.tracee]))
+    });
+    let plans = plans.collect::<Result<Vec<Plan>>>()?;
+    let programs = jobs.iter().zip(&plans).map(|(job, plan)| Job {
+        tracee: job.tracee,
+        thread: 0,
+        program: &plan.program,
+    });
+    let outcomes = run_all(tracees, &programs.collect::<Vec<_>>())?;
+    for ((job, plan), outcome) in jobs.iter().zip(&plans).zip(&outcomes) {
+        let tracee = &tracees[job.tracee];
+        plan.complete(tracee, job.image, outcome)
+            .within(|| subject(tracee))?;
+        stats.pages_compared += plan.compared.pages;
+        stats.pages_skipped_cow += plan.compared.equal;
+        stats.pages_restored += plan.pages;
+    }
+    Ok(stats)
+}
+
+/// How one task is filled.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    pub(crate) program: Program,
+    /// Calls that must return an address.
+    placed: Vec<(Ret, u64)>,
+    reads: Vec<(Ret, usize, Transfer)>,
+    /// What the task may not write itself.
+    by_hand: Vec<Stored>,
+    compared: Compared,
+    pages: u64,
+}
+
+/// Plans the filling of a task: a pure function of images.
+pub(crate) fn plan(job: &FillJob<'_>, materials: &Materials<'_>) -> Result<Plan> {
+    let image = job.image;
+    let ground = materials.ground;
+    let fate = fate(image, ground.vdso.as_ref(), ground.park)?;
+    let mut plan = Plan::default();
+    let kept = match job.parent {
+        Some(parent) => inherit(image, parent, &mut plan.compared)?,
+        None => vec![None; image.vmas().len()],
+    };
+    if let Some(parent) = job.parent {
+        plan.unmap(parent, &kept);
+    }
+    plan.describe(job, materials.files)?;
+    let mut reads = Vec::new();
+    for (vma, kept) in image.vmas().iter().zip(kept) {
+        let makes = match backing(vma) {
+            Backing::Anonymous | Backing::File | Backing::Shared => true,
+            Backing::Vdso | Backing::Vvar => matches!(fate, Fate::Proxy(_)),
+            Backing::Aio | Backing::Kernel => false,
+        };
+        if !makes {
+            continue;
+        }
+        let prot = image.fill_prot(vma);
+        let pages = match kept {
+            Some(kept) => plan.take_over(vma, kept, prot),
+            None => {
+                plan.map(vma, prot, materials)?;
+                image.pages.within(vma.start, vma.end).collect()
+            }
+        };
+        let writable = prot & prot::WRITE != 0;
+        if writable {
+            &mut reads
+        } else {
+            &mut plan.by_hand
+        }
+        .extend(pages);
+    }
+    plan.read(image, &reads);
+    let all = reads.iter().chain(&plan.by_hand);
+    plan.pages = all.map(|run| (run.end - run.start) / page_size()).sum();
+    Ok(plan)
+}
+
+impl Plan {
+    /// Takes away what the child has not got of its parent's.
+    fn unmap(&mut self, parent: &SpaceImage, kept: &[Option<Kept>]) {
+        let mut gone: Vec<Range<u64>> = Vec::new();
+        let mut push = |range: Range<u64>| match gone.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ if range.start < range.end => gone.push(range),
+            _ => {}
+        };
+        let mut kept = kept.iter().flatten().map(|kept| &kept.range).peekable();
+        for range in parent.busy() {
+            let mut at = range.start;
+            while let Some(next) = kept.next_if(|kept| kept.start < range.end) {
+                push(at..next.start);
+                at = next.end;
+            }
+            push(at..range.end.max(at));
+        }
+        for range in gone {
+            self.program.munmap(range.start, range.end - range.start);
+        }
+    }
+
+    /// Sets what the kernel keeps about the program, its executable among it. Before any mapping is
+    /// made: the old executable must not be mapped, the new one may.
+    fn describe(&mut self, job: &FillJob<'_>, files: &dyn FileFds) -> Result<()> {
+        let mm = &job.image.mm;
+        let same = job
+            .parent
+            .is_some_and(|parent| parent.mm.exe_file_id == mm.exe_file_id);
+        let exe = if same {
+            -1
+        } else {
+            files.fd(FileId::new(mm.exe_file_id))?
+        };
+        let was_disabled = job.parent.and_then(|parent| parent.mm.thp_disabled);
+        if mm.thp_disabled() != was_disabled.unwrap_or(false) {
+            let disable = u32::from(mm.thp_disabled());
+            self.program
+                .prctl(libc::PR_SET_THP_DISABLE, disable, 0, 0, 0);
+        }
+        set_mm_map(&mut self.program, mm, exe);
+        Ok(())
+    }
+
+    fn map(&mut self, vma: &pb::VmaEntry, prot: u32, materials: &Materials<'_>) -> Result<()> {
+        const KEPT: u32 = map::SHARED
+            | map::PRIVATE
+            | map::DROPPABLE
+            | map::GROWSDOWN
+            | map::NORESERVE
+            | map::HUGETLB
+            | map::HUGE_MASK;
+        let (fd, anonymous) = match backing(vma) {
+            Backing::File => (materials.files.fd(file_id(vma)?)?, 0),
+            Backing::Shared => (materials.shared.fd(ShmId::new(vma.shmid))?, 0),
+            _ => (-1, map::ANONYMOUS),
+        };
+        let flags = vma.flags & KEPT | anonymous | map::FIXED_NOREPLACE;
+        let offset = if anonymous == 0 { vma.pgoff } else { 0 };
+        let at = self
+            .program
+            .mmap(vma.start, vma.end - vma.start, prot, flags, fd, offset);
+        self.placed.push((at, vma.start));
+        Ok(())
+    }
+
+    /// Makes an inherited mapping the child's. Gives the pages to be read.
+    fn take_over(&mut self, vma: &pb::VmaEntry, kept: Kept, prot: u32) -> Vec<Stored> {
+        let (start, end) = (kept.range.start, kept.range.end);
+        if vma.end > end {
+            self.program
+                .mremap(start, end - start, vma.end - start, 0, 0);
+        }
+        if prot != kept.prot {
+            self.program.mprotect(start, vma.end - start, prot);
+        }
+        for range in &kept.discards {
+            self.program
+                .madvise(range.start, range.end - range.start, madv::DONTNEED);
+        }
+        kept.reads
+    }
+
+    fn read(&mut self, image: &SpaceImage, runs: &[Stored]) {
+        let files = runs.chunk_by(|one, next| one.file == next.file);
+        for group in files {
+            let file = group[0].file;
+            let pieces = group.iter().map(|run| Piece {
+                at: run.start,
+                len: run.end - run.start,
+                offset: run.offset,
+            });
+            for transfer in transfers(pieces, BATCH) {
+                for (at, len) in transfer.parts.iter().filter(|(_, len)| *len >= POPULATE) {
+                    // A hint: older kernels make the pages as they are read.
+                    self.program.madvise(*at, *len, madv::POPULATE_WRITE);
+                    self.program.tolerate();
+                }
+                let read = transfer.add(&mut self.program, Direction::In, image.pages.fd(file));
+                self.program.tolerate();
+                self.reads.push((read, file, transfer));
+            }
+        }
+    }
+
+    /// Checks what the task did, and does what it did not.
+    fn complete(&self, tracee: &Tracee, image: &SpaceImage, outcome: &Outcome) -> Result<()> {
+        for (ret, start) in &self.placed {
+            let at = outcome.value(*ret).cast_unsigned();
+            if at != *start {
+                // Only a kernel older than MAP_FIXED_NOREPLACE does that.
+                return Err(Error::unsupported(
+                    format!("the kernel put the mapping {start:#x} at {at:#x}"),
+                    "use Linux 4.17 or newer",
+                ));
+            }
+        }
+        let mut left = self.by_hand.clone();
+        for (ret, file, transfer) in &self.reads {
+            let done = u64::try_from(outcome.get(*ret).unwrap_or(0)).unwrap_or(0);
+            if done < transfer.len() {
+                tracing::debug!(done, of = transfer.len(), "a short read is made up for");
+                left.extend(transfer.rest(done).into_iter().map(|piece| Stored {
+                    start: piece.at,
+                    end: piece.at + piece.len,
+                    file: *file,
+                    offset: piece.offset,
+                }));
+            }
+        }
+        let mut buffer = vec![0; usize::try_from(BUFFER).unwrap_or(0)];
+        for run in left {
+            for at in (run.start..run.end).step_by(buffer.len()) {
+                let length = usize::try_from((run.end - at).min(BUFFER)).unwrap_or(0);
+                image.pages.read(at, &mut buffer[..length])?;
+                tracee.memory().write(at, &buffer[..length])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The file of a mapping: its id is in a field made for more.
+pub(crate) fn file_id(vma: &pb::VmaEntry) -> Result<FileId> {
+    u32::try_from(vma.shmid).map(FileId::new).map_err(|_| {
+        Error::corrupt(
+            "mm",
+            format!("mapping {:#x} has the file id {}", vma.start, vma.shmid),
+        )
+    })
+}
+
+/// `prctl(PR_SET_MM, PR_SET_MM_MAP, struct prctl_mm_map *)`, Linux 3.18.
+fn set_mm_map(program: &mut Program, mm: &pb::MmEntry, exe: i32) {
+    let words = [
+        mm.mm_start_code,
+        mm.mm_end_code,
+        mm.mm_start_data,
+        mm.mm_end_data,
+        mm.mm_start_brk,
+        mm.mm_brk,
+        mm.mm_start_stack,
+        mm.mm_arg_start,
+        mm.mm_arg_end,
+        mm.mm_env_start,
+        mm.mm_env_end,
+    ];
+    let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let auxv_at = bytes.len();
+    let auxv = auxv(&mm.mm_saved_auxv);
+    bytes.resize(auxv_at + Native::WORD, 0);
+    bytes.extend_from_slice(&u32::try_from(auxv.len()).unwrap_or(0).to_ne_bytes());
+    bytes.extend_from_slice(&exe.to_ne_bytes());
+    bytes.resize(bytes.len().next_multiple_of(8), 0);
+    let size = bytes.len();
+    let auxv = program.bytes(auxv);
+    let map = program.bytes(bytes);
+    program.link(map, auxv_at, auxv);
+    program.prctl(libc::PR_SET_MM, libc::PR_SET_MM_MAP, map, size, 0);
+}
+
+/// The vector up to its end mark: what kernels keep behind it differs in length.
+fn auxv(words: &[u64]) -> Vec<u8> {
+    let pairs = words.chunks(2);
+    let used = pairs
+        .clone()
+        .position(|pair| pair[0] == 0)
+        .map_or(words.len(), |at| 2 * at + 2);
+    let used = &words[..used.min(words.len())];
+    used.iter()
+        .flat_map(|word| word.to_ne_bytes()[..Native::WORD].to_vec())
+        .collect()
+}

@@ -1,0 +1,46 @@
+//! Address spaces: which mappings and pages a process has, out of it and into another.
+//!
+//! Dump: [`survey`] reads, [`drain`] writes pages. Restore: [`SpaceImage::load`] checks, [`Ground`]
+//! finds room, then a task is cleared ([`clear`]), filled ([`fill`]) and finished ([`finish`]).
+//!
+//! Invariants. Pages are never pinned from outside: the kernel would unshare them. Nothing is created
+//! for an image that does not hold together. Who files are is asked ([`criu_kind::MappedFiles`],
+//! [`criu_kind::FileFds`]) and never looked into.
+#![forbid(unsafe_code)]
+
+mod aio;
+mod bits;
+mod clear;
+mod drain;
+mod fill;
+mod finish;
+mod ground;
+mod image;
+mod inherit;
+mod pages;
+mod passage;
+mod scan;
+mod shared;
+mod survey;
+mod transfer;
+mod vdso;
+mod vma;
+
+pub use clear::clear;
+pub use drain::{DrainOptions, Stats, drain};
+pub use fill::{FillJob, FillStats, Materials, fill};
+pub use finish::finish;
+pub use ground::Ground;
+pub use image::SpaceImage;
+pub use pages::Pages;
+pub use shared::Shared;
+pub use survey::{Questions, Space, SurveyOptions, survey};
+
+/// Bytes in a page of this machine.
+pub fn page_size() -> u64 {
+    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE);
+    size.ok()
+        .flatten()
+        .and_then(|size| u64::try_from(size).ok())
+        .unwrap_or(4096)
+}

@@ -1,0 +1,133 @@
+//! Brings an open file into held processes: through a socket of their own, so that neither a path nor
+//! a privilege of theirs is needed.
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use criu_kind::Result;
+use criu_tracee::arch::Arch;
+use criu_tracee::{Job, Native, Program, Tracee, fetch_fd, pidfd_open, run_all};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+
+/// Gives each process the file beside its index; returns the number it has there, or `None` where the
+/// process could not take it (no free descriptor, a security module).
+pub(crate) fn hand_over(
+    tracees: &mut [Tracee],
+    files: &[(usize, BorrowedFd<'_>)],
+) -> Result<Vec<Option<i32>>> {
+    let mut pairs = Vec::with_capacity(files.len());
+    let mut program = Program::new();
+    let fds = program.room(8);
+    let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
+    let made = program.socketpair(libc::AF_UNIX, kind, 0, fds);
+    program.tolerate();
+    let jobs: Vec<Job<'_>> = files
+        .iter()
+        .map(|(tracee, _)| job(*tracee, &program))
+        .collect();
+    for outcome in run_all(tracees, &jobs)? {
+        pairs.push(outcome.get(made).ok().map(|_| {
+            let fds = outcome.bytes(fds);
+            (int(fds, 0), int(fds, 4))
+        }));
+    }
+    let mut receivers = Vec::with_capacity(files.len());
+    for ((tracee, file), pair) in files.iter().zip(&pairs) {
+        let sent = pair.is_some_and(|(_, sender)| send(&tracees[*tracee], sender, *file).is_some());
+        receivers.push(receive(*pair, sent));
+    }
+    let programs = files.iter().zip(&receivers);
+    let jobs: Vec<Job<'_>> = programs
+        .map(|((tracee, _), got)| job(*tracee, &got.program))
+        .collect();
+    let outcomes = run_all(tracees, &jobs)?;
+    let numbers = receivers.iter().zip(&outcomes).map(|(receiver, outcome)| {
+        let (call, control) = receiver.answer?;
+        let control = outcome.bytes(control);
+        let came = outcome.get(call).is_ok() && word(control, 0) == FD_AT as u64 + 4;
+        came.then(|| int(control, FD_AT))
+    });
+    Ok(numbers.collect())
+}
+
+struct Receiver {
+    program: Program,
+    answer: Option<(criu_tracee::Ret, criu_tracee::Blob)>,
+}
+
+/// `struct cmsghdr`: length, level, type; then the descriptor.
+const FD_AT: usize = Native::WORD + 8;
+
+/// The calls that take the descriptor out of the socket and close the socket.
+fn receive(pair: Option<(i32, i32)>, sent: bool) -> Receiver {
+    let mut program = Program::new();
+    let mut answer = None;
+    if let Some((receiver, sender)) = pair {
+        if sent {
+            let byte = program.room(8);
+            let iov = program.bytes(vec![0; 2 * Native::WORD]);
+            program.link(iov, 0, byte);
+            program.link(iov, Native::WORD, 1);
+            let control = program.room(FD_AT + 16);
+            // `struct msghdr`: name, its length, iov, count, control, its length, flags.
+            let message = program.bytes(vec![0; 7 * Native::WORD]);
+            program.link(message, 2 * Native::WORD, iov);
+            program.link(message, 3 * Native::WORD, 1);
+            program.link(message, 4 * Native::WORD, control);
+            program.link(message, 5 * Native::WORD, FD_AT + 8);
+            let call = program.recvmsg(
+                receiver,
+                message,
+                libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT,
+            );
+            program.tolerate();
+            answer = Some((call, control));
+        }
+        program.close(receiver);
+        program.tolerate();
+        program.close(sender);
+        program.tolerate();
+    }
+    Receiver { program, answer }
+}
+
+/// Sends the file from the process's own descriptor `sender`.
+fn send(tracee: &Tracee, sender: i32, file: BorrowedFd<'_>) -> Option<()> {
+    let pidfd = pidfd_open(tracee.pid()).ok()?;
+    let end = fetch_fd(pidfd.as_fd(), sender).ok()??;
+    let fds = [file.as_raw_fd()];
+    let message = [IoSlice::new(&[0])];
+    sendmsg::<()>(
+        end.as_raw_fd(),
+        &message,
+        &[ControlMessage::ScmRights(&fds)],
+        MsgFlags::MSG_DONTWAIT,
+        None,
+    )
+    .ok()
+    .map(drop)
+}
+
+fn job(tracee: usize, program: &Program) -> Job<'_> {
+    Job {
+        tracee,
+        thread: 0,
+        program,
+    }
+}
+
+fn int(bytes: &[u8], at: usize) -> i32 {
+    let bytes = bytes
+        .get(at..at + 4)
+        .and_then(|bytes| bytes.try_into().ok());
+    bytes.map_or(-1, i32::from_ne_bytes)
+}
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    let mut word = [0; 8];
+    if let Some(bytes) = bytes.get(at..at + Native::WORD) {
+        // Little-endian, as all machines of this project.
+        word[..Native::WORD].copy_from_slice(bytes);
+    }
+    u64::from_le_bytes(word)
+}

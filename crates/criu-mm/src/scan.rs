@@ -1,0 +1,282 @@
+//! Which pages of an address space are its own.
+//!
+//! `PAGEMAP_SCAN` (Linux 6.7) answers by runs; older kernels give `/proc/PID/pagemap`, a word a page.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use criu_kind::{Error, Result};
+use criu_proc::{PageEntry, ProcDir, page_entries};
+use criu_tracee::{PagemapScan, Region};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+
+use crate::page_size;
+use crate::survey::{Area, AreaKind};
+
+/// Pages to be written, all of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    pub(crate) readable: bool,
+    pub(crate) lazy: bool,
+}
+
+/// What an address space has.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) runs: Vec<Run>,
+    pub(crate) guards: Vec<Range<u64>>,
+    pub(crate) pages_scanned: u64,
+}
+
+/// How this kernel tells pages apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// `PAGEMAP_SCAN` with guard pages, Linux 6.15.
+    ScanGuards,
+    /// `PAGEMAP_SCAN`, Linux 6.7.
+    Scan,
+    /// Word by word.
+    Entries,
+}
+
+/// Scans address spaces; remembers what the kernel can do.
+#[derive(Debug)]
+pub(crate) struct Scanner {
+    way: Way,
+    zero_frame: Option<u64>,
+}
+
+impl Scanner {
+    pub(crate) fn new() -> Self {
+        Self {
+            way: Way::ScanGuards,
+            zero_frame: None,
+        }
+    }
+
+    /// Scans the areas of a process. Pages that hold one of `stacks` are not lazy.
+    pub(crate) fn scan(&mut self, proc: &ProcDir, areas: &[Area], stacks: &[u64]) -> Result<Found> {
+        let pagemap = File::from(proc.open_file("pagemap", OFlag::O_RDONLY)?);
+        let mut found = Found::default();
+        let mut regions = Vec::new();
+        for area in areas {
+            let pages = (area.end - area.start) / page_size();
+            found.pages_scanned += pages;
+            regions.clear();
+            match area.kind {
+                AreaKind::Shared { .. } => {
+                    found.pages_scanned -= pages;
+                    continue;
+                }
+                AreaKind::Whole => {
+                    found.runs.push(Run {
+                        start: area.start,
+                        end: area.end,
+                        readable: false,
+                        lazy: false,
+                    });
+                    continue;
+                }
+                AreaKind::Anonymous => self.regions(&pagemap, area, 0, &mut regions)?,
+                AreaKind::File => self.regions(&pagemap, area, PagemapScan::FILE, &mut regions)?,
+            }
+            for region in &regions {
+                if region.categories & PagemapScan::GUARD != 0 {
+                    found.guards.push(region.start..region.end);
+                } else {
+                    split(area, region, stacks, &mut found.runs);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Pages of the area that are anywhere, without the zero page and without those that are `not`.
+    fn regions(
+        &mut self,
+        pagemap: &File,
+        area: &Area,
+        not: u64,
+        regions: &mut Vec<Region>,
+    ) -> Result<()> {
+        loop {
+            let guard = match self.way {
+                Way::ScanGuards => PagemapScan::GUARD,
+                Way::Scan => 0,
+                Way::Entries => return self.entries(pagemap, area, not != 0, regions),
+            };
+            let scan = PagemapScan {
+                required: PagemapScan::PFNZERO | not,
+                any_of: PagemapScan::PRESENT | PagemapScan::SWAPPED,
+                inverted: PagemapScan::PFNZERO | not,
+                returned: guard,
+            };
+            match scan
+                .scan(pagemap, area.start, area.end, regions)
+                .map_err(Error::from)
+            {
+                Err(error) if error.errno() == Some(Errno::EINVAL) && guard != 0 => {
+                    self.way = Way::Scan;
+                }
+                Err(error) if error.errno() == Some(Errno::ENOTTY) => self.way = Way::Entries,
+                other => return other,
+            }
+            regions.clear();
+        }
+    }
+
+    fn entries(
+        &mut self,
+        pagemap: &File,
+        area: &Area,
+        not_file: bool,
+        regions: &mut Vec<Region>,
+    ) -> Result<()> {
+        const ENTRIES: u64 = 8192;
+        let page = page_size();
+        let zero = *self
+            .zero_frame
+            .get_or_insert_with(|| zero_frame().unwrap_or(0));
+        let mut buffer = vec![0; (ENTRIES * 8) as usize];
+        let mut at = area.start;
+        while at < area.end {
+            let wanted = usize::try_from(((area.end - at) / page).min(ENTRIES) * 8).unwrap_or(0);
+            pagemap
+                .read_exact_at(&mut buffer[..wanted], at / page * 8)
+                .map_err(Error::io("pread(/proc/PID/pagemap)"))?;
+            for entry in page_entries(&buffer[..wanted]) {
+                if let Some(categories) = category(entry, not_file, zero) {
+                    match regions.last_mut() {
+                        Some(last) if last.end == at && last.categories == categories => {
+                            last.end += page;
+                        }
+                        _ => regions.push(Region {
+                            start: at,
+                            end: at + page,
+                            categories,
+                        }),
+                    }
+                }
+                at += page;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a page is, or `None` if there is nothing to write of it.
+fn category(entry: PageEntry, not_file: bool, zero: u64) -> Option<u64> {
+    if entry.guard() {
+        return Some(PagemapScan::GUARD);
+    }
+    let there = entry.present() || entry.swapped();
+    let files = not_file && entry.file_or_shared();
+    let zero = zero != 0 && entry.frame() == Some(zero);
+    (there && !files && !zero).then_some(0)
+}
+
+/// Cuts a region into runs that are lazy or not.
+fn split(area: &Area, region: &Region, stacks: &[u64], runs: &mut Vec<Run>) {
+    let page = page_size();
+    let run = |start, end, lazy| Run {
+        start,
+        end,
+        readable: area.readable,
+        lazy,
+    };
+    let mut start = region.start;
+    if area.lazy {
+        let pages = stacks.iter().map(|sp| sp & !(page - 1));
+        for eager in pages.filter(|at| (region.start..region.end).contains(at)) {
+            if eager < start {
+                continue; // Two threads on one page.
+            }
+            if start < eager {
+                runs.push(run(start, eager, true));
+            }
+            runs.push(run(eager, eager + page, false));
+            start = eager + page;
+        }
+    }
+    if start < region.end {
+        runs.push(run(start, region.end, area.lazy));
+    }
+}
+
+/// The frame of the zero page: what backs memory that was read and never written.
+fn zero_frame() -> Option<u64> {
+    const SIZE: usize = 1 << 20;
+    let page = page_size();
+    // Large enough for the allocator to map it afresh, too small for a huge page.
+    let memory = vec![0u8; SIZE];
+    let middle = &memory[SIZE / 2];
+    let read = std::hint::black_box(*middle);
+    let at = std::ptr::from_ref(middle).addr() as u64 / page * 8 + u64::from(read);
+    let mut entry = [0; 8];
+    let pagemap = File::open("/proc/self/pagemap").ok()?;
+    pagemap.read_exact_at(&mut entry, at).ok()?;
+    PageEntry(u64::from_ne_bytes(entry)).frame()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_agree_about_ourselves() {
+        let proc = ProcDir::open(nix::unistd::Pid::this()).expect("we live");
+        let mut memory = vec![0u8; 64 << 20];
+        for at in (0..memory.len()).step_by(3 * 4096) {
+            memory[at] = 7;
+        }
+        let start = (memory.as_ptr().addr() as u64).next_multiple_of(page_size());
+        let area = Area {
+            start,
+            end: start + (32 << 20),
+            kind: AreaKind::Anonymous,
+            readable: true,
+            lazy: true,
+        };
+        let stacks = [start + (3 << 20) + 5];
+        let mut scanner = Scanner::new();
+        let by_scan = scanner.scan(&proc, &[area.clone()], &stacks).expect("scan");
+        scanner.way = Way::Entries;
+        let by_entry = scanner.scan(&proc, &[area], &stacks).expect("read");
+        assert_eq!(by_scan.runs, by_entry.runs);
+        assert!(by_scan.runs.len() > 2000, "{}", by_scan.runs.len());
+        assert_eq!(by_scan.pages_scanned, 8192);
+    }
+
+    #[test]
+    fn the_page_of_a_stack_pointer_is_not_lazy() {
+        let page = page_size();
+        let area = Area {
+            start: 0,
+            end: 10 * page,
+            kind: AreaKind::Anonymous,
+            readable: true,
+            lazy: true,
+        };
+        let region = Region {
+            start: 2 * page,
+            end: 6 * page,
+            categories: 0,
+        };
+        let mut runs = Vec::new();
+        split(
+            &area,
+            &region,
+            &[page, 3 * page + 9, 3 * page + 99],
+            &mut runs,
+        );
+        let got: Vec<_> = runs
+            .iter()
+            .map(|r| (r.start / page, r.end / page, r.lazy))
+            .collect();
+        assert_eq!(got, [(2, 3, true), (3, 4, false), (4, 6, true)]);
+    }
+}

@@ -1,0 +1,302 @@
+//! What address space a held process has.
+//!
+//! Only reads: the process is as it was, and nothing of ours is in it yet.
+
+use std::os::fd::OwnedFd;
+
+use criu_image::id::{ShmId, VPid};
+use criu_image::pb;
+use criu_kind::{Error, MappedFiles, Result, Subject, Within};
+use criu_proc::{Dev, MapName, ProcDir, Resource, Rlim, Smap, Smaps, WordSize, auxv};
+use criu_tracee::{Outcome, Program, Ret, Tracee};
+use nix::errno::Errno;
+use nix::fcntl::AtFlags;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::{fstat, fstatat};
+
+use crate::bits::{map, prot, status};
+use crate::vma::{Class, Surroundings, classify, join_vvar};
+
+/// What a survey may pass over.
+#[derive(Clone, Copy, Debug)]
+pub struct SurveyOptions {
+    /// Leave out the mapping of active uprobes: the kernel makes it again.
+    pub allow_uprobes: bool,
+}
+
+/// The address space of one process: the entries of its images, and what [`crate::drain`] needs.
+#[derive(Clone, Debug)]
+pub struct Space {
+    /// The process as images number it.
+    pub id: VPid,
+    /// `mm-P.img`. `dumpable` is for the caller to fill.
+    pub mm: pb::MmEntry,
+    /// What that has no field for.
+    pub ext: pb::MmExtEntry,
+    pub(crate) areas: Vec<Area>,
+    pub(crate) file_limit: Option<u64>,
+}
+
+/// A mapping whose pages are to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Area {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    pub(crate) kind: AreaKind,
+    /// The process may read it itself.
+    pub(crate) readable: bool,
+    /// Its pages may be brought when first touched.
+    pub(crate) lazy: bool,
+}
+
+/// Which pages of a mapping are its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AreaKind {
+    /// All that were ever written.
+    Anonymous,
+    /// Those that are no longer the file's.
+    File,
+    /// Each, whatever the kernel says: it may be put there again on another kernel.
+    Whole,
+    /// None here: they are the object's.
+    Shared { id: ShmId, pgoff: u64 },
+}
+
+/// Questions to the process itself, to be asked with whatever else it is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Questions {
+    brk: Ret,
+    thp_disabled: Ret,
+}
+
+/// Reads which mappings a held process has. To be called before [`Tracee::install`], which maps.
+///
+/// All that cannot be dumped is told in one error.
+pub fn survey(
+    proc: &ProcDir,
+    tracee: &Tracee,
+    files: &mut dyn MappedFiles,
+    options: &SurveyOptions,
+) -> Result<Space> {
+    let compat = criu_tracee::arch::Regs::is_compat(tracee.threads()[0].natural());
+    let around = Surroundings {
+        shmem: shmem_device()?,
+        allow_uprobes: options.allow_uprobes,
+    };
+    let mut vmas = Vec::new();
+    let mut areas = Vec::new();
+    let mut names = Vec::new();
+    let mut problems = Vec::new();
+    let mut lookup = Lookup::default();
+    for smap in Smaps::new(&proc.read("smaps")?) {
+        let smap = smap.map_err(criu_proc::Error::from)?;
+        let class = link_mode(proc, &smap)
+            .and_then(|link| classify(&smap, link, &around))
+            .and_then(|class| {
+                class
+                    .map(|class| lookup.file(tracee, files, &smap, class))
+                    .transpose()
+            });
+        match class.within(|| subject(&smap)) {
+            Ok(Some(entry)) => {
+                areas.extend(area(&entry, &smap));
+                names.extend(name(&smap));
+                vmas.push(entry);
+            }
+            Ok(None) => {}
+            Err(error) => problems.push(error),
+        }
+    }
+    Error::all(problems)?;
+    join_vvar(&mut vmas);
+    let stat = proc.stat()?;
+    let word = if compat {
+        WordSize::Four
+    } else {
+        native_word()
+    };
+    let aios = vmas.iter().filter(|vma| vma.status & status::AIORING != 0);
+    let limit = proc.limits()?;
+    Ok(Space {
+        id: VPid::new(tracee.vpid().as_raw().cast_unsigned()),
+        ext: pb::MmExtEntry {
+            pid: tracee.vpid().as_raw().cast_unsigned(),
+            vma_names: names,
+        },
+        mm: pb::MmEntry {
+            mm_start_code: stat.startcode,
+            mm_end_code: stat.endcode,
+            mm_start_data: stat.start_data,
+            mm_end_data: stat.end_data,
+            mm_start_stack: stat.startstack,
+            mm_start_brk: stat.start_brk,
+            // Until the process itself has said better: see `Questions`.
+            mm_brk: heap_end(&vmas, stat.start_brk),
+            mm_arg_start: stat.arg_start,
+            mm_arg_end: stat.arg_end,
+            mm_env_start: stat.env_start,
+            mm_env_end: stat.env_end,
+            exe_file_id: files.exe(tracee.pid())?.get(),
+            mm_saved_auxv: auxv(&proc.read("auxv")?, word).map_err(criu_proc::Error::from)?,
+            aios: aios.map(crate::aio::describe).collect(),
+            vmas,
+            dumpable: None,
+            thp_disabled: None,
+        },
+        areas,
+        file_limit: match limit.get(Resource::Fsize).soft {
+            Rlim::Unlimited => None,
+            Rlim::Value(bytes) => Some(bytes),
+        },
+    })
+}
+
+impl Space {
+    /// Adds the questions that only the process can answer.
+    pub fn ask(program: &mut Program) -> Questions {
+        let brk = program.brk(0);
+        let thp_disabled = program.prctl(libc::PR_GET_THP_DISABLE, 0, 0, 0, 0);
+        program.tolerate();
+        Questions { brk, thp_disabled }
+    }
+
+    /// Takes the answers.
+    pub fn answer(&mut self, outcome: &Outcome, questions: Questions) {
+        self.mm.mm_brk = outcome.value(questions.brk).cast_unsigned();
+        // Newer kernels answer with a mask of modes.
+        self.mm.thp_disabled = outcome
+            .get(questions.thp_disabled)
+            .ok()
+            .map(|mode| mode != 0);
+    }
+}
+
+/// Asks for each file once, however many mappings of it follow each other.
+#[derive(Debug, Default)]
+struct Lookup {
+    last: Option<(Dev, u64, Option<u32>, MapName<'static>, u64)>,
+}
+
+impl Lookup {
+    fn file(
+        &mut self,
+        tracee: &Tracee,
+        files: &mut dyn MappedFiles,
+        smap: &Smap<'_>,
+        class: Class,
+    ) -> Result<pb::VmaEntry> {
+        let mut entry = class.entry;
+        if class.file {
+            let vma = &smap.vma;
+            let mode = entry.fdflags;
+            let writable = vma.perms.shared && mode == Some(libc::O_RDWR.cast_unsigned());
+            entry.shmid = match &self.last {
+                Some((dev, inode, same, name, id))
+                    if (*dev, *inode, *same) == (vma.dev, vma.inode, mode) && *name == vma.name =>
+                {
+                    *id
+                }
+                _ => files
+                    .mapped(tracee.pid(), vma.start..vma.end, writable)?
+                    .get()
+                    .into(),
+            };
+            self.last = Some((
+                vma.dev,
+                vma.inode,
+                mode,
+                vma.name.clone().into_owned(),
+                entry.shmid,
+            ));
+        }
+        Ok(entry)
+    }
+}
+
+fn subject(smap: &Smap<'_>) -> Subject {
+    let vma = &smap.vma;
+    Subject::Vma {
+        start: vma.start,
+        end: vma.end,
+        name: match &vma.name {
+            MapName::Path { path, .. } => String::from_utf8_lossy(path).into_owned(),
+            other => format!("{other:?}"),
+        },
+    }
+}
+
+/// The mode of the link in `map_files`; only mappings of files have one.
+fn link_mode(proc: &ProcDir, smap: &Smap<'_>) -> Result<Option<u32>> {
+    let vma = &smap.vma;
+    if vma.inode == 0 && vma.dev == (Dev { major: 0, minor: 0 }) {
+        return Ok(None);
+    }
+    let name = format!("map_files/{:x}-{:x}", vma.start, vma.end);
+    match fstatat(proc, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat.st_mode)),
+        Err(Errno::ENOENT | Errno::EPERM | Errno::EACCES) => Ok(None),
+        Err(errno) => Err(Error::kernel("newfstatat(map_files)")(errno)),
+    }
+}
+
+fn area(entry: &pb::VmaEntry, smap: &Smap<'_>) -> Option<Area> {
+    let is = |bit| entry.status & bit == bit;
+    let kind = if is(status::VDSO) || is(status::AIORING) {
+        AreaKind::Whole
+    } else if is(status::VVAR) || is(status::VSYSCALL) || entry.flags & map::DROPPABLE != 0 {
+        return None;
+    } else if is(status::ANON_SHARED) {
+        AreaKind::Shared {
+            id: ShmId::new(entry.shmid),
+            pgoff: entry.pgoff,
+        }
+    } else if is(status::FILE_PRIVATE) {
+        AreaKind::File
+    } else if is(status::ANON_PRIVATE) {
+        AreaKind::Anonymous
+    } else {
+        return None;
+    };
+    let flags = entry.flags;
+    Some(Area {
+        start: entry.start,
+        end: entry.end,
+        kind,
+        readable: entry.prot & prot::READ != 0 && smap.protection_key.unwrap_or(0) == 0,
+        lazy: flags & (map::ANONYMOUS | map::PRIVATE) == map::ANONYMOUS | map::PRIVATE
+            && flags & (map::LOCKED | map::HUGETLB) == 0
+            && !is(status::VDSO),
+    })
+}
+
+fn name(smap: &Smap<'_>) -> Option<pb::VmaNameEntry> {
+    let (MapName::Anon(name) | MapName::AnonShmem(name)) = &smap.vma.name else {
+        return None;
+    };
+    Some(pb::VmaNameEntry {
+        start: smap.vma.start,
+        end: smap.vma.end,
+        name: name.to_vec(),
+    })
+}
+
+fn heap_end(vmas: &[pb::VmaEntry], start_brk: u64) -> u64 {
+    let heaps = vmas.iter().filter(|vma| vma.status & status::HEAP != 0);
+    heaps.map(|vma| vma.end).max().unwrap_or(start_brk)
+}
+
+pub(crate) fn native_word() -> WordSize {
+    if size_of::<usize>() == 8 {
+        WordSize::Eight
+    } else {
+        WordSize::Four
+    }
+}
+
+/// Shared anonymous memory and memfds are files of one kernel-internal tmpfs.
+fn shmem_device() -> Result<Dev> {
+    let probe: OwnedFd =
+        memfd_create("probe", MFdFlags::MFD_CLOEXEC).map_err(Error::kernel("memfd_create"))?;
+    let stat = fstat(&probe).map_err(Error::kernel("fstat"))?;
+    Ok(Dev::from_st_dev(stat.st_dev))
+}

@@ -1,0 +1,102 @@
+//! Objects the tree uses but does not own, as `--external` and `--inherit-fd` spell them.
+//!
+//! Only the outer form is read here, `kind[inside]:name`; what is inside belongs to whoever owns the kind.
+
+use super::typed::bad_value;
+use crate::error::Failure;
+
+/// One value of `--external`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct External {
+    /// The sort of object, one of those the verb knows.
+    pub kind: &'static str,
+    /// What is between the brackets.
+    pub inside: String,
+    /// What follows the colon, if anything does.
+    pub name: Option<String>,
+}
+
+/// What a dump can leave outside: `tty[rdev:dev]` `file[mnt_id:inode]` `dev[major/minor]:name` `unix[inode]`
+/// `mnt[mountpoint]:name` `mnt[]:ms` `net[inode]:name` `pid[inode]:name`.
+pub const DUMPED: &[&str] = &["tty", "file", "dev", "unix", "mnt", "net", "pid"];
+
+/// What a restore can be given: `dev[name]:path` `mnt[name]:path` `veth[inner]:outer@bridge`
+/// `macvlan[inner]:outer` `netdev[inner]:original`.
+pub const PROVIDED: &[&str] = &["dev", "mnt", "veth", "macvlan", "netdev"];
+
+/// One value of `--inherit-fd`, `fd[N]:KEY`: our descriptor N is what the images call KEY.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inherited {
+    /// Our descriptor.
+    pub fd: i32,
+    /// The name in the images: `tty[..]`, `pipe:[..]`, `socket:[..]`, `file[..]`, a path, or an external name.
+    pub key: String,
+}
+
+impl External {
+    /// Reads one value; `kinds` are those the verb knows.
+    pub fn parse(text: &str, kinds: &[&'static str]) -> Result<Self, Failure> {
+        let parsed = brackets(text).and_then(|(kind, inside, name)| {
+            let kind = kinds.iter().copied().find(|known| *known == kind)?;
+            Some(External {
+                kind,
+                inside: inside.to_owned(),
+                name: name.map(str::to_owned),
+            })
+        });
+        parsed.ok_or_else(|| bad_value("external", text.as_ref()))
+    }
+}
+
+impl Inherited {
+    /// Reads one value.
+    pub fn parse(text: &str) -> Result<Self, Failure> {
+        let parsed = brackets(text).and_then(|(kind, fd, key)| {
+            let fd = fd.parse().ok().filter(|fd| kind == "fd" && *fd >= 0)?;
+            Some(Inherited {
+                fd,
+                key: key?.to_owned(),
+            })
+        });
+        parsed.ok_or_else(|| bad_value("inherit-fd", text.as_ref()))
+    }
+}
+
+/// Splits `kind[inside]` or `kind[inside]:name`.
+fn brackets(text: &str) -> Option<(&str, &str, Option<&str>)> {
+    let (kind, rest) = text.split_once('[')?;
+    match rest.split_once(']')? {
+        (inside, "") => Some((kind, inside, None)),
+        (inside, after) => Some((kind, inside, Some(after.strip_prefix(':')?))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forms() {
+        let tty = External {
+            kind: "tty",
+            inside: "8803:1d".into(),
+            name: None,
+        };
+        assert_eq!(External::parse("tty[8803:1d]", DUMPED), Ok(tty));
+        let veth = External {
+            kind: "veth",
+            inside: "eth0".into(),
+            name: Some("v1@br0".into()),
+        };
+        assert_eq!(External::parse("veth[eth0]:v1@br0", PROVIDED), Ok(veth));
+        for wrong in ["", "tty", "tty[1", "veth[a]:b", "pid[1]x"] {
+            assert!(External::parse(wrong, DUMPED).is_err(), "{wrong}");
+        }
+        let pipe = Inherited {
+            fd: 3,
+            key: "pipe:[1234]".into(),
+        };
+        assert_eq!(Inherited::parse("fd[3]:pipe:[1234]"), Ok(pipe));
+        assert!(Inherited::parse("fd[-1]:x").is_err() && Inherited::parse("fd[1]").is_err());
+    }
+}
