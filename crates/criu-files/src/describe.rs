@@ -53,7 +53,6 @@ impl DumpCx for Collector<'_> {
                 entry.build_id = crate::build_id::of(file, self.options.validation)?
             }
             path::Found::Unlinked => {
-                entry.size = None;
                 let ghost = ghost::keep(self, file)?;
                 self.remap(id, ghost, pb::RemapType::Ghost)?;
             }

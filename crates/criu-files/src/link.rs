@@ -44,7 +44,6 @@ impl Drop for Names {
 pub(crate) struct Links {
     names: Names,
     files: HashMap<(u64, u64), u32>,
-    last: u32,
 }
 
 impl Links {
@@ -82,9 +81,8 @@ pub(crate) fn give_name(
     let copy = format!("/proc/self/fd/{}", file.fd.as_raw_fd());
     let slash = named.path.iter().rposition(|byte| *byte == b'/');
     let directory = &named.path[..=slash.unwrap_or(0)];
-    loop {
-        collector.links.last += 1;
-        let name = format!("link_remap.{}", collector.links.last);
+    for number in collector.last + 1.. {
+        let name = format!("link_remap.{number}");
         let path = [directory, name.as_bytes()].concat();
         let reach = [named.base.as_bytes(), &path].concat();
         let reach = PathBuf::from(OsString::from_vec(reach));
@@ -110,4 +108,8 @@ pub(crate) fn give_name(
             }
         }
     }
+    Err(Error::Kernel {
+        call: "linkat",
+        errno: Errno::EEXIST,
+    })
 }
