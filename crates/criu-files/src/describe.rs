@@ -1,6 +1,7 @@
 //! What kinds may ask of the walker at dump: paths, parts, other files, images.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 
 use criu_image::id::FileId;
 use criu_image::{Desc, ImageId, ImageWriter, StoreExt, desc, pb};
@@ -34,7 +35,8 @@ impl DumpCx for Collector<'_> {
     fn path(&mut self, file: &OpenFile, id: FileId) -> Result<pb::RegFileEntry> {
         let mount = file.info.mount.map_or(-1, |mount| mount.0);
         if self.options.external.contains(&(mount, file.inode.ino)) {
-            let mut entry = entry_of(file, id, format!("file[{mount:x}:{:x}]", file.inode.ino));
+            let name = format!("file[{mount:x}:{:x}]", file.inode.ino);
+            let mut entry = entry_of(file, id, name.into_bytes());
             entry.ext = Some(true);
             return Ok(entry);
         }
@@ -51,7 +53,6 @@ impl DumpCx for Collector<'_> {
                 entry.build_id = crate::build_id::of(file, self.options.validation)?
             }
             path::Found::Unlinked => {
-                entry.size = None;
                 let ghost = ghost::keep(self, file)?;
                 self.remap(id, ghost, pb::RemapType::Ghost)?;
             }
@@ -144,13 +145,11 @@ impl Collector<'_> {
             let stat = nix::sys::stat::lstat(node).map(|stat| Inode::from(&stat));
             stat.is_ok_and(|stat| stat.format() == libc::S_IFCHR && stat.rdev == file.inode.rdev)
         });
-        Ok(same
-            .and_then(|node| node.into_os_string().into_string().ok())
-            .map(|path| path::Named {
-                path,
-                base: String::new(),
-                found: path::Found::Here,
-            }))
+        Ok(same.map(|node| path::Named {
+            path: node.into_os_string().into_vec(),
+            base: String::new(),
+            found: path::Found::Here,
+        }))
     }
 
     fn remap(&mut self, file: FileId, to: u32, kind: pb::RemapType) -> Result<()> {
@@ -164,7 +163,7 @@ impl Collector<'_> {
     }
 
     /// A new file id for an entry that is not an open file.
-    pub(crate) fn link_entry(&mut self, path: String, mount: Option<i32>) -> u32 {
+    pub(crate) fn link_entry(&mut self, path: Vec<u8>, mount: Option<i32>) -> u32 {
         self.last += 1;
         let entry = pb::RegFileEntry {
             id: self.last,
@@ -178,7 +177,7 @@ impl Collector<'_> {
 }
 
 /// The entry of a path, without what depends on where the path leads.
-fn entry_of(file: &OpenFile, id: FileId, name: String) -> pb::RegFileEntry {
+fn entry_of(file: &OpenFile, id: FileId, name: Vec<u8>) -> pb::RegFileEntry {
     let flags = file.flags();
     let only_appends = flags & libc::O_APPEND.cast_unsigned() != 0
         && flags & libc::O_ACCMODE.cast_unsigned() == libc::O_WRONLY.cast_unsigned();

@@ -359,15 +359,14 @@ impl RestoreCx for Files<'_> {
     }
 
     fn inherited(&self, key: &[u8]) -> Option<i32> {
-        let key = String::from_utf8_lossy(key);
-        let key = key.trim_start_matches('/');
+        let key = key.strip_prefix(b"/").unwrap_or(key);
         let mut all = self.options.inherited.iter();
-        let given = all.find(|(known, _)| known.trim_start_matches('/') == key);
+        let given = all.find(|(known, _)| known.trim_start_matches('/').as_bytes() == key);
         given.map(|(_, fd)| *fd)
     }
 
     fn is_of_task(&self, name: &[u8]) -> bool {
-        path::process_of(&String::from_utf8_lossy(name)).is_some_and(|pid| self.pids.contains(&pid))
+        path::process_of(name).is_some_and(|pid| self.pids.contains(&pid))
     }
 
     fn store(&self) -> &dyn Store {

@@ -4,6 +4,7 @@
 //! its other names are. So it gets a name beside its old one, which the restore takes away again.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use criu_kind::{Error, OpenFile, Result};
@@ -11,6 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStringExt;
 
 use crate::collector::Collector;
 use crate::path::Named;
@@ -42,7 +44,6 @@ impl Drop for Names {
 pub(crate) struct Links {
     names: Names,
     files: HashMap<(u64, u64), u32>,
-    last: u32,
 }
 
 impl Links {
@@ -65,7 +66,8 @@ pub(crate) fn give_name(
         return Err(Error::unsupported(
             format!(
                 "its name {} is gone, but it has {} others",
-                named.path, file.inode.links
+                String::from_utf8_lossy(&named.path),
+                file.inode.links
             ),
             "give --link-remap, so that it gets a temporary name",
         ));
@@ -77,11 +79,13 @@ pub(crate) fn give_name(
         ));
     }
     let copy = format!("/proc/self/fd/{}", file.fd.as_raw_fd());
-    let directory = &named.path[..=named.path.rfind('/').unwrap_or(0)];
-    loop {
-        collector.links.last += 1;
-        let path = format!("{directory}link_remap.{}", collector.links.last);
-        let reach = PathBuf::from(format!("{}{path}", named.base));
+    let slash = named.path.iter().rposition(|byte| *byte == b'/');
+    let directory = &named.path[..=slash.unwrap_or(0)];
+    for number in collector.last + 1.. {
+        let name = format!("link_remap.{number}");
+        let path = [directory, name.as_bytes()].concat();
+        let reach = [named.base.as_bytes(), &path].concat();
+        let reach = PathBuf::from(OsString::from_vec(reach));
         match linkat(
             AT_FDCWD,
             copy.as_str(),
@@ -98,10 +102,14 @@ pub(crate) fn give_name(
             Err(Errno::EEXIST) => {}
             Err(errno) => {
                 return Err(Error::unsupported(
-                    format!("it cannot get a temporary name in {directory}: {errno}"),
+                    format!("it cannot get a temporary name beside its old one: {errno}"),
                     "make the directory writable, or let the task close the file before the dump",
                 ));
             }
         }
     }
+    Err(Error::Kernel {
+        call: "linkat",
+        errno: Errno::EEXIST,
+    })
 }

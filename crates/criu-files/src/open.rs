@@ -1,6 +1,8 @@
 //! Everything opened in the tracer, under numbers that no task needs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use criu_image::id::FileId;
@@ -223,11 +225,8 @@ pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Res
     }
     if entry.ext() {
         return Err(Error::unsupported(
-            format!("{} was declared external", String::from_utf8_lossy(&name)),
-            format!(
-                "give it with --inherit-fd fd[N]:{}",
-                String::from_utf8_lossy(&name)
-            ),
+            format!("{} was declared external", name.escape_ascii()),
+            format!("give it with --inherit-fd fd[N]:{}", name.escape_ascii()),
         ));
     }
     let path = from_root(files, &name);
@@ -263,7 +262,6 @@ pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Res
 }
 
 fn openat(path: &Path, flags: u32) -> Result<i32> {
-    use std::os::unix::ffi::OsStrExt;
     let mut program = Program::new();
     let path = program.cstr(path.as_os_str().as_bytes());
     let fd = program.openat(libc::AT_FDCWD, path, flags & !ONE_TIME | ALWAYS, 0);
@@ -272,15 +270,12 @@ fn openat(path: &Path, flags: u32) -> Result<i32> {
 
 /// A path of a task as it is reached from here.
 pub(crate) fn from_root(files: &Files<'_>, path: &[u8]) -> PathBuf {
-    use std::os::unix::ffi::OsStrExt;
-    match files.options.root {
-        Some(root) => {
-            let start = path.iter().take_while(|byte| **byte == b'/').count();
-            PathBuf::from(format!("/proc/self/fd/{root}"))
-                .join(std::ffi::OsStr::from_bytes(&path[start..]))
-        }
-        None => Path::new("/").join(std::ffi::OsStr::from_bytes(path)),
-    }
+    let below = path.strip_prefix(b"/").unwrap_or(path);
+    let root = match files.options.root {
+        Some(root) => format!("/proc/self/fd/{root}/"),
+        None => "/".to_owned(),
+    };
+    PathBuf::from(OsString::from_vec([root.as_bytes(), below].concat()))
 }
 
 /// A path as the subject of a failure.

@@ -66,7 +66,8 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
     } else {
         options.end
     };
-    if end == EndState::Killed {
+    // Files of tasks that go on need no other names.
+    if end != EndState::Running {
         names.keep();
     }
     at("release", release(tracees, end))?;

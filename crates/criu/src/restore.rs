@@ -91,7 +91,11 @@ fn file_options(options: &RestoreOptions) -> criu_files::RestoreOptions {
     criu_files::RestoreOptions {
         validation: crate::dump::validation(options.tree.validation),
         skip_permissions: !options.check_permissions,
-        inherited: Vec::new(),
+        inherited: options
+            .inherited
+            .iter()
+            .map(|given| (given.key.clone(), given.fd))
+            .collect(),
         root: None,
     }
 }

@@ -33,7 +33,7 @@ impl FileKind for Epoll {
     fn dump(&self, _: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
         let tfd = file.info.lines_of("tfd").map(|line| {
             Ok(pb::EventpollTfdEntry {
-                id: file.number(),
+                id: 0, // Of use only when targets had an image of their own.
                 tfd: line.dec("tfd")?,
                 events: line.hex("events")?,
                 data: line.hex("data")?,
