@@ -75,7 +75,9 @@ pub(crate) fn run() -> anyhow::Result<()> {
     over.store(true, Ordering::SeqCst);
     drop((ask, answered));
     for thread in threads {
-        thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?;
+        thread
+            .join()
+            .map_err(|_| anyhow::anyhow!("a thread panicked"))?;
     }
     for (_, _, to) in &children {
         put(to, FINISH)?;
@@ -114,7 +116,9 @@ fn child(
         Ok(true)
     });
     over.store(true, Ordering::SeqCst);
-    thread.join().map_err(|_| anyhow::anyhow!("the thread panicked"))?;
+    thread
+        .join()
+        .map_err(|_| anyhow::anyhow!("the thread panicked"))?;
     state.look_at_all()
 }
 
@@ -154,7 +158,10 @@ impl State {
         let offset = (&self.file).stream_position()?;
         ensure!(offset == OFFSET, "the file is at {offset}");
         let mut waits = [PollFd::new(self.pending.as_fd(), PollFlags::POLLIN)];
-        ensure!(poll(&mut waits, PollTimeout::ZERO)? == 1, "the pipe is empty");
+        ensure!(
+            poll(&mut waits, PollTimeout::ZERO)? == 1,
+            "the pipe is empty"
+        );
         Ok(())
     }
 
@@ -187,12 +194,7 @@ fn look(memory: &Mapping, seed: u64, tick: u64) -> anyhow::Result<()> {
 }
 
 /// Does and notes a step again and again, until one says that it was the last. Stays at one that fails.
-fn live(
-    diary: &File,
-    slot: usize,
-    name: &str,
-    mut step: impl FnMut(u64) -> anyhow::Result<bool>,
-) {
+fn live(diary: &File, slot: usize, name: &str, mut step: impl FnMut(u64) -> anyhow::Result<bool>) {
     for tick in 1.. {
         let outcome = step(tick);
         let verdict = match &outcome {
@@ -255,10 +257,7 @@ fn floats() -> impl FnMut(u64) -> anyhow::Result<()> {
 }
 
 /// Answers until nobody asks any more.
-fn echo(
-    asked: Receiver<u64>,
-    answer: SyncSender<u64>,
-) -> impl FnMut(u64) -> anyhow::Result<()> {
+fn echo(asked: Receiver<u64>, answer: SyncSender<u64>) -> impl FnMut(u64) -> anyhow::Result<()> {
     move |tick| {
         // The other side hangs up at the end, before the flag is looked at again.
         let Ok(number) = asked.recv() else {

@@ -27,7 +27,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &[String]) -> anyhow::Result<()> {
-    let (shape, rest) = args.split_first().context("usage: workload SHAPE NUMBER…")?;
+    let (shape, rest) = args
+        .split_first()
+        .context("usage: workload SHAPE NUMBER…")?;
     if shape == "time" {
         return stopwatch::run(rest);
     }

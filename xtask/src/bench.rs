@@ -36,7 +36,11 @@ struct Case {
 impl Case {
     fn new(name: &str, shape: &str, runs: usize) -> Self {
         let shape = shape.split(' ').map(str::to_owned).collect();
-        Self { name: name.to_owned(), shape, runs }
+        Self {
+            name: name.to_owned(),
+            shape,
+            runs,
+        }
     }
 }
 
@@ -99,7 +103,11 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
         return Ok(());
     }
     room::furnish()?;
-    let failed = if options.series { all_series(&options)? } else { all_cases(&options)? };
+    let failed = if options.series {
+        all_series(&options)?
+    } else {
+        all_cases(&options)?
+    };
     ensure!(failed == 0, "{failed} measurements failed");
     Ok(())
 }
@@ -167,11 +175,18 @@ fn sample(options: &Options, criu: &Criu, case: &Case) -> Result<Sample> {
         Ok(took) => took,
         Err(printed) => bail!("restore: {}", complaint(&images, "restore", &printed)),
     };
-    ensure!(census()? == before, "not all processes and threads were restored");
+    ensure!(
+        census()? == before,
+        "not all processes and threads were restored"
+    );
     room::empty()?;
     room::fresh("target")?;
     room::fresh("images")?;
-    Ok(Sample { dump, frozen, restore })
+    Ok(Sample {
+        dump,
+        frozen,
+        restore,
+    })
 }
 
 /// Runs a command; if it fails, what it printed is the error.
@@ -217,9 +232,17 @@ type Aspect = (&'static str, fn(&Sample) -> f64, fn(f64) -> String);
 const ASPECTS: &[Aspect] = &[
     ("dump", |sample| millis(sample.dump.time), time),
     ("  frozen", |sample| millis(sample.frozen), time),
-    ("  peak memory", |sample| sample.dump.peak_kib as f64, memory),
+    (
+        "  peak memory",
+        |sample| sample.dump.peak_kib as f64,
+        memory,
+    ),
     ("restore", |sample| millis(sample.restore.time), time),
-    ("  peak memory", |sample| sample.restore.peak_kib as f64, memory),
+    (
+        "  peak memory",
+        |sample| sample.restore.peak_kib as f64,
+        memory,
+    ),
 ];
 
 fn all_cases(options: &Options) -> Result<usize> {
@@ -240,7 +263,11 @@ fn all_cases(options: &Options) -> Result<usize> {
             let name = if index == 0 { case.name.as_str() } else { "" };
             print!("{name:<24} {what:<14}");
             for (median, minimum) in columns {
-                print!(" {:>9} {:>9}", median.map_or_else(dash, print), minimum.map_or_else(dash, print));
+                print!(
+                    " {:>9} {:>9}",
+                    median.map_or_else(dash, print),
+                    minimum.map_or_else(dash, print)
+                );
             }
             let [ours, peer] = columns;
             println!(" {:>7} {:>7}", ratio(ours.0, peer.0), ratio(ours.1, peer.1));
@@ -270,7 +297,10 @@ fn all_series(options: &Options) -> Result<usize> {
             let [ours, peer] = &samples;
             failed += explain(&name, "", ours) + explain(&name, "peer: ", peer);
             for (verb, (label, number, print)) in [ASPECTS[0], ASPECTS[3]].into_iter().enumerate() {
-                print!("{:<18} {label:<8}", if verb == 0 { name.as_str() } else { "" });
+                print!(
+                    "{:<18} {label:<8}",
+                    if verb == 0 { name.as_str() } else { "" }
+                );
                 let mut medians = [None; 2];
                 for (which, samples) in samples.iter().enumerate() {
                     let median = summary(samples.as_ref(), number).0;
@@ -293,7 +323,10 @@ fn all_series(options: &Options) -> Result<usize> {
 
 /// The first run of each finds out what the kernel can do, and keeps it in /run.
 fn warm_up(options: &Options) {
-    for criu in [Some(&options.criu), options.peer.as_ref()].into_iter().flatten() {
+    for criu in [Some(&options.criu), options.peer.as_ref()]
+        .into_iter()
+        .flatten()
+    {
         let _ = sample(options, criu, &Case::new("", "minimal", 1)).and(room::empty());
     }
 }
@@ -319,7 +352,9 @@ fn summary(samples: Option<&Samples>, number: fn(&Sample) -> f64) -> (Option<f64
     let at = |index: usize| numbers.get(index).copied();
     let half = numbers.len() / 2;
     let median = match numbers.len() % 2 {
-        0 => at(half.wrapping_sub(1)).zip(at(half)).map(|(low, high)| (low + high) / 2.0),
+        0 => at(half.wrapping_sub(1))
+            .zip(at(half))
+            .map(|(low, high)| (low + high) / 2.0),
         _ => at(half),
     };
     (median, at(0))
@@ -342,7 +377,8 @@ fn memory(kib: f64) -> String {
 }
 
 fn ratio(one: Option<f64>, other: Option<f64>) -> String {
-    one.zip(other).map_or_else(dash, |(one, other)| format!("{:.2}", one / other))
+    one.zip(other)
+        .map_or_else(dash, |(one, other)| format!("{:.2}", one / other))
 }
 
 fn dash() -> String {

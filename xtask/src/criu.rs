@@ -33,9 +33,13 @@ pub(crate) struct Criu {
 impl Criu {
     /// A program; or the root of a Debian system, whose criu is run with the libraries of that system.
     pub(crate) fn at(path: &Path) -> Result<Self> {
-        let path = path.canonicalize().with_context(|| path.display().to_string())?;
+        let path = path
+            .canonicalize()
+            .with_context(|| path.display().to_string())?;
         if !path.is_dir() {
-            return Ok(Self { words: vec![path.into()] });
+            return Ok(Self {
+                words: vec![path.into()],
+            });
         }
         let machine = format!("{}-linux-gnu", std::env::consts::ARCH);
         let mut libraries = OsString::new();
@@ -53,7 +57,9 @@ impl Criu {
             libraries,
             path.join("usr/sbin/criu").into(),
         ];
-        Ok(Self { words: words.to_vec() })
+        Ok(Self {
+            words: words.to_vec(),
+        })
     }
 
     /// `criu VERB -D IMAGES -o VERB.log …`.
@@ -78,5 +84,9 @@ pub(crate) fn complaint(images: &Path, verb: &str, printed: &[u8]) -> String {
         }
     }
     let printed = String::from_utf8_lossy(printed);
-    printed.lines().last().unwrap_or("no reason given").to_owned()
+    printed
+        .lines()
+        .last()
+        .unwrap_or("no reason given")
+        .to_owned()
 }

@@ -4,6 +4,7 @@ mod bench;
 mod codegen;
 mod criu;
 mod demo;
+mod programs;
 mod room;
 mod shell;
 mod target;
@@ -33,6 +34,11 @@ const VERBS: &[Verb] = &[
         "demo",
         "dump, kill and restore a small program, and show it going on; no root needed",
         demo::run,
+    ),
+    (
+        "programs",
+        "dump, kill, restore and check python, redis, sqlite, bash, go, java (--help: options)",
+        programs::run,
     ),
 ];
 

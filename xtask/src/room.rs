@@ -63,7 +63,8 @@ pub(crate) fn furnish() -> Result<()> {
     let tmpfs = Some("tmpfs");
     for dir in ["/run", MEMORY] {
         let options = Some("mode=755,size=90%");
-        mount(tmpfs, dir, tmpfs, MsFlags::MS_NOSUID, options).with_context(|| format!("mount {dir}"))?;
+        mount(tmpfs, dir, tmpfs, MsFlags::MS_NOSUID, options)
+            .with_context(|| format!("mount {dir}"))?;
     }
     Ok(())
 }
@@ -95,7 +96,12 @@ pub(crate) fn others() -> Result<Vec<Pid>> {
 pub(crate) fn numbers(dir: impl AsRef<Path>) -> Result<Vec<i32>> {
     let mut numbers = Vec::new();
     for entry in std::fs::read_dir(dir)? {
-        numbers.extend(entry?.file_name().to_str().and_then(|n| n.parse::<i32>().ok()));
+        numbers.extend(
+            entry?
+                .file_name()
+                .to_str()
+                .and_then(|n| n.parse::<i32>().ok()),
+        );
     }
     numbers.sort_unstable();
     Ok(numbers)

@@ -46,9 +46,15 @@ impl Target {
         let deadline = Instant::now() + patience;
         while !self.dir.join(name).exists() {
             if let Some(status) = self.child.try_wait()? {
-                bail!("the target ended early: {status}: {}", last_line(&self.dir.join("log")));
+                bail!(
+                    "the target ended early: {status}: {}",
+                    last_line(&self.dir.join("log"))
+                );
             }
-            ensure!(Instant::now() < deadline, "no file {name} after {patience:?}");
+            ensure!(
+                Instant::now() < deadline,
+                "no file {name} after {patience:?}"
+            );
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
