@@ -6,6 +6,7 @@ mod codegen;
 mod criu;
 mod demo;
 mod edges;
+mod programs;
 mod room;
 mod shell;
 mod target;
@@ -42,6 +43,11 @@ const VERBS: &[Verb] = &[
         "demo",
         "dump, kill and restore a small program, and show it going on; no root needed",
         demo::run,
+    ),
+    (
+        "programs",
+        "dump, kill, restore and check python, redis, sqlite, bash, go, java (--help: options)",
+        programs::run,
     ),
     (
         "tidy",
