@@ -7,13 +7,21 @@
 //! Invariants: no I/O, no `cfg(target_arch)`, explicit widths, little-endian images.
 #![forbid(unsafe_code)]
 
+mod abi;
+#[cfg(feature = "image")]
+mod core_image;
 mod record;
 mod regs;
 mod stub;
+mod thread;
 
+pub use abi::{SigactionLayout, StackLayout};
+#[cfg(feature = "image")]
+pub use core_image::{CoreError, CoreImage};
 pub use record::{END, Record, RecordLayout, TOLERATE};
 pub use regs::{Regs, RegsTransfer};
 pub use stub::{Entry, HealContext, Job, Stub};
+pub use thread::ThreadState;
 
 /// One machine: what the engine has to know to hold a task of it.
 pub trait Arch {
@@ -31,6 +39,25 @@ pub trait Arch {
 
     /// The regset that holds all FP and SIMD state (`NT_*`, `include/uapi/linux/elf.h`).
     const FP_NOTE: u32;
+
+    /// Further regsets that are a thread's state. A kernel, or a thread, may lack any.
+    const MORE_NOTES: &'static [u32];
+
+    /// Numbers of the thread areas (`PTRACE_GET_THREAD_AREA`); none where TLS is a register.
+    const TLS_SLOTS: &'static [u32];
+
+    /// `struct sigaction` as `rt_sigaction(2)` takes it.
+    const SIGACTION: SigactionLayout;
+
+    /// `stack_t` as `sigaltstack(2)` takes it.
+    const STACK: StackLayout;
+
+    /// Where the components of [`Arch::FP_NOTE`] lie, if the processor has a say in that.
+    type FpLayout: Clone + core::fmt::Debug + PartialEq + Send + 'static;
+
+    /// The layout, from what the processor says of itself: on x86 `identify` is CPUID, a function of
+    /// leaf and subleaf that gives eax, ebx, ecx, edx.
+    fn fp_layout(identify: &dyn Fn(u32, u32) -> [u32; 4]) -> Self::FpLayout;
 
     /// Bytes of a kernel signal set.
     const SIGSET: usize;

@@ -9,12 +9,23 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use prost_build::Config;
 use protox::Compiler;
+use protox::prost_reflect::prost_types::field_descriptor_proto::Type as FieldType;
 use protox::prost_reflect::{
     Cardinality, DescriptorPool, FieldDescriptor, Kind, MessageDescriptor, Value,
 };
 
 /// The file of display options: read by [`schema`], of no use as messages.
 const OPTIONS: &str = "opts.proto";
+
+/// Files whose strings are text by their nature. All others hold what the kernel has as bytes: paths,
+/// names, labels. protobuf-c does not ask whether a string is UTF-8, and prost does, so those are bytes
+/// in Rust; on the wire there is no difference.
+const TEXT: &[&str] = &[
+    "cpuinfo.proto",
+    "img-streamer.proto",
+    "inventory.proto",
+    "rpc.proto",
+];
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let check = match args {
@@ -65,6 +76,15 @@ fn messages(compiler: &Compiler) -> Result<String> {
     files.file.retain(|file| !is_support(file.name()));
     for file in &mut files.file {
         file.dependency.retain(|name| !is_support(name));
+        if !TEXT.contains(&file.name()) {
+            let fields = file
+                .message_type
+                .iter_mut()
+                .flat_map(|message| &mut message.field);
+            fields
+                .filter(|field| field.r#type() == FieldType::String)
+                .for_each(|field| field.set_type(FieldType::Bytes));
+        }
     }
     let out = std::env::temp_dir().join(format!("criu-rs-codegen-{}", std::process::id()));
     fs::create_dir_all(&out)?;

@@ -3,13 +3,22 @@
 //! Knows no host: bytes in, bytes out.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "image")]
+mod core_image;
+mod fpu;
 mod regs;
 mod stub;
+mod tls;
 mod vdso;
 
+pub use fpu::{XstateLayout, component_name};
 pub use regs::X86Regs;
+pub use tls::UserDesc;
 
-use criu_arch::{Arch, Entry, HealContext, RegsTransfer, Stub};
+use criu_arch::{Arch, Entry, HealContext, RegsTransfer, SigactionLayout, StackLayout, Stub};
+
+/// The shadow stack pointer (`NT_X86_SHSTK`), since Linux 6.6.
+const NT_X86_SHSTK: u32 = 0x204;
 
 /// The machine.
 #[derive(Clone, Copy, Debug)]
@@ -21,10 +30,30 @@ impl Arch for X86_64 {
     const WORD: usize = 8;
     const TRANSFER: RegsTransfer = RegsTransfer::Getregs;
     const FP_NOTE: u32 = 0x202; // NT_X86_XSTATE
+    const MORE_NOTES: &'static [u32] = &[NT_X86_SHSTK];
+    const TLS_SLOTS: &'static [u32] = tls::SLOTS;
+    const SIGACTION: SigactionLayout = SigactionLayout {
+        size: 32,
+        handler: 0,
+        flags: (8, 8),
+        restorer: Some(16),
+        mask: 24,
+    };
+    const STACK: StackLayout = StackLayout {
+        bytes: 24,
+        sp: 0,
+        flags: 8,
+        size: 16,
+    };
+    type FpLayout = XstateLayout;
     const SIGSET: usize = 8;
     const STUB: Stub = stub::STUB;
     const HEAL_SIZE: usize = stub::HEAL_SIZE;
     const COMPAT_VDSO: Option<(usize, u64)> = Some((158, 0x2002)); // arch_prctl(ARCH_MAP_VDSO_32)
+
+    fn fp_layout(identify: &dyn Fn(u32, u32) -> [u32; 4]) -> XstateLayout {
+        XstateLayout::from_cpuid(identify)
+    }
 
     fn enter(regs: &mut X86Regs, code: u64, entry: &Entry) {
         stub::enter(regs, code, entry);

@@ -207,6 +207,8 @@ images! {
     TASK_EXT = "criu-rs-task" Decimal ".img", Common 0x43525453, Entries [TaskExtEntry];
     /// What CRIU loses about an address space. Ours, not theirs.
     MM_EXT = "criu-rs-mm" Decimal ".img", Common 0x43524d4d, Entries [MmExtEntry];
+    /// What CRIU loses about files. Ours, not theirs.
+    FILES_EXT = "criu-rs-files" Single ".img", Common 0x43524653, Entries [FilesExtEntry];
 
     // Only read: before 3.4 each kind of file had its own image, before 1.4 so had each part of a task.
     /// Open paths; now inside `files`.

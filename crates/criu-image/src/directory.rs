@@ -239,7 +239,11 @@ impl Store for Directory {
         match fs::symlink_metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io("parent", "open", error)),
-            Ok(_) => Ok(Some(Box::new(Self::at_depth(&path, self.depth + 1)?))),
+            // Resolved here, because the kernel follows at most 40 links in one path.
+            Ok(_) => match fs::canonicalize(&path) {
+                Ok(path) => Ok(Some(Box::new(Self::at_depth(&path, self.depth + 1)?))),
+                Err(error) => Err(Error::io("parent", "find", error)),
+            },
         }
     }
 }
@@ -300,4 +304,142 @@ fn sync(path: &Path, name: &str) -> Result<()> {
     File::open(path)
         .and_then(|file| file.sync_all())
         .map_err(|error| Error::io(name, "flush", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::{StoreExt as _, pb};
+
+    fn dump(directory: &Directory, run: &str) {
+        let mut pages = directory.create("pages-1.img").unwrap();
+        pages.write_all(&[7; 4096]).unwrap();
+        let inventory = pb::InventoryEntry {
+            img_version: 2,
+            dump_criu_run_id: Some(run.into()),
+            ..Default::default()
+        };
+        directory
+            .write_entry(desc::INVENTORY, (), &inventory)
+            .unwrap();
+    }
+
+    fn hidden(path: &Path) -> usize {
+        let entries = fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name());
+        entries
+            .filter(|name| name.to_string_lossy().starts_with('.'))
+            .count()
+    }
+
+    #[test]
+    fn nothing_is_seen_before_the_end_and_all_after() {
+        for durability in [Durability::Process, Durability::Manifest, Durability::Full] {
+            let path = tempfile::tempdir().unwrap();
+            let directory = Directory::create(path.path(), durability).unwrap();
+            dump(&directory, "a");
+            assert!(directory.names().unwrap().is_empty());
+            directory.finish().unwrap();
+            assert_eq!(directory.names().unwrap(), ["inventory.img", "pages-1.img"]);
+            drop(directory);
+            assert_eq!(hidden(path.path()), 0);
+            let read = Directory::open(path.path()).unwrap();
+            assert_eq!(read.read("pages-1.img").unwrap().unwrap().len(), 4096);
+            assert_eq!(read.read("pages-2.img").unwrap(), None);
+            assert!(read.create("pages-2.img").is_err());
+        }
+    }
+
+    #[test]
+    fn an_unfinished_dump_leaves_the_old_one() {
+        let path = tempfile::tempdir().unwrap();
+        let first = Directory::create(path.path(), Durability::Process).unwrap();
+        dump(&first, "first");
+        first.finish().unwrap();
+        let second = Directory::create(path.path(), Durability::Process).unwrap();
+        dump(&second, "second");
+        drop(second);
+        drop(first);
+        assert_eq!(hidden(path.path()), 0);
+        let read = Directory::open(path.path()).unwrap();
+        let inventory = read
+            .entry::<pb::InventoryEntry>(desc::INVENTORY, ())
+            .unwrap();
+        assert_eq!(inventory.dump_criu_run_id(), "first");
+    }
+
+    #[test]
+    fn leftovers_of_the_dead_go_and_those_of_the_living_stay() {
+        let path = tempfile::tempdir().unwrap();
+        let dead = path.path().join(".criu-rs.partial-1-0");
+        fs::create_dir(&dead).unwrap();
+        fs::write(dead.join("core-1.img"), "x").unwrap();
+        let living = Directory::create(path.path(), Durability::Process).unwrap();
+        assert!(!dead.exists());
+        let _another = Directory::create(path.path(), Durability::Process).unwrap();
+        living.create("core-1.img").unwrap();
+        assert_eq!(hidden(path.path()), 2);
+    }
+
+    #[test]
+    fn the_page_servers_files_do_not_take_away_the_inventory() {
+        let path = tempfile::tempdir().unwrap();
+        let dumper = Directory::create(path.path(), Durability::Process).unwrap();
+        dump(&dumper, "a");
+        dumper.finish().unwrap();
+        let server = Directory::create(path.path(), Durability::Manifest).unwrap();
+        server.create("pages-65536.img").unwrap();
+        server.finish().unwrap();
+        assert_eq!(server.names().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn odd_files_do_not_stop_a_reader() {
+        let path = tempfile::tempdir().unwrap();
+        nix::unistd::mkfifo(
+            &path.path().join("core-1.img"),
+            nix::sys::stat::Mode::S_IRWXU,
+        )
+        .unwrap();
+        fs::create_dir(path.path().join("core-2.img")).unwrap();
+        File::create(path.path().join("core-3.img"))
+            .unwrap()
+            .set_len(1 << 40)
+            .unwrap();
+        let directory = Directory::open(path.path()).unwrap();
+        for name in ["core-1.img", "core-2.img", "core-3.img", "../core-1.img"] {
+            assert!(directory.read(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn parents_are_many_but_end() {
+        let path = tempfile::tempdir().unwrap();
+        let at = |n: usize| path.path().join(n.to_string());
+        fs::create_dir(at(0)).unwrap();
+        for n in 1..=100 {
+            fs::create_dir(at(n)).unwrap();
+            std::os::unix::fs::symlink(format!("../{}", n - 1), at(n).join("parent")).unwrap();
+        }
+        let count = || {
+            let mut store: Box<dyn Store> = Box::new(Directory::open(at(100)).unwrap());
+            let mut count = 0;
+            while let Some(next) = store.parent()? {
+                store = next;
+                count += 1;
+            }
+            Ok::<_, Error>(count)
+        };
+        assert_eq!(count().unwrap(), 100);
+        std::os::unix::fs::symlink("../100", at(0).join("parent")).unwrap();
+        let circle = count();
+        assert!(matches!(
+            circle,
+            Err(Error::Corrupt {
+                why: Why::Parents(_),
+                ..
+            })
+        ));
+    }
 }

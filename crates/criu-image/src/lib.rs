@@ -22,10 +22,13 @@ pub mod pages;
 mod parse;
 mod read;
 pub mod schema;
+mod skip;
 pub mod store;
 mod write;
 
 /// The messages, as prost writes them from `proto/`.
+///
+/// Most `string` fields are `Vec<u8>` here: paths and names are bytes to the kernel and to CRIU.
 #[allow(
     missing_docs,
     reason = "generated; most fields are named by the kernel's own word"
@@ -43,5 +46,10 @@ pub use memory::Memory;
 pub use parse::{Parsed, parse_any};
 pub use prost::bytes::Bytes;
 pub use read::{AnyEntry, Entry, ImageReader};
+pub use skip::{SkippedEntry, SkippingReader};
 pub use store::{Store, StoreExt};
 pub use write::ImageWriter;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -237,3 +237,125 @@ fn checksum(path: &Path) -> io::Result<(u64, u32)> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Durability, StoreExt as _};
+
+    /// A finished dump of one pages image.
+    fn dumped() -> tempfile::TempDir {
+        let path = tempfile::tempdir().unwrap();
+        let store = Directory::create(path.path(), Durability::Process).unwrap();
+        store
+            .create("pages-1.img")
+            .unwrap()
+            .write_all(&[7; 8192])
+            .unwrap();
+        let inventory = inventory("ours");
+        store.write_entry(desc::INVENTORY, (), &inventory).unwrap();
+        store.finish().unwrap();
+        path
+    }
+
+    fn inventory(run: &str) -> pb::InventoryEntry {
+        pb::InventoryEntry {
+            img_version: 2,
+            dump_criu_run_id: Some(run.into()),
+            ..Default::default()
+        }
+    }
+
+    fn difference(path: &Path, depth: Depth) -> Option<Difference> {
+        match Manifest::verify(path, depth) {
+            Err(Error::Changed { image, difference }) => {
+                assert_eq!(image, "pages-1.img");
+                Some(difference)
+            }
+            Err(other) => panic!("{other}"),
+            Ok(_) => None,
+        }
+    }
+
+    #[test]
+    fn sizes_come_with_the_dump_and_contents_after() {
+        let dir = dumped();
+        let verify = |depth| Manifest::verify(dir.path(), depth).unwrap();
+        assert_eq!(
+            verify(Depth::Contents),
+            Verified::Same {
+                files: 2,
+                contents: 0
+            }
+        );
+        let built = Manifest::build(dir.path()).unwrap();
+        assert_eq!(Manifest::load(dir.path()).unwrap().unwrap(), built);
+        assert_eq!(
+            verify(Depth::Contents),
+            Verified::Same {
+                files: 2,
+                contents: 2
+            }
+        );
+        assert_eq!(
+            verify(Depth::Sizes),
+            Verified::Same {
+                files: 2,
+                contents: 0
+            }
+        );
+    }
+
+    #[test]
+    fn a_difference_is_named() {
+        let dir = dumped();
+        Manifest::build(dir.path()).unwrap();
+        let pages = dir.path().join("pages-1.img");
+        fs::write(&pages, [8; 8192]).unwrap();
+        assert_eq!(difference(dir.path(), Depth::Sizes), None);
+        let other = difference(dir.path(), Depth::Contents);
+        assert!(matches!(other, Some(Difference::Checksum { .. })));
+        fs::write(&pages, [7; 4096]).unwrap();
+        let size = Difference::Size {
+            expected: 8192,
+            found: 4096,
+        };
+        assert_eq!(difference(dir.path(), Depth::Sizes), Some(size));
+        fs::remove_file(&pages).unwrap();
+        assert_eq!(difference(dir.path(), Depth::Sizes), Some(Difference::Gone));
+    }
+
+    #[test]
+    fn what_criu_wrote_needs_no_manifest() {
+        let dir = dumped();
+        let mut bytes = desc::INVENTORY.magic.to_le_bytes().to_vec();
+        let message = inventory("theirs").encode_to_vec();
+        bytes.extend(u32::try_from(message.len()).unwrap().to_le_bytes());
+        bytes.extend(message);
+        fs::write(dir.path().join("inventory.img"), bytes).unwrap();
+        fs::write(dir.path().join("pages-1.img"), "new").unwrap();
+        assert_eq!(
+            Manifest::verify(dir.path(), Depth::Sizes).unwrap(),
+            Verified::Stale
+        );
+        fs::remove_file(dir.path().join(NAME)).unwrap();
+        assert_eq!(
+            Manifest::verify(dir.path(), Depth::Sizes).unwrap(),
+            Verified::None
+        );
+    }
+
+    #[test]
+    fn a_bad_manifest_is_refused() {
+        let dir = dumped();
+        for text in ["", "{}", r#"{"version":2,"run_id":null,"files":{}}"#] {
+            fs::write(dir.path().join(NAME), text).unwrap();
+            let result = Manifest::verify(dir.path(), Depth::Sizes);
+            assert!(matches!(result, Err(Error::Corrupt { .. })), "{text}");
+        }
+        let text = r#"{"version":1,"run_id":"ours","files":{"../../etc/passwd":{"size":1}}}"#;
+        fs::write(dir.path().join(NAME), text).unwrap();
+        let result = Manifest::verify(dir.path(), Depth::Contents);
+        assert!(matches!(result, Err(Error::Refused { .. })));
+    }
+}

@@ -1,6 +1,6 @@
 //! Entries into an image.
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, Read, Write};
 
 use prost::{Message, Name};
 
@@ -8,19 +8,22 @@ use crate::desc::{COMMON_MAGIC, Desc, Prefix, SERVICE_MAGIC};
 use crate::error::{Error, Result, Why};
 use crate::layout::{Cursor, Payload};
 
+/// How much is gathered before it is written.
+const BUFFER: usize = 64 << 10;
+
 /// Appends entries to an image, through a buffer.
 ///
 /// It writes only what [`ImageReader`](crate::ImageReader) reads: the right message at the right
-/// place, followed by as many bytes as it announces. Nothing is sure to be in the file before
-/// [`finish`](Self::finish).
+/// place, followed by as many bytes as it announces. What is in the buffer is lost without
+/// [`finish`](Self::finish): were it written on drop, an error then would pass unseen.
 #[derive(Debug)]
 #[must_use]
 pub struct ImageWriter<W: Write = File> {
     desc: &'static Desc,
     name: String,
-    out: BufWriter<W>,
+    out: W,
     cursor: Cursor,
-    scratch: Vec<u8>,
+    buffer: Vec<u8>,
 }
 
 impl<W: Write> ImageWriter<W> {
@@ -29,9 +32,9 @@ impl<W: Write> ImageWriter<W> {
         let mut writer = Self {
             desc,
             name: name.into(),
-            out: BufWriter::with_capacity(64 << 10, out),
+            out,
             cursor: Cursor::new(desc.layout),
-            scratch: Vec::new(),
+            buffer: Vec::new(),
         };
         let before = match desc.prefix {
             Prefix::None => return Ok(writer),
@@ -68,19 +71,25 @@ impl<W: Write> ImageWriter<W> {
         source: &mut dyn Read,
     ) -> Result<()> {
         let padding = self.message(message, len)?;
-        let copied = io::copy(&mut source.take(len), &mut self.out)
-            .map_err(|source| Error::io(&self.name, "write", source))?;
-        if copied != len {
-            let why = Why::Payload {
-                announced: len,
-                given: copied,
-            };
-            return Err(Error::refused(&self.name, why));
+        let mut source = source.take(len);
+        let copied = if len <= BUFFER as u64 {
+            source.read_to_end(&mut self.buffer).map(|read| read as u64)
+        } else {
+            self.flush()?;
+            io::copy(&mut source, &mut self.out)
+        };
+        let given = copied.map_err(|source| Error::io(&self.name, "write", source))?;
+        if given != len {
+            return Err(Error::refused(
+                &self.name,
+                Why::Payload {
+                    announced: len,
+                    given,
+                },
+            ));
         }
-        for _ in 0..padding {
-            self.put(&[0])?;
-        }
-        Ok(())
+        self.buffer.extend((0..padding).map(|_| 0));
+        self.flush_if_full()
     }
 
     /// Appends bytes as they are: an image that is not made of entries.
@@ -89,33 +98,27 @@ impl<W: Write> ImageWriter<W> {
     }
 
     /// Empties the buffer, and gives back what was written to.
-    pub fn finish(self) -> Result<W> {
-        let Self { name, out, .. } = self;
-        out.into_inner()
-            .map_err(|error| Error::io(name, "write", error.into_error()))
+    pub fn finish(mut self) -> Result<W> {
+        self.flush()?;
+        Ok(self.out)
     }
 
-    /// Writes the framed message, and says how much padding follows `len` bytes of payload.
+    /// Appends the framed message, and says how much padding comes after `len` bytes of payload.
+    /// A message that is refused leaves no trace.
     fn message<M: Message + Name>(&mut self, message: &M, len: u64) -> Result<u64> {
         let refused = |why| Error::refused(&self.name, why);
-        let expected = self
-            .desc
-            .messages
-            .get(self.cursor.index())
-            .ok_or_else(|| refused(Why::Raw))?;
-        if expected.name != M::NAME {
+        let expected = self.desc.messages.get(self.cursor.index());
+        let expected = expected.ok_or_else(|| refused(Why::Raw))?.name;
+        if expected != M::NAME {
             return Err(refused(Why::OtherMessage {
-                expected: expected.name,
+                expected,
                 asked: M::NAME,
             }));
         }
-        self.scratch.clear();
-        self.scratch.extend([0; 4]);
-        self.scratch.extend(message.encode_to_vec());
-        let (head, raw) = self.scratch.split_at_mut(4);
+        let raw = message.encode_to_vec();
         let size = u32::try_from(raw.len()).map_err(|_| refused(Why::TooLong(raw.len())))?;
-        head.copy_from_slice(&size.to_le_bytes());
-        let padding = match self.cursor.clone().pass(raw) {
+        let mut cursor = self.cursor.clone();
+        let padding = match cursor.pass(&raw) {
             Ok(Payload::Rest) => 0,
             Ok(Payload::Bytes(announced, unit)) => match announced.checked_sub(len) {
                 Some(missing) if missing < unit => missing,
@@ -133,25 +136,30 @@ impl<W: Write> ImageWriter<W> {
                 }));
             }
         };
-        // Only now, so that a refused entry leaves no trace.
-        self.cursor.pass(raw).map_err(|source| {
-            Error::refused(
-                &self.name,
-                Why::Message {
-                    message: M::NAME,
-                    source,
-                },
-            )
-        })?;
-        self.out
-            .write_all(&self.scratch)
-            .map_err(|source| Error::io(&self.name, "write", source))?;
+        self.cursor = cursor;
+        self.buffer.extend(size.to_le_bytes());
+        self.buffer.extend(raw);
         Ok(padding)
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.buffer.extend(bytes);
+        self.flush_if_full()
+    }
+
+    fn flush_if_full(&mut self) -> Result<()> {
+        if self.buffer.len() < BUFFER {
+            Ok(())
+        } else {
+            self.flush()
+        }
+    }
+
+    fn flush(&mut self) -> Result<()> {
         self.out
-            .write_all(bytes)
-            .map_err(|source| Error::io(&self.name, "write", source))
+            .write_all(&self.buffer)
+            .map_err(|source| Error::io(&self.name, "write", source))?;
+        self.buffer.clear();
+        Ok(())
     }
 }

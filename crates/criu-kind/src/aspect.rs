@@ -33,6 +33,10 @@ pub struct Draft {
     pub core: pb::CoreEntry,
     /// What CRIU's format has no field for.
     pub ext: pb::TaskExtEntry,
+    /// For the memory image of a leader: `PR_GET_DUMPABLE`.
+    pub dumpable: Option<i32>,
+    /// For the memory image of a leader: `PR_GET_THP_DISABLE`.
+    pub thp_disabled: Option<bool>,
 }
 
 /// What is known of a thread at restore.
@@ -46,6 +50,10 @@ pub struct Saved<'a> {
     pub ext: Option<&'a pb::TaskExtEntry>,
     /// Its memory image (of its process).
     pub mm: &'a pb::MmEntry,
+    /// The seccomp filters of the whole tree.
+    pub filters: &'a [pb::SeccompFilter],
+    /// What the new thread is so far: it has the credentials of whoever built it.
+    pub now: &'a Status,
     /// Whether it leads its process.
     pub leader: bool,
     /// Its id in its own pid namespace.
@@ -54,8 +62,9 @@ pub struct Saved<'a> {
     pub vpid: i32,
 }
 
-/// Reads the answers to what an aspect asked.
-pub type Answer<'a> = Box<dyn FnOnce(&Outcome, &mut Draft) -> Result<()> + 'a>;
+/// Reads the answers to what an aspect asked. It gets its own view of the thread: running the calls
+/// needs the thread for itself, so nothing of an earlier view outlives that.
+pub type Answer = Box<dyn FnOnce(&ThreadView<'_>, &Outcome, &mut Draft) -> Result<()>>;
 
 /// One fact of a thread or, on its leader, of a process.
 pub trait Aspect: Sync {
@@ -64,12 +73,14 @@ pub trait Aspect: Sync {
 
     /// Adds the calls that only the thread itself can make, and says how to read the results. What
     /// `/proc` or ptrace tells needs no call.
-    fn ask<'a>(&self, view: &ThreadView<'a>, program: &mut Program) -> Result<Answer<'a>>;
+    fn ask(&self, view: &ThreadView<'_>, program: &mut Program) -> Result<Answer>;
 
-    /// Adds the calls that give the fact to a new thread. They run in the thread itself.
+    /// Adds the calls that give the fact to a new thread. They run in the thread itself: those of the
+    /// leader after those of all other threads of its process.
     fn dress(&self, saved: &Saved<'_>, program: &mut Program) -> Result<()>;
 
-    /// Gives a new thread what can only be given from outside: through its `/proc` directory.
+    /// Gives a new thread what can only be given from outside: through its `/proc` directory. Nothing
+    /// of ours runs in the thread any more after this.
     fn push(&self, saved: &Saved<'_>, task: &ProcDir) -> Result<()> {
         let _nothing = (saved, task);
         Ok(())

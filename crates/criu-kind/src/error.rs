@@ -61,6 +61,12 @@ pub enum Error {
     Several(Vec<Error>),
 }
 
+impl From<criu_proc::ParseError> for Error {
+    fn from(error: criu_proc::ParseError) -> Self {
+        Self::Proc(error.into())
+    }
+}
+
 struct Listed<'a>(&'a [Error]);
 
 impl fmt::Display for Listed<'_> {
@@ -73,7 +79,10 @@ impl fmt::Display for Listed<'_> {
 impl Error {
     /// A refusal.
     pub fn unsupported(fact: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::Unsupported { fact: fact.into(), remedy: remedy.into() }
+        Self::Unsupported {
+            fact: fact.into(),
+            remedy: remedy.into(),
+        }
     }
 
     /// A failed call of the driver's own.
@@ -83,12 +92,18 @@ impl Error {
 
     /// The same for `std::io`.
     pub fn io(call: &'static str) -> impl FnOnce(std::io::Error) -> Self {
-        move |error| Self::Kernel { call, errno: Errno::from_raw(error.raw_os_error().unwrap_or(libc_eio())) }
+        move |error| Self::Kernel {
+            call,
+            errno: Errno::from_raw(error.raw_os_error().unwrap_or(libc_eio())),
+        }
     }
 
     /// An image that does not fit.
     pub fn corrupt(image: impl Into<String>, why: impl Into<String>) -> Self {
-        Self::Corrupt { image: image.into(), why: why.into() }
+        Self::Corrupt {
+            image: image.into(),
+            why: why.into(),
+        }
     }
 
     /// One error for a list of them; `Ok` if there is none.
@@ -191,6 +206,9 @@ pub trait Within<T> {
 
 impl<T, E: Into<Error>> Within<T> for std::result::Result<T, E> {
     fn within(self, subject: impl FnOnce() -> Subject) -> Result<T> {
-        self.map_err(|error| Error::Within { subject: subject(), source: Box::new(error.into()) })
+        self.map_err(|error| Error::Within {
+            subject: subject(),
+            source: Box::new(error.into()),
+        })
     }
 }

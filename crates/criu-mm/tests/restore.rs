@@ -141,7 +141,7 @@ type Registers = (criu_tracee::NativeRegs, Vec<u8>);
 
 fn dump_with_registers(pids: &[Pid], store: &Memory) -> (Vec<Space>, Files, Vec<Registers>) {
     let mut files = Files::default();
-    let mut tracees = Tracee::seize_all(pids).expect("seize");
+    let mut tracees = Tracee::seize_all(pids, None).expect("seize");
     let mut spaces = Vec::new();
     let mut registers = Vec::new();
     for tracee in &mut tracees {

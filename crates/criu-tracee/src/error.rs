@@ -33,6 +33,9 @@ pub enum Error {
         /// Who traces it.
         tracer: Pid,
     },
+    /// The task did not stop in time.
+    #[error("task {0} does not stop: it is in an uninterruptible sleep")]
+    Unresponsive(Pid),
     /// A task stopped where no stop was expected.
     #[error("task {pid} stopped with {stop} at {ip:#x} in the middle of a batch")]
     Stray {

@@ -11,7 +11,7 @@ use syscalls::Sysno;
 
 use crate::encode::failure;
 use crate::error::{CallError, Error, Result};
-use crate::program::{Arg, Program};
+use crate::program::{Arg, Call, Program};
 use crate::site::{Outcome, Site};
 
 /// Runs programs in the calling thread.
@@ -69,7 +69,10 @@ const ALLOWED: &[(Sysno, u8)] = &[
     (Sysno::pidfd_open, 0),
     (Sysno::pidfd_getfd, 0),
     (Sysno::pidfd_send_signal, 0b100),
-    (Sysno::kcmp, 0),
+    (Sysno::listxattr, 0b011),
+    (Sysno::getxattr, 0b0111),
+    (Sysno::setxattr, 0b00111),
+    (Sysno::flock, 0),
     (Sysno::socket, 0),
     (Sysno::socketpair, 0b1000),
     (Sysno::bind, 0b010),
@@ -104,7 +107,70 @@ const ALLOWED: &[(Sysno, u8)] = &[
     (Sysno::mount_setattr, 0b1010),
 ];
 
-fn addresses(sysno: Sysno) -> Result<u8> {
+/// Commands of fcntl(2) that take a number or nothing.
+const FCNTL_NUMBERS: &[i32] = &[
+    libc::F_DUPFD,
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_SETFL,
+    libc::F_SETPIPE_SZ,
+    libc::F_GETPIPE_SZ,
+    libc::F_SETLEASE,
+    libc::F_GETLEASE,
+    libc::F_ADD_SEALS,
+    libc::F_GET_SEALS,
+    F_SETSIG,
+    F_GETSIG,
+];
+
+/// Commands of fcntl(2) that take an address.
+const FCNTL_ADDRESSES: &[i32] = &[
+    libc::F_GETLK,
+    libc::F_SETLK,
+    libc::F_OFD_GETLK,
+    libc::F_OFD_SETLK,
+    F_SETOWN_EX,
+    F_GETOWN_EX,
+    F_GETOWNER_UIDS,
+];
+
+// `include/uapi/asm-generic/fcntl.h`; libc does not have them everywhere.
+const F_SETSIG: i32 = 10;
+const F_GETSIG: i32 = 11;
+const F_SETOWN_EX: i32 = 15;
+const F_GETOWN_EX: i32 = 16;
+const F_GETOWNER_UIDS: i32 = 17;
+
+/// Requests of ioctl(2), all with an address: bytes to be read, and the ticks of a timerfd.
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "requests have the width of a long, which differs"
+)]
+const IOCTLS: &[u64] = &[
+    libc::FIONREAD as u64,
+    libc::_IOW::<u64>(b'T' as u32, 0) as u64,
+];
+
+const KCMP_EPOLL_TFD: u64 = 7;
+
+/// Which arguments of a call are addresses; a refusal if the call may not run here.
+fn addresses(call: &Call) -> Result<u8> {
+    let sysno = call.sysno;
+    let word = |index: usize| match call.args.get(index) {
+        Some(Arg::Word(word)) => Ok(*word),
+        _ => Err(Error::Refused(sysno)),
+    };
+    let among = |list: &[i32], word: u64| list.iter().any(|one| u64::try_from(*one) == Ok(word));
+    match sysno {
+        Sysno::fcntl if among(FCNTL_NUMBERS, word(1)?) => return Ok(0),
+        Sysno::fcntl if among(FCNTL_ADDRESSES, word(1)?) => return Ok(0b100),
+        Sysno::ioctl if IOCTLS.contains(&word(1)?) => return Ok(0b100),
+        Sysno::kcmp if word(2)? == KCMP_EPOLL_TFD => return Ok(0b1_0000),
+        Sysno::kcmp => return Ok(0),
+        _ => {}
+    }
     ALLOWED
         .iter()
         .find(|(allowed, _)| *allowed == sysno)
@@ -115,7 +181,7 @@ fn addresses(sysno: Sysno) -> Result<u8> {
 impl Site for Local {
     fn run(&mut self, program: &Program) -> Result<Outcome> {
         for call in program.calls() {
-            let mask = addresses(call.sysno)?;
+            let mask = addresses(call)?;
             for (index, arg) in call.args.iter().enumerate() {
                 let wants_address = mask >> index & 1 == 1;
                 let fits = match arg {

@@ -1,8 +1,25 @@
 //! The machine this build runs on: the one file that asks.
 
+use criu_arch::Arch;
+
 /// The architecture of the tracer.
 #[cfg(target_arch = "x86_64")]
 pub type Native = criu_arch_x86_64::X86_64;
 
 /// Its registers.
-pub type NativeRegs = <Native as criu_arch::Arch>::Regs;
+pub type NativeRegs = <Native as Arch>::Regs;
+
+/// Where its processor keeps extended state.
+pub type FpLayout = <Native as Arch>::FpLayout;
+
+/// The layout of extended state on this very processor.
+pub fn fp_layout() -> FpLayout {
+    Native::fp_layout(&identify)
+}
+
+/// CPUID.
+#[cfg(target_arch = "x86_64")]
+fn identify(leaf: u32, subleaf: u32) -> [u32; 4] {
+    let answer = std::arch::x86_64::__cpuid_count(leaf, subleaf);
+    [answer.eax, answer.ebx, answer.ecx, answer.edx]
+}

@@ -17,12 +17,10 @@ use crate::memory::Memory;
 use crate::native::Native;
 
 /// Bytes taken: the stub and the leader's healing context.
-const SIZE: u64 = 512;
-const HEAL_AT: u64 = 256;
+const SIZE: usize = 512;
+const HEAL_AT: usize = 256;
 
-const _: () = assert!(
-    Native::STUB.code.len() as u64 <= HEAL_AT && Native::HEAL_SIZE as u64 <= SIZE - HEAL_AT
-);
+const _: () = assert!(Native::STUB.code.len() <= HEAL_AT && Native::HEAL_SIZE <= SIZE - HEAL_AT);
 
 /// The borrowed bytes.
 #[derive(Debug)]
@@ -39,8 +37,8 @@ impl Place {
         spots.sort_by_key(|(vdso, _)| !vdso);
         let mut fallback = None;
         for (_, range) in &spots {
-            let at = range.end - SIZE;
-            let mut before = vec![0; SIZE as usize];
+            let at = range.end - SIZE as u64;
+            let mut before = vec![0; SIZE];
             if memory.read(at, &mut before).is_err() {
                 continue;
             }
@@ -64,7 +62,7 @@ impl Place {
     }
 
     pub(crate) fn heal(&self) -> u64 {
-        self.at + HEAL_AT
+        self.at + HEAL_AT as u64
     }
 
     /// Where it is, and what was there.
@@ -87,7 +85,7 @@ fn executable(line: &str) -> Option<(bool, Range<u64>)> {
     }
     let start = u64::from_str_radix(start, 16).ok()?;
     let end = u64::from_str_radix(end, 16).ok()?;
-    (end - start >= SIZE).then_some((line.ends_with("[vdso]"), start..end))
+    (end - start >= SIZE as u64).then_some((line.ends_with("[vdso]"), start..end))
 }
 
 #[cfg(test)]

@@ -108,7 +108,7 @@ fn request(call: &'static str, request: u32, tid: Pid, addr: usize, data: usize)
     // of the size that the request needs.
     let ret = unsafe { libc::ptrace(request as _, tid.as_raw(), addr, data) };
     match Errno::result(ret) {
-        Ok(value) => Ok(value as i64),
+        Ok(value) => Ok(value),
         Err(Errno::ESRCH) => Err(Error::Gone(tid)),
         Err(errno) => Err(Error::Kernel { call, errno }),
     }
@@ -121,7 +121,7 @@ pub(crate) fn seize(tid: Pid, options: usize) -> Result<()> {
 pub(crate) fn set_options(tid: Pid, options: usize) -> Result<()> {
     request(
         "ptrace(PTRACE_SETOPTIONS)",
-        libc::PTRACE_SETOPTIONS as u32,
+        libc::PTRACE_SETOPTIONS,
         tid,
         0,
         options,
@@ -136,7 +136,7 @@ pub(crate) fn interrupt(tid: Pid) -> Result<()> {
 pub(crate) fn cont(tid: Pid, signal: i32) -> Result<()> {
     request(
         "ptrace(PTRACE_CONT)",
-        libc::PTRACE_CONT as u32,
+        libc::PTRACE_CONT,
         tid,
         0,
         signal as usize,
@@ -145,20 +145,13 @@ pub(crate) fn cont(tid: Pid, signal: i32) -> Result<()> {
 }
 
 pub(crate) fn syscall(tid: Pid) -> Result<()> {
-    request(
-        "ptrace(PTRACE_SYSCALL)",
-        libc::PTRACE_SYSCALL as u32,
-        tid,
-        0,
-        0,
-    )
-    .map(drop)
+    request("ptrace(PTRACE_SYSCALL)", libc::PTRACE_SYSCALL, tid, 0, 0).map(drop)
 }
 
 pub(crate) fn detach(tid: Pid, signal: i32) -> Result<()> {
     request(
         "ptrace(PTRACE_DETACH)",
-        libc::PTRACE_DETACH as u32,
+        libc::PTRACE_DETACH,
         tid,
         0,
         signal as usize,
@@ -221,6 +214,28 @@ pub(crate) fn setregset(tid: Pid, note: u32, bytes: &[u8]) -> Result<()> {
     .map(drop)
 }
 
+/// `struct user_desc` (x86).
+const THREAD_AREA: usize = 16;
+
+pub(crate) fn get_thread_area(tid: Pid, slot: u32) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; THREAD_AREA];
+    let at = bytes.as_mut_ptr().expose_provenance();
+    request("ptrace(PTRACE_GET_THREAD_AREA)", 25, tid, slot as usize, at)?;
+    Ok(bytes)
+}
+
+pub(crate) fn set_thread_area(tid: Pid, slot: u32, bytes: &[u8]) -> Result<()> {
+    let call = "ptrace(PTRACE_SET_THREAD_AREA)";
+    if bytes.len() != THREAD_AREA {
+        return Err(Error::Kernel {
+            call,
+            errno: Errno::EINVAL,
+        });
+    }
+    let at = bytes.as_ptr().expose_provenance();
+    request(call, 26, tid, slot as usize, at).map(drop)
+}
+
 pub(crate) fn getsigmask(tid: Pid, mask: &mut [u8]) -> Result<()> {
     let at = mask.as_mut_ptr().expose_provenance();
     request("ptrace(PTRACE_GETSIGMASK)", GETSIGMASK, tid, mask.len(), at).map(drop)
@@ -236,7 +251,7 @@ pub(crate) fn getsiginfo(tid: Pid) -> Result<SigInfo> {
     let at = info.bytes.as_mut_ptr().expose_provenance();
     request(
         "ptrace(PTRACE_GETSIGINFO)",
-        libc::PTRACE_GETSIGINFO as u32,
+        libc::PTRACE_GETSIGINFO,
         tid,
         0,
         at,
@@ -291,7 +306,7 @@ pub(crate) fn rseq_configuration(tid: Pid) -> Result<RseqConfiguration> {
     Ok(conf)
 }
 
-/// The BPF code of filter `index` (0 is the newest), 8 bytes an instruction, with its flags;
+/// The BPF code of filter `index` (0 is the oldest), 8 bytes an instruction, with its flags;
 /// `None` past the last.
 pub(crate) fn seccomp_filter(tid: Pid, index: u64) -> Result<Option<(Vec<u8>, u64)>> {
     let at = usize::try_from(index).unwrap_or(usize::MAX);

@@ -11,7 +11,7 @@ use crate::native::Native;
 use crate::program::Program;
 use crate::site::Outcome;
 use crate::stop::{Hold, Running, Stop};
-use crate::tracee::{HEAL_ROOM, LEADER_ROOM, THREAD_ROOM, Tracee};
+use crate::tracee::{HEAL_ROOM, LEADER_ROOM, THREAD_ROOM, Tracee, UNDO_ROOM};
 
 const SI_TKILL: i32 = -6;
 
@@ -48,10 +48,16 @@ pub struct Job<'p> {
 pub(crate) fn run(tracee: &mut Tracee, thread: usize, program: &Program) -> Result<Outcome> {
     tracing::trace!(target: "criu::program", tid = tracee.threads()[thread].tid().as_raw(), "\n{program}");
     let mut progress = Progress::new(program);
-    while let Some((chunk, running)) = begin(tracee, thread, &progress)? {
-        finish(tracee, thread, &mut progress, &chunk, running)?;
-    }
+    run_rest(tracee, thread, &mut progress)?;
     Ok(progress.into_outcome())
+}
+
+/// Runs the rest of a program while nobody else runs: the leader's room, by far the largest, is free.
+fn run_rest(tracee: &mut Tracee, thread: usize, progress: &mut Progress<'_>) -> Result<()> {
+    while let Some((chunk, running)) = begin(tracee, thread, 0, progress)? {
+        finish(tracee, thread, 0, progress, &chunk, running)?;
+    }
+    Ok(())
 }
 
 /// Runs many programs at once, each in its own thread; the results are in the order of the jobs.
@@ -62,14 +68,21 @@ pub fn run_all(tracees: &mut [Tracee], jobs: &[Job<'_>]) -> Result<Vec<Outcome>>
     let mut progress: Vec<Progress<'_>> =
         jobs.iter().map(|job| Progress::new(job.program)).collect();
     let mut open: Vec<usize> = (0..jobs.len()).collect();
+    let mut large = Vec::new();
     let mut failed = None;
     while !open.is_empty() && failed.is_none() {
         let mut started = Vec::with_capacity(open.len());
         for index in open.drain(..) {
             let job = &jobs[index];
-            match begin(&mut tracees[job.tracee], job.thread, &progress[index]) {
+            match begin(
+                &mut tracees[job.tracee],
+                job.thread,
+                job.thread,
+                &progress[index],
+            ) {
                 Ok(Some((chunk, running))) => started.push((index, chunk, running)),
                 Ok(None) => {}
+                Err(Error::TooLarge { .. }) if job.thread != 0 => large.push(index),
                 Err(error) => {
                     failed.get_or_insert(error);
                     break;
@@ -80,6 +93,7 @@ pub fn run_all(tracees: &mut [Tracee], jobs: &[Job<'_>]) -> Result<Vec<Outcome>>
             let job = &jobs[index];
             match finish(
                 &mut tracees[job.tracee],
+                job.thread,
                 job.thread,
                 &mut progress[index],
                 &chunk,
@@ -92,15 +106,25 @@ pub fn run_all(tracees: &mut [Tracee], jobs: &[Job<'_>]) -> Result<Vec<Outcome>>
             }
         }
     }
+    // What is too large for its thread's room goes on alone, in the leader's.
+    for index in large {
+        let job = &jobs[index];
+        if failed.is_none() {
+            let rest = run_rest(&mut tracees[job.tracee], job.thread, &mut progress[index]);
+            failed = rest.err();
+        }
+    }
     match failed {
         Some(error) => Err(error),
         None => Ok(progress.into_iter().map(Progress::into_outcome).collect()),
     }
 }
 
+/// Starts the next chunk of a program in a thread; `place` is the thread whose room it lies in.
 fn begin(
     tracee: &mut Tracee,
     thread: usize,
+    place: usize,
     progress: &Progress<'_>,
 ) -> Result<Option<(Chunk, Running)>> {
     let pid = tracee.pid();
@@ -108,9 +132,10 @@ fn begin(
         tracee.install()?;
     }
     let workplace = tracee.workplace.ok_or(Error::NoPlace(pid))?;
-    let room = room(workplace.rooms, thread);
+    let room = room(workplace.rooms, place);
     let base = room.start + HEAL_ROOM;
-    let size = usize::try_from(room.end - base).unwrap_or(0);
+    let size =
+        usize::try_from(room.end - base - if thread == 0 { UNDO_ROOM } else { 0 }).unwrap_or(0);
     let Some(chunk) = progress.chunk(base, size)? else {
         return Ok(None);
     };
@@ -122,13 +147,14 @@ fn begin(
 fn finish(
     tracee: &mut Tracee,
     thread: usize,
+    place: usize,
     progress: &mut Progress<'_>,
     chunk: &Chunk,
     running: Running,
 ) -> Result<()> {
     wait_end(tracee, thread, running)?;
     let workplace = tracee.workplace.ok_or(Error::NoPlace(tracee.pid()))?;
-    let base = room(workplace.rooms, thread).start + HEAL_ROOM;
+    let base = room(workplace.rooms, place).start + HEAL_ROOM;
     let mut back = vec![0; chunk.back];
     tracee.memory().read(base, &mut back)?;
     progress.absorb(chunk, &back)
@@ -157,6 +183,14 @@ pub(crate) fn once(
         .into()),
         None => Ok(ret),
     }
+}
+
+/// A program as bytes for when nobody is there to read its results.
+pub(crate) fn undo(program: &Program, at: u64) -> Result<Option<Vec<u8>>> {
+    let room = usize::try_from(UNDO_ROOM).unwrap_or(0);
+    Ok(Progress::new(program)
+        .chunk(at, room)?
+        .map(|chunk| chunk.bytes))
 }
 
 /// Points a thread at the stub and lets it run.
@@ -266,7 +300,7 @@ pub(crate) fn vanish(tracee: &mut Tracee, workplace: Workplace) -> Result<()> {
     stopped.set_regs(&regs)?;
     stopped.set_mask(&all_but(signal))?;
     thread.hijacked = true;
-    let mut running = stopped.to_syscall()?;
+    let mut running = stopped.until_syscall()?;
     let mut crossings = 0;
     loop {
         let (stopped, stop) = running.wait()?;
@@ -287,6 +321,6 @@ pub(crate) fn vanish(tracee: &mut Tracee, workplace: Workplace) -> Result<()> {
             thread.stopped = Some(stopped);
             return Ok(());
         }
-        running = stopped.to_syscall()?;
+        running = stopped.until_syscall()?;
     }
 }

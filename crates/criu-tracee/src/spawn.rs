@@ -119,13 +119,14 @@ struct CloneArgs {
 }
 
 /// Clones the first task, stopped and held, with the given pids: its pid in the innermost new
-/// namespace first (`clone3(2)`, `set_tid`); none: any pid. `flags` are `CLONE_NEW*` and `CLONE_PARENT`.
+/// namespace first (`clone3(2)`, `set_tid`). `flags` are `CLONE_NEW*` and `CLONE_PARENT`.
 ///
 /// `EEXIST`: a pid is taken.
 pub fn spawn_root(nursery: &Nursery, pids: &[i32], flags: u64) -> Result<Tracee> {
     let args = CloneArgs {
         flags,
         exit_signal: libc::SIGCHLD.cast_unsigned().into(),
+        // The kernel refuses an address without a length.
         set_tid: if pids.is_empty() {
             0
         } else {
@@ -147,7 +148,7 @@ pub fn spawn_root(nursery: &Nursery, pids: &[i32], flags: u64) -> Result<Tracee>
     let pid = Pid::from_raw(i32::try_from(pid).expect("pids are ints"));
     let held = Running::seize(pid, Hold::Restore).and_then(|running| {
         running.interrupt()?;
-        running.wait_held()
+        running.wait_held(None)
     });
     let vpid = pids.first().map_or(pid, |pid| Pid::from_raw(*pid));
     held.and_then(|held| Tracee::adopt_held(pid, vpid, nursery, held))

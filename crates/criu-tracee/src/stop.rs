@@ -1,6 +1,7 @@
 //! A stopped thread as a value.
 
 use std::marker::PhantomData;
+use std::time::Instant;
 
 use criu_arch::{Arch, Regs, RegsTransfer};
 use nix::unistd::Pid;
@@ -80,7 +81,11 @@ impl Running {
     }
 
     pub(crate) fn wait(self) -> Result<(Stopped, Stop)> {
-        let stop = wait::stop(self.tid)?;
+        self.wait_until(None)
+    }
+
+    fn wait_until(self, deadline: Option<Instant>) -> Result<(Stopped, Stop)> {
+        let stop = wait::stop(self.tid, deadline)?;
         Ok((
             Stopped {
                 tid: self.tid,
@@ -92,10 +97,10 @@ impl Running {
 
     /// Waits for the first stop in which the thread belongs to us alone: signals that were on their
     /// way when it was seized are let through.
-    pub(crate) fn wait_held(self) -> Result<(Stopped, Stop)> {
+    pub(crate) fn wait_held(self, deadline: Option<Instant>) -> Result<(Stopped, Stop)> {
         let mut running = self;
         loop {
-            match running.wait()? {
+            match running.wait_until(deadline)? {
                 (stopped, Stop::Signal(signal)) => running = stopped.cont(signal)?,
                 (stopped, Stop::Syscall) => running = stopped.cont(0)?,
                 held => return Ok(held),
@@ -143,6 +148,26 @@ impl Stopped {
         ptrace::setregset(self.tid, note, bytes)
     }
 
+    /// A regset that the thread may not have (`NT_*`).
+    pub fn regset_if_any(&self, note: u32) -> Result<Option<Vec<u8>>> {
+        use nix::errno::Errno::{EINVAL, EIO, ENODEV};
+        match self.regset(note) {
+            Ok(bytes) => Ok(Some(bytes).filter(|bytes| !bytes.is_empty())),
+            Err(error) if matches!(error.errno(), Some(ENODEV | EINVAL | EIO)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// One of the thread areas of [`Arch::TLS_SLOTS`].
+    pub fn thread_area(&self, slot: u32) -> Result<Vec<u8>> {
+        ptrace::get_thread_area(self.tid, slot)
+    }
+
+    /// Sets a thread area.
+    pub fn set_thread_area(&self, slot: u32, bytes: &[u8]) -> Result<()> {
+        ptrace::set_thread_area(self.tid, slot, bytes)
+    }
+
     /// The blocked signals, as the kernel's set.
     pub fn mask(&self) -> Result<Vec<u8>> {
         let mut mask = vec![0; Native::SIGSET];
@@ -177,7 +202,7 @@ impl Stopped {
         }
     }
 
-    /// Its seccomp filter number `index`, newest first: BPF code and flags.
+    /// Its seccomp filter number `index`, in the order they were installed: BPF code and flags.
     pub fn seccomp_filter(&self, index: u64) -> Result<Option<(Vec<u8>, u64)>> {
         ptrace::seccomp_filter(self.tid, index)
     }
@@ -195,7 +220,7 @@ impl Stopped {
         })
     }
 
-    pub(crate) fn to_syscall(self) -> Result<Running> {
+    pub(crate) fn until_syscall(self) -> Result<Running> {
         ptrace::syscall(self.tid)?;
         Ok(Running {
             tid: self.tid,

@@ -1,6 +1,7 @@
 //! A held process: its threads, its memory, and the room in which programs run.
 
 use std::fs;
+use std::time::Instant;
 
 use criu_arch::{Arch, HealContext, Regs};
 use nix::errno::Errno;
@@ -13,6 +14,7 @@ use crate::native::{Native, NativeRegs};
 use crate::place::Place;
 use crate::program::Program;
 use crate::ptrace::SigInfo;
+use crate::rseq::Rseq;
 use crate::run::{self, Workplace};
 use crate::site::{Outcome, Site};
 use crate::spawn::Nursery;
@@ -22,6 +24,8 @@ use crate::wait;
 /// Bytes of the leader's room for records and data, and of every other thread's.
 pub(crate) const LEADER_ROOM: u64 = 128 << 10;
 pub(crate) const THREAD_ROOM: u64 = 2 << 10;
+/// The end of the leader's room holds what it does first when it heals itself.
+pub(crate) const UNDO_ROOM: u64 = 2 << 10;
 /// The front of a room holds its thread's healing context.
 pub(crate) const HEAL_ROOM: u64 = 256;
 
@@ -34,6 +38,7 @@ pub struct Thread {
     stop: Stop,
     natural: NativeRegs,
     mask: Vec<u8>,
+    rseq: Option<Rseq>,
     /// Its registers are ours.
     pub(crate) hijacked: bool,
     pub(crate) deferred: Vec<SigInfo>,
@@ -50,9 +55,22 @@ impl Thread {
             stop,
             natural,
             mask,
+            rseq: None,
             hijacked: false,
             deferred: Vec::new(),
         })
+    }
+
+    /// Finds out where the thread goes on if it was stopped in a restartable sequence.
+    fn look_at_rseq(&mut self, memory: &Memory) -> Result<()> {
+        let (rseq, abort) = Rseq::of(self.stopped()?, memory, self.natural.ip())?;
+        self.rseq = rseq;
+        if let Some(abort) = abort {
+            self.natural.set_ip(abort);
+            // It must not go on where it stood, even if no call of ours ever runs.
+            self.hijacked = true;
+        }
+        Ok(())
     }
 
     /// The thread id as the tracer sees it.
@@ -70,7 +88,8 @@ impl Thread {
         self.stop
     }
 
-    /// The registers as they were when it was seized.
+    /// The registers as they were when it was seized; in a restartable sequence, with the instruction
+    /// pointer at its abort handler.
     pub fn natural(&self) -> &NativeRegs {
         &self.natural
     }
@@ -78,6 +97,11 @@ impl Thread {
     /// The signal mask as it was when it was seized.
     pub fn mask(&self) -> &[u8] {
         &self.mask
+    }
+
+    /// The restartable sequences area that a seized thread had registered.
+    pub fn rseq(&self) -> Option<&Rseq> {
+        self.rseq.as_ref()
     }
 
     /// The stopped thread, for what only ptrace can ask.
@@ -123,13 +147,13 @@ pub struct Tracee {
 impl Tracee {
     /// Stops all threads of a process, also those that appear meanwhile.
     pub fn seize(pid: Pid) -> Result<Self> {
-        let mut all = Self::seize_all(&[pid])?;
+        let mut all = Self::seize_all(&[pid], None)?;
         all.pop().ok_or(Error::Gone(pid))
     }
 
     /// Stops all threads of several processes: all are interrupted before the first is waited for.
-    /// Processes that have gone are left out.
-    pub fn seize_all(pids: &[Pid]) -> Result<Vec<Self>> {
+    /// Processes that have gone are left out. Who has not stopped by the deadline is an error.
+    pub fn seize_all(pids: &[Pid], deadline: Option<Instant>) -> Result<Vec<Self>> {
         let mut found: Vec<(Pid, Vec<Thread>)> =
             pids.iter().map(|pid| (*pid, Vec::new())).collect();
         loop {
@@ -153,10 +177,14 @@ impl Tracee {
                 gone_is_fine(running.interrupt())?;
             }
             for (slot, tid, running) in fresh {
-                match running.wait_held() {
+                match running.wait_held(deadline) {
                     Ok(held) => {
-                        let vtid = own_id(tid);
-                        found[slot].1.push(Thread::held(tid, vtid, held)?);
+                        let status = status(tid);
+                        let thread = Thread::held(tid, own_id(tid, &status), held)?;
+                        if !matches!(field(&status, "Seccomp"), "0" | "") {
+                            if_allowed(thread.stopped()?.suspend_seccomp(Hold::Dump))?;
+                        }
+                        found[slot].1.push(thread);
                     }
                     Err(Error::Gone(_)) => {}
                     Err(error) => return Err(error),
@@ -171,6 +199,9 @@ impl Tracee {
             }
             let signal = closing_signal(pid);
             let memory = Memory::open(pid)?;
+            for thread in &mut threads {
+                gone_is_fine(thread.look_at_rseq(&memory))?;
+            }
             let vpid = threads[0].vtid;
             all.push(Self {
                 pid,
@@ -188,7 +219,7 @@ impl Tracee {
 
     /// Takes over a process that was born traced with the nursery in its memory.
     pub fn adopt(pid: Pid, vpid: Pid, nursery: &Nursery) -> Result<Self> {
-        let held = Running::born(pid).wait_held()?;
+        let held = Running::born(pid).wait_held(None)?;
         Self::adopt_held(pid, vpid, nursery, held)
     }
 
@@ -218,7 +249,7 @@ impl Tracee {
 
     /// Takes over a thread that a program of this process cloned with `CLONE_PTRACE`.
     pub fn adopt_thread(&mut self, tid: Pid, vtid: Pid) -> Result<usize> {
-        let held = Running::born(tid).wait_held()?;
+        let held = Running::born(tid).wait_held(None)?;
         let mut thread = Thread::held(tid, vtid, held)?;
         thread.hijacked = true;
         self.threads.push(thread);
@@ -265,6 +296,15 @@ impl Tracee {
 
     pub(crate) fn thread_mut(&mut self, index: usize) -> &mut Thread {
         &mut self.threads[index]
+    }
+
+    /// Lets threads under seccomp filters run our calls until they are let go. Without `CAP_SYS_ADMIN`
+    /// filters stay in force, and what they forbid fails.
+    pub fn suspend_seccomp_if_allowed(&self) -> Result<()> {
+        for thread in &self.threads {
+            if_allowed(thread.stopped()?.suspend_seccomp(self.hold))?;
+        }
+        Ok(())
     }
 
     /// Ends batches with this signal from now on: one that the process does not have pending.
@@ -324,6 +364,24 @@ impl Tracee {
         self.memory.write(at, &Native::heal(&context))
     }
 
+    /// What the leader does first if it has to heal itself: close descriptors that a program left open
+    /// between two batches, say. `None`: nothing. The program must fit 2 KiB.
+    pub fn set_undo(&mut self, program: Option<&Program>) -> Result<()> {
+        let (Some(_), Some(workplace)) = (&self.place, &self.workplace) else {
+            return Ok(());
+        };
+        let at = workplace.rooms + LEADER_ROOM - UNDO_ROOM;
+        let unmap = (workplace.rooms, workplace.size);
+        let mut undo = 0;
+        if let Some(program) = program
+            && let Some(bytes) = run::undo(program, at)?
+        {
+            self.memory.write(at, &bytes)?;
+            undo = at;
+        }
+        self.write_heal(0, self.heal_at(0), unmap, undo)
+    }
+
     pub(crate) fn heal_at(&self, index: usize) -> u64 {
         match (&self.place, &self.workplace) {
             (Some(place), _) if index == 0 => place.heal(),
@@ -355,6 +413,9 @@ impl Tracee {
         for thread in &mut self.threads {
             let regs = thread.natural.resumed();
             thread.put_back(&regs)?;
+            if let Some(rseq) = &thread.rseq {
+                rseq.put_back(&self.memory)?;
+            }
         }
         if let Some(place) = self.place.take() {
             place.give_back(&self.memory)?;
@@ -364,6 +425,12 @@ impl Tracee {
 
     /// Lets the process go on as it was found.
     pub fn release(mut self) -> Result<()> {
+        self.let_go()
+    }
+
+    /// Lets go of the process but leaves it stopped, as by `SIGSTOP`.
+    pub fn release_stopped(mut self) -> Result<()> {
+        gone_is_fine(kill(self.pid, Signal::SIGSTOP).call("kill"))?;
         self.let_go()
     }
 
@@ -396,11 +463,50 @@ impl Tracee {
         let threads = std::mem::take(&mut self.threads);
         self.place = None;
         for thread in threads.iter().rev() {
-            match wait::stop(thread.tid) {
+            match wait::stop(thread.tid, None) {
                 Ok(_) | Err(Error::Gone(_)) => {}
                 Err(error) => return Err(error),
             }
         }
+        Ok(())
+    }
+
+    /// Ends a process that is being built, with this wait status, and leaves it a zombie of its parent.
+    pub fn exit(mut self, status: u32) -> Result<()> {
+        let signal = i32::try_from(status & 0x7f).unwrap_or(0);
+        let mut program = Program::new();
+        if signal == 0 {
+            program.exit_group(status >> 8 & 0xff);
+        } else {
+            // Deadly by default, and no core file of a task that is none.
+            let default = program.bytes(vec![0; 64]);
+            program.rt_sigaction(signal, default, 0, Native::SIGSET);
+            program.tolerate();
+            let limits = program.bytes(vec![0; 16]);
+            program.prlimit64(0, libc::RLIMIT_CORE, limits, 0);
+        }
+        match self.run(&program) {
+            Err(Error::Gone(_)) => {}
+            Err(error) => return Err(error),
+            Ok(_) => {
+                let thread = &mut self.threads[0];
+                let stopped = thread.stopped.take().ok_or(Error::Gone(thread.tid))?;
+                // A blocked signal would only be queued.
+                stopped.set_mask(&vec![0; Native::SIGSET])?;
+                match stopped.cont(signal)?.wait() {
+                    Err(Error::Gone(_)) => {}
+                    Err(error) => return Err(error),
+                    Ok((_, stop)) => {
+                        return Err(Error::Stray {
+                            pid: self.pid,
+                            stop: format!("{stop:?}"),
+                            ip: 0,
+                        });
+                    }
+                }
+            }
+        }
+        self.threads.clear();
         Ok(())
     }
 
@@ -419,6 +525,39 @@ impl Tracee {
             thread.put_back(&regs)?;
         }
         Ok(())
+    }
+
+    /// Stops a built process as by job control, so that it stays stopped when it is let go and none of
+    /// its queued signals comes first. After [`Tracee::leave`].
+    pub fn stop(&mut self, signal: i32) -> Result<()> {
+        let pid = self.pid;
+        let thread = &mut self.threads[0];
+        let stopped = thread.stopped.take().ok_or(Error::Gone(pid))?;
+        // All are blocked but the one that stops, and SIGSTOP, which cannot be.
+        let mut mask = vec![0xff; Native::SIGSET];
+        let bit = usize::try_from(signal - 1).unwrap_or(0);
+        mask[bit / 8] &= !(1 << (bit % 8));
+        stopped.set_mask(&mask)?;
+        kill(pid, Signal::SIGSTOP).call("kill")?;
+        let mut running = stopped.cont(0)?;
+        let mut deliver = signal;
+        loop {
+            let (stopped, stop) = running.wait()?;
+            running = match stop {
+                Stop::Signal(libc::SIGSTOP) => {
+                    let with = deliver;
+                    // If that signal does not stop it (its group is orphaned, say), SIGSTOP does.
+                    deliver = libc::SIGSTOP;
+                    stopped.cont(with)?
+                }
+                Stop::Group(_) => {
+                    stopped.set_mask(&thread.mask)?;
+                    thread.stopped = Some(stopped);
+                    return Ok(());
+                }
+                Stop::Signal(_) | Stop::Interrupt | Stop::Syscall => stopped.cont(0)?,
+            };
+        }
     }
 
     /// Lets go of a built process, leader last.
@@ -479,6 +618,17 @@ impl Drop for Tracee {
     }
 }
 
+/// Without `CAP_SYS_ADMIN`, or on a kernel without it, filters stay in force.
+fn if_allowed(result: Result<()>) -> Result<()> {
+    match result {
+        Err(Error::Kernel {
+            errno: Errno::EPERM | Errno::EINVAL,
+            ..
+        }) => Ok(()),
+        other => other,
+    }
+}
+
 fn gone_is_fine(result: Result<()>) -> Result<()> {
     match result {
         Err(
@@ -516,8 +666,8 @@ fn field<'a>(status: &'a str, name: &str) -> &'a str {
 }
 
 /// The id that the task has in its own pid namespace.
-fn own_id(tid: Pid) -> Pid {
-    field(&status(tid), "NSpid")
+fn own_id(tid: Pid, status: &str) -> Pid {
+    field(status, "NSpid")
         .split_ascii_whitespace()
         .next_back()
         .and_then(|id| id.parse().ok())

@@ -1,7 +1,9 @@
 //! Every wait for a task.
 
+use std::time::{Duration, Instant};
+
 use nix::errno::Errno;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::error::{Context, Error, Result};
@@ -10,9 +12,13 @@ use crate::stop::Stop;
 /// Bits of a raw status that nix does not decode: the event, and the signal it came with.
 const EVENT_STOP: i32 = 128;
 
-/// Waits until this very thread stops.
-pub(crate) fn stop(tid: Pid) -> Result<Stop> {
-    let status = raw(tid)?;
+/// Waits until this very thread stops, or until the deadline.
+pub(crate) fn stop(tid: Pid, deadline: Option<Instant>) -> Result<Stop> {
+    let status = match deadline {
+        None => raw(tid, 0)?,
+        Some(deadline) => patiently(tid, deadline)?,
+    }
+    .ok_or(Error::Unresponsive(tid))?;
     if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
         return Err(Error::Gone(tid));
     }
@@ -25,18 +31,34 @@ pub(crate) fn stop(tid: Pid) -> Result<Stop> {
     })
 }
 
+/// A task in an uninterruptible sleep (a vfork whose child has not let go, a hung disk) does not stop.
+fn patiently(tid: Pid, deadline: Instant) -> Result<Option<i32>> {
+    let mut nap = Duration::from_micros(10);
+    loop {
+        if let Some(status) = raw(tid, libc::WNOHANG)? {
+            return Ok(Some(status));
+        }
+        if Instant::now() > deadline {
+            return Ok(None);
+        }
+        std::thread::sleep(nap);
+        nap = (nap * 2).min(Duration::from_millis(2));
+    }
+}
+
 /// `waitpid` with the raw status: nix folds ptrace events of unknown kinds into errors.
 #[allow(
     unsafe_code,
     reason = "nix does not give the raw status, and its decoding refuses PTRACE_EVENT_STOP"
 )]
-fn raw(tid: Pid) -> Result<i32> {
+fn raw(tid: Pid, options: i32) -> Result<Option<i32>> {
     let mut status = 0;
     loop {
         // SAFETY: `status` is a live int.
-        let got = unsafe { libc::waitpid(tid.as_raw(), &raw mut status, libc::__WALL) };
+        let got = unsafe { libc::waitpid(tid.as_raw(), &raw mut status, libc::__WALL | options) };
         match Errno::result(got) {
-            Ok(_) => return Ok(status),
+            Ok(0) => return Ok(None),
+            Ok(_) => return Ok(Some(status)),
             Err(Errno::EINTR) => {}
             Err(Errno::ECHILD) => return Err(Error::Gone(tid)),
             Err(errno) => {
@@ -58,20 +80,6 @@ pub(crate) fn reap(pid: Pid) -> Result<()> {
             }
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno).call("waitpid"),
-        }
-    }
-}
-
-/// Waits until a task is a zombie, and leaves it one.
-pub(crate) fn ended(pid: Pid) -> Result<()> {
-    loop {
-        match waitid(
-            Id::Pid(pid),
-            WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::__WALL,
-        ) {
-            Ok(_) => return Ok(()),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno).call("waitid"),
         }
     }
 }

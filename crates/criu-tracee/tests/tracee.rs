@@ -27,14 +27,16 @@ impl Sleeper {
         std::fs::read_to_string(format!("/proc/{}/maps", self.pid())).expect("it lives")
     }
 
-    fn state(&self) -> String {
-        let status =
-            std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it lives");
-        status
-            .lines()
-            .find(|line| line.starts_with("State"))
-            .unwrap_or_default()
-            .to_owned()
+    /// Whether it comes to sleep again: it may need a moment to restart its call.
+    fn sleeps(&self) -> bool {
+        (0..200).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
+            status
+                .expect("it lives")
+                .lines()
+                .any(|line| line.starts_with("State:\tS"))
+        })
     }
 }
 
@@ -102,7 +104,7 @@ fn programs_larger_than_the_room_are_cut() {
 fn many_tasks_work_side_by_side() {
     let sleepers: Vec<Sleeper> = (0..8).map(|_| Sleeper::start()).collect();
     let pids: Vec<Pid> = sleepers.iter().map(Sleeper::pid).collect();
-    let mut tracees = Tracee::seize_all(&pids).expect("seize");
+    let mut tracees = Tracee::seize_all(&pids, None).expect("seize");
     let mut program = Program::new();
     let pid = program.call(Sysno::getpid, []);
     let jobs: Vec<Job<'_>> = (0..8)
@@ -123,13 +125,14 @@ fn many_tasks_work_side_by_side() {
 fn a_task_whose_tracer_dies_heals_itself() {
     for held_in_batch in [false, true] {
         let mut child = Command::new("python3")
-            .args(["-uc", "import time\nprint('ready')\nfor i in range(40): time.sleep(0.02)\nprint('done', flush=True)"])
+            .args(["-uc", "import time\nprint('ready')\nfor i in range(150): time.sleep(0.02)\nprint('done', flush=True)"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
             .expect("python3 runs");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         assert_eq!(lines.next().expect("a line").expect("text"), "ready");
+        let before = fds(child.id());
         let tracer = Command::new(std::env::current_exe().expect("we run"))
             .args(["--exact", "--ignored", "play_a_tracer_that_hangs"])
             .env("TRACEE", child.id().to_string())
@@ -137,12 +140,31 @@ fn a_task_whose_tracer_dies_heals_itself() {
             .stdout(Stdio::null())
             .spawn();
         let mut tracer = tracer.expect("a second tracer");
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        std::thread::sleep(std::time::Duration::from_millis(500));
         tracer.kill().expect("our child");
         tracer.wait().expect("our child");
+        std::thread::sleep(std::time::Duration::from_millis(1300));
+        assert_eq!(
+            fds(child.id()),
+            before,
+            "a descriptor of ours stayed behind"
+        );
         assert_eq!(lines.next().expect("a line").expect("text"), "done");
         assert!(child.wait().expect("our child").success());
     }
+}
+
+fn fds(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("it lives")
+        .count()
+}
+
+fn nap() -> Program {
+    let mut program = Program::new();
+    let second = program.bytes([1u64.to_ne_bytes(), 0u64.to_ne_bytes()].concat());
+    program.call(Sysno::nanosleep, [second.into(), 0.into()]);
+    program
 }
 
 /// Not a test by itself: the second process of the one above.
@@ -156,11 +178,14 @@ fn play_a_tracer_that_hangs() {
     let mut tracee = Tracee::seize(Pid::from_raw(pid)).expect("seize");
     let mut program = Program::new();
     program.getpid();
+    let left_open = program.eventfd2(0, 0);
+    let outcome = tracee.run(&program).expect("run");
+    let mut undo = Program::new();
+    undo.close(outcome.fd(left_open));
+    tracee.set_undo(Some(&undo)).expect("set_undo");
     if std::env::var("IN_BATCH").expect("set") == "1" {
-        let second = program.bytes([1u64.to_ne_bytes(), 0u64.to_ne_bytes()].concat());
-        program.call(Sysno::nanosleep, [second.into(), 0.into()]);
+        tracee.run(&nap()).expect("run");
     }
-    tracee.run(&program).expect("run");
     loop {
         std::thread::park();
     }

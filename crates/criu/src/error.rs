@@ -117,6 +117,13 @@ impl Failure {
         failure
     }
 
+    /// Says what sort it is, where the chain cannot.
+    #[must_use]
+    pub fn of_kind(mut self, kind: Kind) -> Self {
+        self.kind = kind;
+        self
+    }
+
     /// Names the task.
     #[must_use]
     pub fn task(mut self, pid: i32, comm: Option<&str>) -> Self {

@@ -31,6 +31,16 @@ pub enum Target {
     File(PathBuf),
 }
 
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Stderr => f.write_str("standard error"),
+            Target::Stdout => f.write_str("standard output"),
+            Target::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
 /// How much is logged, in CRIU's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verbosity(u8);

@@ -329,7 +329,7 @@ fn size(value: &OsStr) -> Result<u64, Failure> {
 
 fn cgroups(typed: &Typed) -> Result<Cgroups, Failure> {
     match typed.value("manage-cgroups").unwrap_or(OsStr::new("")) {
-        mode if mode == "" || mode == "soft" => Ok(Cgroups::Soft),
+        mode if mode.is_empty() || mode == "soft" => Ok(Cgroups::Soft),
         mode if mode == "ignore" => Ok(Cgroups::Ignore),
         mode if mode == "none" => Ok(Cgroups::Existing),
         mode if ["props", "full", "strict"]

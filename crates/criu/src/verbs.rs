@@ -1,6 +1,8 @@
 //! From what was asked to who does it.
 
+use std::fs::File;
 use std::io::{IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -8,15 +10,16 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::wait::wait;
+use nix::unistd::Pid;
 
-use crate::check;
 use crate::cli::config::Surroundings;
 use crate::cli::typed::Typed;
 use crate::cli::verb::Verb;
 use crate::error::{self, Failure, Kind};
 use crate::log::{Log, Target};
-use crate::options::{CheckOptions, Common, DumpOptions, RestoreOptions};
+use crate::options::{CheckOptions, Common, CpuinfoOptions, DumpOptions, RestoreOptions};
 use crate::progress::Progress;
+use crate::{check, cpuinfo};
 
 /// Does what was typed: opens the log, runs the verb in it, and leaves the record of a failure.
 pub fn run(
@@ -34,13 +37,8 @@ pub fn run(
         }
         let _ = error::forget(&common.work);
     }
-    let opened = Log::open(&common.log, common.verbosity, start);
-    let log = opened.map_err(|error| {
-        (
-            Failure::from_chain("log", &error).object(format!("{:?}", common.log)),
-            false,
-        )
-    })?;
+    let log = Log::open(&common.log, common.verbosity, start)
+        .map_err(|error| silent(Failure::from_chain("log", &error).object(&common.log)))?;
     log.during(|| {
         tracing::info!(
             "Version: {} ({})",
@@ -67,22 +65,19 @@ fn dispatch(
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     match typed.verb {
-        Verb::Dump => dump(&DumpOptions::read(typed, around)?, &progress(common)),
+        Verb::Dump => crate::dump::dump(&DumpOptions::read(typed, around)?, &progress(common)),
         Verb::Restore => restore(&RestoreOptions::read(typed, around)?, &progress(common)),
         Verb::Check => check::check(&CheckOptions::read(typed)?, out),
+        Verb::CpuinfoDump | Verb::CpuinfoCheck => {
+            cpuinfo::run(&CpuinfoOptions::read(typed)?, &common.images)
+        }
         verb => Err(verb.not_yet()),
     }
 }
 
-/// `crate::dump::dump(options, progress)` goes here.
-fn dump(_: &DumpOptions, _: &Progress) -> Result<(), Failure> {
-    Err(Verb::Dump.not_yet())
-}
-
-/// `crate::restore::restore(options, progress)` goes here, instead of the refusal.
-fn restore(options: &RestoreOptions, _: &Progress) -> Result<(), Failure> {
-    let restored: Result<(), Failure> = Err(Verb::Restore.not_yet());
-    restored?;
+/// Restores, and stays for as long as was asked.
+fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(), Failure> {
+    crate::restore::restore(options, progress)?;
     match options.exec.as_slice() {
         [program, args @ ..] => {
             let error = Command::new(program).args(args).exec();
@@ -91,6 +86,19 @@ fn restore(options: &RestoreOptions, _: &Progress) -> Result<(), Failure> {
         [] if options.detached || options.tree.plan => Ok(()),
         [] => reap(),
     }
+}
+
+/// Writes the root task's pid. As late as can be, but before tasks run: an existing file is a refusal.
+pub fn write_pidfile(path: &Path, pid: Pid) -> Result<(), Failure> {
+    let failed =
+        |error: std::io::Error| Failure::from_chain("pidfile", &error).object(path.display());
+    let file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+    file.and_then(|mut file| write!(file, "{pid}"))
+        .map_err(failed)
 }
 
 /// Waits until no child is left: the root task, and zombies it leaves to us. Their ends are not ours to judge.

@@ -303,6 +303,11 @@ Field { number: 12, name: "shpages_scanned", label: Optional, ty: Uint64, displa
 Field { number: 13, name: "shpages_skipped_parent", label: Optional, ty: Uint64, display: Plain },
 Field { number: 14, name: "shpages_written", label: Optional, ty: Uint64, display: Plain },
 ] },
+Message { name: "epoll_ext_entry", file: "criu-rs-files", fields: &[
+Field { number: 1, name: "epoll_id", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "index", label: Required, ty: Uint32, display: Plain },
+Field { number: 3, name: "file_id", label: Required, ty: Uint32, display: Plain },
+] },
 Message { name: "eventfd_file_entry", file: "eventfd", fields: &[
 Field { number: 1, name: "id", label: Required, ty: Uint32, display: Plain },
 Field { number: 2, name: "flags", label: Required, ty: Uint32, display: Plain },
@@ -414,6 +419,11 @@ Field { number: 1, name: "mode", label: Required, ty: Uint32, display: Plain },
 Field { number: 2, name: "uid", label: Required, ty: Uint32, display: Plain },
 Field { number: 3, name: "gid", label: Required, ty: Uint32, display: Plain },
 ] },
+Message { name: "files_ext_entry", file: "criu-rs-files", fields: &[
+Field { number: 1, name: "ghost", label: Optional, ty: Message("ghost_ext_entry"), display: Plain },
+Field { number: 2, name: "pipe", label: Optional, ty: Message("pipe_ext_entry"), display: Plain },
+Field { number: 3, name: "epoll", label: Optional, ty: Message("epoll_ext_entry"), display: Plain },
+] },
 Message { name: "fown_entry", file: "fown", fields: &[
 Field { number: 1, name: "uid", label: Required, ty: Uint32, display: Plain },
 Field { number: 2, name: "euid", label: Required, ty: Uint32, display: Plain },
@@ -429,6 +439,12 @@ Field { number: 3, name: "umask", label: Optional, ty: Uint32, display: Plain },
 Message { name: "ghost_chunk_entry", file: "ghost-file", fields: &[
 Field { number: 1, name: "len", label: Required, ty: Uint64, display: Plain },
 Field { number: 2, name: "off", label: Required, ty: Uint64, display: Plain },
+] },
+Message { name: "ghost_ext_entry", file: "criu-rs-files", fields: &[
+Field { number: 1, name: "ghost_id", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "xattrs", label: Repeated, ty: Message("xattr_entry"), display: Plain },
+Field { number: 3, name: "atim_nsec", label: Optional, ty: Uint32, display: Plain },
+Field { number: 4, name: "mtim_nsec", label: Optional, ty: Uint32, display: Plain },
 ] },
 Message { name: "ghost_file_entry", file: "ghost-file", fields: &[
 Field { number: 1, name: "uid", label: Required, ty: Uint32, display: Plain },
@@ -784,6 +800,11 @@ Field { number: 1, name: "id", label: Required, ty: Uint32, display: Plain },
 Field { number: 2, name: "pipe_id", label: Required, ty: Uint32, display: Plain },
 Field { number: 3, name: "flags", label: Required, ty: Uint32, display: Hex },
 Field { number: 4, name: "fown", label: Required, ty: Message("fown_entry"), display: Plain },
+] },
+Message { name: "pipe_ext_entry", file: "criu-rs-files", fields: &[
+Field { number: 1, name: "pipe_id", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "fifo", label: Optional, ty: Bool, display: Plain },
+Field { number: 3, name: "packets", label: Repeated, ty: Uint32, display: Plain },
 ] },
 Message { name: "plugins_entry", file: "inventory", fields: &[
 Field { number: 12, name: "plugins", label: Repeated, ty: String, display: Plain },
@@ -1515,6 +1536,10 @@ Field { number: 1, name: "ws_row", label: Required, ty: Uint32, display: Plain }
 Field { number: 2, name: "ws_col", label: Required, ty: Uint32, display: Plain },
 Field { number: 3, name: "ws_xpixel", label: Required, ty: Uint32, display: Plain },
 Field { number: 4, name: "ws_ypixel", label: Required, ty: Uint32, display: Plain },
+] },
+Message { name: "xattr_entry", file: "criu-rs-files", fields: &[
+Field { number: 1, name: "name", label: Required, ty: Bytes, display: Plain },
+Field { number: 2, name: "value", label: Required, ty: Bytes, display: Plain },
 ] },
 ];
 

@@ -51,6 +51,12 @@ super::calls! {
     sched_setaffinity(pid, length, mask);
     /// `sched_getaffinity(2)`.
     sched_getaffinity(pid, length, mask);
+    /// `getgroups(2)`.
+    getgroups(count, list);
+    /// `getresuid(2)`.
+    getresuid(real, effective, saved);
+    /// `getresgid(2)`.
+    getresgid(real, effective, saved);
     /// `setgroups(2)`.
     setgroups(count, list);
     /// `setresuid(2)`.

@@ -66,10 +66,14 @@ pub fn words(
     Ok(words)
 }
 
+/// A file that nobody named need not be there, nor be ours to read.
 fn read(path: &Path, may_be_missing: bool) -> Result<Vec<OsString>, Failure> {
+    use io::ErrorKind::{NotFound, PermissionDenied};
     match std::fs::read_to_string(path) {
         Ok(text) => parse(&text).map_err(|failure| failure.object(path.display())),
-        Err(error) if may_be_missing && error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) if may_be_missing && matches!(error.kind(), NotFound | PermissionDenied) => {
+            Ok(Vec::new())
+        }
         Err(error) => Err(Failure::from_chain("options", &error).object(path.display())),
     }
 }

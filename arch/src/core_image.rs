@@ -1,0 +1,56 @@
+//! Between the state of a thread and its core image.
+
+use criu_image::pb;
+
+use crate::{Arch, ThreadState};
+
+/// Why state and image do not fit each other.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CoreError {
+    /// The image has no field for it, or this processor has no such state.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The image is of another machine.
+    #[error("a task of machine {0}")]
+    Machine(i32),
+    /// The image lacks a message.
+    #[error("no {0}")]
+    Missing(&'static str),
+    /// A field has the wrong number of elements.
+    #[error("{field} has {got} elements instead of {want}")]
+    Length {
+        /// Which field.
+        field: &'static str,
+        /// How many there are.
+        got: usize,
+        /// How many there should be.
+        want: usize,
+    },
+}
+
+/// Registers to and from `core-*.img`.
+pub trait CoreImage: Arch {
+    /// Writes the machine and its registers into `core`. They are stored as a new task takes them on
+    /// ([`crate::Regs::reborn`]).
+    fn to_core(
+        state: &ThreadState<Self::Regs>,
+        layout: &Self::FpLayout,
+        core: &mut pb::CoreEntry,
+    ) -> Result<(), CoreError>;
+
+    /// The state of a new task, ready to be set.
+    fn from_core(
+        core: &pb::CoreEntry,
+        layout: &Self::FpLayout,
+    ) -> Result<ThreadState<Self::Regs>, CoreError>;
+
+    /// Writes the machine alone: all that is left of a zombie.
+    fn set_machine(core: &mut pb::CoreEntry);
+
+    /// The address that is cleared when the thread ends: set_tid_address(2).
+    fn clear_tid(core: &pb::CoreEntry) -> Option<u64>;
+
+    /// Sets it, once [`CoreImage::to_core`] has been.
+    fn set_clear_tid(core: &mut pb::CoreEntry, address: u64);
+}

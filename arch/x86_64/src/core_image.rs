@@ -1,0 +1,528 @@
+//! Registers to and from `thread_info_x86` (`core-x86.proto`).
+//!
+//! Components of the extended state are stored one by one, so an image of an Intel processor restores
+//! on an AMD one although they lie elsewhere there. A component in use that the image has no field for
+//! (AMX, APX) is refused, and so is one that this processor lacks.
+//!
+//! Not here: shadow stacks are stored but not restored.
+
+use criu_arch::{CoreError, CoreImage, Regs, ThreadState};
+use criu_image::pb;
+use criu_image::pb::core_entry::March;
+
+use crate::fpu::{LEGACY, XSTATE_BV, XstateLayout, component_name};
+use crate::regs::X86Regs;
+use crate::tls::UserDesc;
+use crate::{NT_X86_SHSTK, X86_64};
+
+const X87: u64 = 1 << 0;
+const SSE: u64 = 1 << 1;
+const NO_SYSCALL: u64 = u64::MAX;
+
+/// Bits of the components the image has a field for.
+const HELD: u64 = 0x2ff;
+
+/// Takes the fields that image and kernel name alike.
+macro_rules! alike {
+    ($call:ident) => {
+        $call!(
+            r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax, ip, cs,
+            flags, sp, ss, fs_base, gs_base, ds, es, fs, gs
+        )
+    };
+}
+
+impl CoreImage for X86_64 {
+    fn to_core(
+        state: &ThreadState<X86Regs>,
+        layout: &XstateLayout,
+        core: &mut pb::CoreEntry,
+    ) -> Result<(), CoreError> {
+        let ssp = state
+            .more
+            .iter()
+            .find(|(note, _)| *note == NT_X86_SHSTK)
+            .and_then(|(_, bytes)| Some(u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?)));
+        let mut fpregs = fp_to_entry(&state.fp, layout)?;
+        if let (Some(xsave), Some(ssp)) = (&mut fpregs.xsave, ssp) {
+            xsave.cet = Some(pb::UserX86CetEntry { cet: 1, ssp });
+        }
+        Self::set_machine(core);
+        core.thread_info = Some(pb::ThreadInfoX86 {
+            clear_tid_addr: 0,
+            gpregs: regs_to_entry(&state.regs),
+            fpregs,
+            tls: state
+                .tls
+                .iter()
+                .filter_map(|bytes| tls_to_entry(bytes))
+                .collect(),
+        });
+        Ok(())
+    }
+
+    fn from_core(
+        core: &pb::CoreEntry,
+        layout: &XstateLayout,
+    ) -> Result<ThreadState<X86Regs>, CoreError> {
+        if core.mtype() != March::X8664 {
+            return Err(CoreError::Machine(core.mtype));
+        }
+        let info = core
+            .thread_info
+            .as_ref()
+            .ok_or(CoreError::Missing("thread_info"))?;
+        let tls: Vec<UserDesc> = info.tls.iter().map(entry_to_tls).collect();
+        let cet = info
+            .fpregs
+            .xsave
+            .as_ref()
+            .and_then(|xsave| xsave.cet.as_ref());
+        if cet.is_some_and(|cet| cet.ssp != 0) {
+            let fact = "the thread has a shadow stack, which cannot be restored yet";
+            return Err(CoreError::Unsupported(fact.into()));
+        }
+        Ok(ThreadState {
+            regs: entry_to_regs(&info.gpregs, &tls),
+            fp: entry_to_fp(&info.fpregs, layout)?,
+            more: Vec::new(),
+            tls: tls.iter().map(|desc| desc.to_bytes()).collect(),
+        })
+    }
+
+    fn set_machine(core: &mut pb::CoreEntry) {
+        core.set_mtype(March::X8664);
+    }
+
+    fn clear_tid(core: &pb::CoreEntry) -> Option<u64> {
+        core.thread_info.as_ref().map(|info| info.clear_tid_addr)
+    }
+
+    fn set_clear_tid(core: &mut pb::CoreEntry, address: u64) {
+        if let Some(info) = &mut core.thread_info {
+            info.clear_tid_addr = address;
+        }
+    }
+}
+
+fn regs_to_entry(regs: &X86Regs) -> pb::UserX86RegsEntry {
+    let reborn = regs.reborn();
+    macro_rules! entry {
+        ($($name:ident),*) => { pb::UserX86RegsEntry { $($name: reborn.$name,)* mode: None } };
+    }
+    let mut entry = alike!(entry);
+    entry.orig_ax = regs.orig_ax;
+    entry.set_mode(if regs.is_compat() {
+        pb::UserX86RegsMode::Compat
+    } else {
+        pb::UserX86RegsMode::Native
+    });
+    if regs.is_compat() {
+        let half = |word: &mut u64| *word &= 0xffff_ffff;
+        for word in [&mut entry.ax, &mut entry.bx, &mut entry.cx, &mut entry.dx] {
+            half(word);
+        }
+        for word in [&mut entry.si, &mut entry.di, &mut entry.bp, &mut entry.sp] {
+            half(word);
+        }
+        for word in [&mut entry.ip, &mut entry.orig_ax] {
+            half(word);
+        }
+        for word in [&mut entry.r8, &mut entry.r9, &mut entry.r10, &mut entry.r11] {
+            *word = 0;
+        }
+        for word in [
+            &mut entry.r12,
+            &mut entry.r13,
+            &mut entry.r14,
+            &mut entry.r15,
+        ] {
+            *word = 0;
+        }
+    }
+    entry
+}
+
+fn entry_to_regs(entry: &pb::UserX86RegsEntry, tls: &[UserDesc]) -> X86Regs {
+    macro_rules! regs {
+        ($($name:ident),*) => { X86Regs { $($name: entry.$name,)* } };
+    }
+    let mut regs = alike!(regs);
+    // The call that it was in is no longer under way.
+    regs.orig_ax = NO_SYSCALL;
+    if entry.mode() == pb::UserX86RegsMode::Compat {
+        // CRIU leaves the bases out: they follow from the selectors.
+        let base = |selector: u64| {
+            tls.iter()
+                .find(|desc| u64::from(desc.entry) == selector >> 3)
+                .map_or(0, |desc| desc.base.into())
+        };
+        for (word, selector) in [(&mut regs.fs_base, entry.fs), (&mut regs.gs_base, entry.gs)] {
+            if *word == 0 {
+                *word = base(selector);
+            }
+        }
+    }
+    regs
+}
+
+fn tls_to_entry(bytes: &[u8]) -> Option<pb::UserDescT> {
+    let desc = UserDesc::from_bytes(bytes)?;
+    Some(pb::UserDescT {
+        entry_number: desc.entry,
+        base_addr: desc.base,
+        limit: desc.limit,
+        seg_32bit: desc.bit(0),
+        contents_l: desc.bit(1),
+        contents_h: desc.bit(2),
+        read_exec_only: desc.bit(3),
+        limit_in_pages: desc.bit(4),
+        seg_not_present: desc.bit(5),
+        usable: desc.bit(6),
+    })
+}
+
+fn entry_to_tls(entry: &pb::UserDescT) -> UserDesc {
+    let flags = [
+        entry.seg_32bit,
+        entry.contents_l,
+        entry.contents_h,
+        entry.read_exec_only,
+        entry.limit_in_pages,
+        entry.seg_not_present,
+        entry.usable,
+    ];
+    let bits = (0..).zip(flags).map(|(n, flag)| u32::from(flag) << n).sum();
+    UserDesc {
+        entry: entry.entry_number,
+        base: entry.base_addr,
+        limit: entry.limit,
+        bits,
+    }
+}
+
+fn u32s(bytes: &[u8]) -> Vec<u32> {
+    let word = |chunk: &[u8]| {
+        chunk
+            .iter()
+            .rev()
+            .fold(0, |all, byte| all << 8 | u32::from(*byte))
+    };
+    bytes.chunks_exact(4).map(word).collect()
+}
+
+fn u64s(bytes: &[u8]) -> Vec<u64> {
+    let word = |chunk: &[u8]| {
+        chunk
+            .iter()
+            .rev()
+            .fold(0, |all, byte| all << 8 | u64::from(*byte))
+    };
+    bytes.chunks_exact(8).map(word).collect()
+}
+
+fn fp_to_entry(fp: &[u8], layout: &XstateLayout) -> Result<pb::UserX86FpregsEntry, CoreError> {
+    if fp.len() < LEGACY {
+        return Err(CoreError::Length {
+            field: "the FP state",
+            got: fp.len(),
+            want: LEGACY,
+        });
+    }
+    let head = u32s(&fp[..32]);
+    let mut entry = pb::UserX86FpregsEntry {
+        cwd: head[0] & 0xffff,
+        swd: head[0] >> 16,
+        twd: head[1] & 0xffff,
+        fop: head[1] >> 16,
+        rip: u64s(&fp[8..16])[0],
+        rdp: u64s(&fp[16..24])[0],
+        mxcsr: head[6],
+        mxcsr_mask: head[7],
+        st_space: u32s(&fp[32..160]),
+        xmm_space: u32s(&fp[160..416]),
+        padding: Vec::new(),
+        xsave: None,
+    };
+    let Some(header) = fp.get(XSTATE_BV..XSTATE_BV + 8) else {
+        return Ok(entry);
+    };
+    let xstate_bv = u64s(header)[0];
+    refuse(
+        xstate_bv & !HELD,
+        "is in use, and images have no field for it",
+    )?;
+    let part = |bit| {
+        layout
+            .part(bit)
+            .and_then(|range| fp.get(range))
+            .unwrap_or_default()
+    };
+    entry.xsave = Some(pb::UserX86XsaveEntry {
+        xstate_bv,
+        ymmh_space: u32s(part(2)),
+        bndreg_state: u64s(part(3)),
+        bndcsr_state: u64s(part(4)),
+        opmask_reg: u64s(part(5)),
+        zmm_upper: u64s(part(6)),
+        hi16_zmm: u64s(part(7)),
+        pkru: u32s(part(9)),
+        cet: None,
+    });
+    Ok(entry)
+}
+
+/// A refusal that names the lowest of the components, if there is one.
+fn refuse(components: u64, why: &str) -> Result<(), CoreError> {
+    match components {
+        0 => Ok(()),
+        some => {
+            let name = component_name(some.trailing_zeros());
+            Err(CoreError::Unsupported(format!(
+                "extended state \"{name}\" {why}"
+            )))
+        }
+    }
+}
+
+fn entry_to_fp(
+    entry: &pb::UserX86FpregsEntry,
+    layout: &XstateLayout,
+) -> Result<Vec<u8>, CoreError> {
+    let mut fp = vec![0; layout.size()];
+    let mut put = |at: usize, bytes: &[u8]| fp[at..at + bytes.len()].copy_from_slice(bytes);
+    let halves = [entry.cwd, entry.swd, entry.twd, entry.fop];
+    for (index, half) in halves.iter().enumerate() {
+        put(2 * index, &half.to_le_bytes()[..2]);
+    }
+    put(8, &entry.rip.to_le_bytes());
+    put(16, &entry.rdp.to_le_bytes());
+    put(24, &entry.mxcsr.to_le_bytes());
+    put(28, &entry.mxcsr_mask.to_le_bytes());
+    put(32, &exactly("st_space", &bytes32(&entry.st_space), 128, 4)?);
+    put(
+        160,
+        &exactly("xmm_space", &bytes32(&entry.xmm_space), 256, 4)?,
+    );
+
+    // x87 and SSE always count as in use: of a component that does not, the kernel would leave what
+    // the new thread happens to have in MXCSR.
+    let mut xstate_bv = X87 | SSE;
+    if let Some(xsave) = &entry.xsave {
+        refuse(
+            xsave.xstate_bv & !HELD,
+            "is in use in the image, but has no field there",
+        )?;
+        let parts = [
+            (2, "ymmh_space", bytes32(&xsave.ymmh_space)),
+            (3, "bndreg_state", bytes64(&xsave.bndreg_state)),
+            (4, "bndcsr_state", bytes64(&xsave.bndcsr_state)),
+            (5, "opmask_reg", bytes64(&xsave.opmask_reg)),
+            (6, "zmm_upper", bytes64(&xsave.zmm_upper)),
+            (7, "hi16_zmm", bytes64(&xsave.hi16_zmm)),
+            (9, "pkru", bytes32(&xsave.pkru)),
+        ];
+        for (bit, field, bytes) in parts {
+            let used = 1 << bit & xsave.xstate_bv;
+            // CRIU takes a component that is marked but empty for one that is not in use.
+            if used == 0 || bytes.is_empty() {
+                continue;
+            }
+            let Some(range) = layout.part(bit) else {
+                return refuse(used, "is in use, and this processor has none").map(|()| Vec::new());
+            };
+            let unit = if matches!(bit, 2 | 9) { 4 } else { 8 };
+            put(range.start, &exactly(field, &bytes, range.len(), unit)?);
+            xstate_bv |= used;
+        }
+    }
+    put(XSTATE_BV, &xstate_bv.to_le_bytes());
+    Ok(fp)
+}
+
+fn exactly(
+    field: &'static str,
+    bytes: &[u8],
+    want: usize,
+    unit: usize,
+) -> Result<Vec<u8>, CoreError> {
+    if bytes.len() == want {
+        return Ok(bytes.to_vec());
+    }
+    Err(CoreError::Length {
+        field,
+        got: bytes.len() / unit,
+        want: want / unit,
+    })
+}
+
+fn bytes32(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+fn bytes64(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fpu::tests::{amd, intel};
+
+    const XSTATE: &[u8] = include_bytes!("../fixtures/xstate.amd");
+    const CRIU: &[u8] = include_bytes!("../fixtures/core.criu-4.2.img");
+
+    fn state(fp: &[u8]) -> ThreadState<X86Regs> {
+        ThreadState {
+            regs: X86Regs::default(),
+            fp: fp.into(),
+            more: Vec::new(),
+            tls: Vec::new(),
+        }
+    }
+
+    fn image(fp: &[u8], layout: &XstateLayout) -> Result<pb::CoreEntry, CoreError> {
+        let mut core = pb::CoreEntry::default();
+        X86_64::to_core(&state(fp), layout, &mut core).map(|()| core)
+    }
+
+    fn by_criu() -> pb::CoreEntry {
+        use criu_image::{ImageReader, desc};
+        let reader = ImageReader::new(desc::CORE, "core-2.img", CRIU).expect("an image");
+        reader
+            .read_only::<pb::CoreEntry>()
+            .expect("an entry")
+            .message
+    }
+
+    #[test]
+    fn extended_state_comes_back_byte_for_byte() {
+        let core = image(XSTATE, &amd()).expect("all known");
+        let back = X86_64::from_core(&core, &amd())
+            .expect("the same processor")
+            .fp;
+        // Behind the registers the kernel notes sizes for signal frames; it does not read them back.
+        assert_eq!(back[..416], XSTATE[..416]);
+        assert_eq!(back[512..], XSTATE[512..]);
+        assert_eq!(core.thread_info.expect("set").fpregs.mxcsr, 0x7f80);
+    }
+
+    #[test]
+    fn another_maker_keeps_it_elsewhere() {
+        let core = image(XSTATE, &amd()).expect("all known");
+        let fp = X86_64::from_core(&core, &intel()).expect("as able").fp;
+        for bit in [2, 5, 6, 7, 9] {
+            let (there, here) = (
+                amd().part(bit).expect("known"),
+                intel().part(bit).expect("known"),
+            );
+            assert_eq!(fp[here], XSTATE[there], "component {bit}");
+        }
+        let again = image(&fp, &intel()).expect("all known");
+        let spaces = |core: pb::CoreEntry| {
+            let xsave = core.thread_info.expect("set").fpregs.xsave.expect("set");
+            (xsave.ymmh_space, xsave.hi16_zmm, xsave.pkru)
+        };
+        assert_eq!(spaces(again), spaces(core));
+    }
+
+    #[test]
+    fn an_image_of_criu() {
+        let core = by_criu();
+        let state = X86_64::from_core(&core, &amd()).expect("the same processor");
+        assert_eq!(state.regs.ip, 140_024_443_848_743);
+        assert_eq!(state.regs.orig_ax, NO_SYSCALL);
+        assert_eq!((state.fp.len(), state.tls.len()), (2440, 3));
+        let mut again = pb::CoreEntry::default();
+        X86_64::to_core(&state, &amd(), &mut again).expect("all known");
+        let (info, before) = (
+            again.thread_info.expect("set"),
+            core.thread_info.expect("set"),
+        );
+        assert_eq!(info.tls, before.tls);
+        assert_eq!(info.fpregs.xmm_space, before.fpregs.xmm_space);
+        let (xsave, before) = (
+            info.fpregs.xsave.expect("set"),
+            before.fpregs.xsave.expect("set"),
+        );
+        assert_eq!(
+            (xsave.xstate_bv, xsave.hi16_zmm),
+            (before.xstate_bv | 3, before.hi16_zmm)
+        );
+        assert_eq!(
+            (xsave.opmask_reg, xsave.pkru),
+            (before.opmask_reg, before.pkru)
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_held_is_named() {
+        let mut fp = XSTATE.to_vec();
+        fp[XSTATE_BV + 2] |= 4;
+        let error = image(&fp, &amd()).expect_err("AMX");
+        let text = "extended state \"AMX tile data\" is in use, and images have no field for it";
+        assert_eq!(error.to_string(), text);
+
+        let core = image(XSTATE, &amd()).expect("all known");
+        let old = XstateLayout::from_cpuid(&|leaf, subleaf| match (leaf, subleaf) {
+            (0xd, 0) => [3, 576, 576, 0],
+            _ => [0; 4],
+        });
+        let error = X86_64::from_core(&core, &old).expect_err("no AVX");
+        assert_eq!(
+            error.to_string(),
+            "extended state \"AVX\" is in use, and this processor has none"
+        );
+    }
+
+    #[test]
+    fn hostile_lengths_are_refused() {
+        let mut core = image(XSTATE, &amd()).expect("all known");
+        let fpregs = &mut core.thread_info.as_mut().expect("set").fpregs;
+        fpregs.xsave.as_mut().expect("set").hi16_zmm.push(0);
+        let error = X86_64::from_core(&core, &amd()).expect_err("too long");
+        assert_eq!(
+            error.to_string(),
+            "hi16_zmm has 129 elements instead of 128"
+        );
+        let fpregs = &mut core.thread_info.as_mut().expect("set").fpregs;
+        fpregs.st_space.pop();
+        assert!(X86_64::from_core(&core, &amd()).is_err());
+        core.set_mtype(March::Aarch64);
+        assert_eq!(X86_64::from_core(&core, &amd()), Err(CoreError::Machine(3)));
+    }
+
+    #[test]
+    fn an_interrupted_call_is_made_again_by_the_new_task() {
+        let (ax, orig_ax, ip) = ((-512i64).cast_unsigned(), 202, 0x1002);
+        let regs = X86Regs {
+            ax,
+            orig_ax,
+            ip,
+            ..X86Regs::default()
+        };
+        let state = ThreadState {
+            regs,
+            ..state(XSTATE)
+        };
+        let mut core = pb::CoreEntry::default();
+        X86_64::to_core(&state, &amd(), &mut core).expect("all known");
+        // CRIU's own tools look at the call it was in.
+        assert_eq!(core.thread_info.as_ref().expect("set").gpregs.orig_ax, 202);
+        let regs = X86_64::from_core(&core, &amd())
+            .expect("the same processor")
+            .regs;
+        assert_eq!((regs.ip, regs.ax, regs.orig_ax), (0x1000, 202, NO_SYSCALL));
+    }
+
+    #[test]
+    fn a_32_bit_thread_finds_its_tls() {
+        let mut core = by_criu();
+        let info = core.thread_info.as_mut().expect("set");
+        info.gpregs.set_mode(pb::UserX86RegsMode::Compat);
+        (info.gpregs.gs, info.gpregs.gs_base) = (0x63, 0);
+        info.tls[0].base_addr = 0xf7d0_1000;
+        let state = X86_64::from_core(&core, &amd()).expect("the same processor");
+        assert_eq!(state.regs.gs_base, 0xf7d0_1000);
+    }
+}

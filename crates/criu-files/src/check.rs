@@ -1,0 +1,92 @@
+//! Whether the file system still has what the tasks had open, before anything is made.
+//!
+//! All that does not fit is told at once.
+
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+
+use criu_image::id::FileId;
+use criu_image::pb;
+use criu_kind::{Error, Inode, RestoreCx, Result};
+use nix::errno::Errno;
+use nix::sys::stat::lstat;
+
+use crate::build_id;
+use crate::files::{Files, Remap};
+use crate::open::from_root;
+use crate::options::Validation;
+
+const MODE_BITS: u32 = 0o7777;
+
+impl Files<'_> {
+    /// Compares every path with what it was at dump: that it is there, its type and permissions, its size, its
+    /// build-id. Changes nothing.
+    pub fn check(&self) -> Result<()> {
+        let mut wrong = Vec::new();
+        for (id, entry) in &self.paths {
+            if let Err(error) = self.check_path(*id, entry) {
+                wrong.push(Error::Within {
+                    subject: self.subject(*id),
+                    source: Box::new(error),
+                });
+            }
+        }
+        Error::all(wrong)
+    }
+
+    fn check_path(&self, id: FileId, entry: &pb::RegFileEntry) -> Result<()> {
+        let elsewhere = matches!(
+            self.remaps.get(&id),
+            Some(Remap::Ghost(_) | Remap::Linked(_))
+        );
+        let given = self.inherited(&entry.name).is_some();
+        if elsewhere || given || entry.ext() || self.is_of_task(&entry.name) {
+            return Ok(());
+        }
+        let path = from_root(self, &entry.name);
+        let stat = match lstat(&path) {
+            Ok(stat) => Inode::from(&stat),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return Err(differs("it is not there any more")),
+            Err(errno) => {
+                return Err(Error::Kernel {
+                    call: "lstat",
+                    errno,
+                });
+            }
+        };
+        if let Some(mode) = entry.mode {
+            let bits = if self.options.skip_permissions {
+                libc::S_IFMT
+            } else {
+                libc::S_IFMT | MODE_BITS
+            };
+            if mode & bits != stat.mode & bits {
+                return Err(differs(format!(
+                    "its mode was {:o} and is {:o}",
+                    mode, stat.mode
+                )));
+            }
+        }
+        if let Some(size) = entry.size
+            && stat.format() == libc::S_IFREG
+            && size != stat.size
+        {
+            return Err(differs(format!("its size was {size} and is {}", stat.size)));
+        }
+        if self.options.validation == Validation::BuildId && !entry.build_id.is_empty() {
+            let file = File::options()
+                .read(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open(&path);
+            let now = build_id::read(&file.map_err(Error::io("openat"))?).unwrap_or_default();
+            if now != entry.build_id {
+                return Err(differs("it was built anew: its build-id differs"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn differs(fact: impl Into<String>) -> Error {
+    Error::unsupported(fact, "put back the file as it was at dump")
+}

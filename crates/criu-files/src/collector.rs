@@ -1,0 +1,407 @@
+//! All files of all tasks, at dump.
+//!
+//! Nothing runs in a task: descriptors come by pidfd_getfd(2). Each struct file gets one id however
+//! many descriptors, processes and mappings show it, and one kind describes it. What cannot be kept
+//! is refused all at once, each with its descriptor.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+
+use criu_image::id::{FdTableId, FileId};
+use criu_image::{ImageWriter, Store, StoreExt, desc, pb};
+use criu_kind::{AnyFileKind, DumpCx, Error, Inode, OpenFile, Result, Slot, Subject, Within};
+use criu_proc::{Fdinfo, ProcDir};
+use criu_tracee::{fetch_fd, pidfd_open};
+use nix::sys::stat::fstat;
+use nix::unistd::Pid;
+
+use crate::identity::{self, Identities};
+use crate::link::Names;
+use crate::locks::Locks;
+use crate::options::DumpOptions;
+use crate::{link, owner};
+
+/// A descriptor table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FdTable {
+    /// Its id, `files_id` of the task.
+    pub id: FdTableId,
+    /// Whether a process met earlier has it too.
+    pub shared: bool,
+}
+
+/// Takes in descriptor tables and single files, and writes the images of all of them.
+///
+/// Dropping it removes the names it gave to files ([`DumpOptions::link_remap`]).
+pub struct Collector<'s> {
+    pub(crate) options: DumpOptions,
+    pub(crate) store: &'s dyn Store,
+    kinds: Vec<&'static dyn AnyFileKind>,
+    pub(crate) images: BTreeMap<String, ImageWriter>,
+    identities: Identities,
+    pub(crate) tables: BTreeMap<FdTableId, Table>,
+    /// Descriptors by inode: candidates where a number does not help.
+    pub(crate) inodes: HashMap<u64, Vec<(FileId, Slot)>>,
+    entries: Vec<pb::FileEntry>,
+    types: HashMap<FileId, i32>,
+    /// Files that have more to say when all are known, with their kind and their place in `entries`.
+    related: Vec<(OpenFile, &'static dyn AnyFileKind, usize)>,
+    /// Mappings, executables and directories, by what tells them apart.
+    singles: HashMap<(u64, u64, Vec<u8>, u32), FileId>,
+    pub(crate) seen: HashSet<(&'static str, u64)>,
+    pub(crate) ghosts: HashMap<(u64, u64), u32>,
+    pub(crate) links: link::Links,
+    locks: Locks,
+    pub(crate) last: u32,
+    /// Descriptors that were in flight: they keep their numbers.
+    pub(crate) kept: Vec<OwnedFd>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) pid: Pid,
+    pub(crate) files: BTreeMap<i32, FileId>,
+}
+
+/// The flag that fdinfo has among those of the file, though it is the descriptor's.
+pub(crate) const O_CLOEXEC: u32 = libc::O_CLOEXEC.cast_unsigned();
+
+impl std::fmt::Debug for Collector<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Collector")
+            .field("tables", &self.tables)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'s> Collector<'s> {
+    /// A collector that writes to `store` and knows these kinds, usually [`crate::KINDS`] and those of
+    /// other crates.
+    pub fn new(
+        options: DumpOptions,
+        store: &'s dyn Store,
+        kinds: impl IntoIterator<Item = &'static dyn AnyFileKind>,
+    ) -> Self {
+        Self {
+            options,
+            store,
+            kinds: kinds.into_iter().collect(),
+            images: BTreeMap::new(),
+            identities: Identities::default(),
+            tables: BTreeMap::new(),
+            inodes: HashMap::new(),
+            entries: Vec::new(),
+            types: HashMap::new(),
+            related: Vec::new(),
+            singles: HashMap::new(),
+            seen: HashSet::new(),
+            ghosts: HashMap::new(),
+            links: link::Links::default(),
+            locks: Locks::default(),
+            last: 0,
+            kept: Vec::new(),
+        }
+    }
+
+    /// Takes in all descriptors of a stopped process and writes `fdinfo-ID.img`. All refusals are in
+    /// one error.
+    pub fn table(&mut self, pid: Pid, proc: &ProcDir) -> Result<FdTable> {
+        let id = FdTableId::new(u32::try_from(self.tables.len()).unwrap_or(u32::MAX) + 1);
+        if let Some(id) = self.identities.table(pid, id)? {
+            return Ok(FdTable { id, shared: true });
+        }
+        self.tables.insert(
+            id,
+            Table {
+                pid,
+                files: BTreeMap::new(),
+            },
+        );
+        for tid in proc.threads()? {
+            if tid != pid && !identity::share_descriptors(pid, tid)? {
+                let remedy = "let the thread end before the dump";
+                let error =
+                    Error::unsupported("the thread has a descriptor table of its own", remedy);
+                return Err(error).within(|| Subject::Thread(tid.as_raw()));
+            }
+        }
+        let pidfd = pidfd_open(pid)?;
+        let mut slots = Vec::new();
+        let mut refused = Vec::new();
+        for fd in proc.fds()? {
+            match self.slot(proc, &pidfd, Slot { pid, fd }, id) {
+                Ok(Some(entry)) => slots.push(entry),
+                Ok(None) => {}
+                Err(error) => {
+                    let link = proc.readlink(&format!("fd/{fd}")).unwrap_or_default();
+                    let subject = Subject::Fd {
+                        fd,
+                        link: link.to_string_lossy().into_owned(),
+                    };
+                    refused.push(Error::Within {
+                        subject,
+                        source: Box::new(error),
+                    });
+                }
+            }
+        }
+        Error::all(refused)?;
+        let mut image = self.store.writer(desc::FDINFO, id)?;
+        for entry in &slots {
+            image.write(entry)?;
+        }
+        image.finish()?;
+        Ok(FdTable { id, shared: false })
+    }
+
+    fn slot(
+        &mut self,
+        proc: &ProcDir,
+        pidfd: &OwnedFd,
+        slot: Slot,
+        table: FdTableId,
+    ) -> Result<Option<pb::FdinfoEntry>> {
+        let mut info = proc.fdinfo(slot.fd)?;
+        let closes = info.flags & O_CLOEXEC != 0;
+        info.flags &= !O_CLOEXEC;
+        let fetch = || Ok(fetch_fd(pidfd, slot.fd)?);
+        let Some((id, _)) = self.identify(proc, slot, &info, fetch)? else {
+            return Ok(None);
+        };
+        if !info.locks.is_empty() {
+            self.locks
+                .take(&self.options, slot, id.get(), &info, proc)?;
+        }
+        if let Some(table) = self.tables.get_mut(&table) {
+            table.files.insert(slot.fd, id);
+        }
+        Ok(Some(pb::FdinfoEntry {
+            id: id.get(),
+            flags: u32::from(closes),
+            r#type: self.types.get(&id).copied().unwrap_or(0),
+            fd: slot.fd.cast_unsigned(),
+            xattr_security_selinux: None,
+        }))
+    }
+
+    /// The file of a descriptor, and whether it is new; then it is described. `None`: it was closed.
+    pub(crate) fn identify(
+        &mut self,
+        proc: &ProcDir,
+        slot: Slot,
+        info: &Fdinfo,
+        fetch: impl FnOnce() -> Result<Option<OwnedFd>>,
+    ) -> Result<Option<(FileId, bool)>> {
+        let link = || Ok(proc.readlink(&format!("fd/{}", slot.fd))?.into_vec());
+        let id = FileId::new(self.last + 1);
+        if let Some(known) = self.identities.file(slot, info, link, id)? {
+            return Ok(Some((known, false)));
+        }
+        self.last = id.get();
+        let Some(fd) = fetch()? else { return Ok(None) };
+        let inode = Inode::from(&fstat(&fd).map_err(Error::kernel("fstat"))?);
+        let owner = if info.flags & libc::O_PATH.cast_unsigned() == 0 {
+            owner::read(fd.as_raw_fd(), |pid| self.vpid(pid))?
+        } else {
+            pb::FownEntry::default()
+        };
+        self.inodes.entry(inode.ino).or_default().push((id, slot));
+        self.describe(OpenFile {
+            id,
+            link: link()?,
+            inode,
+            owner,
+            fd,
+            info: info.clone(),
+            pid: slot.pid,
+            slot: Some(slot),
+        })?;
+        Ok(Some((id, true)))
+    }
+
+    /// Lets exactly one kind claim the file, and describe it.
+    fn describe(&mut self, file: OpenFile) -> Result<()> {
+        let mut claims = self.kinds.iter().copied().filter(|kind| kind.claims(&file));
+        let kind = match (claims.next(), claims.next()) {
+            (Some(kind), None) => kind,
+            (None, _) => return Err(unknown(&file)),
+            (Some(one), Some(other)) => {
+                let fact = format!(
+                    "both {} and {} take it for theirs",
+                    one.name(),
+                    other.name()
+                );
+                return Err(Error::unsupported(
+                    fact,
+                    "this is a mistake in criu-rs; please report it",
+                ));
+            }
+        };
+        let _span = tracing::debug_span!("file", id = file.number(), kind = kind.name()).entered();
+        let entry = kind.dump(self, &file)?;
+        self.types.insert(file.id, entry.r#type);
+        if kind.relates() {
+            self.related.push((file, kind, self.entries.len()));
+        }
+        self.entries.push(entry);
+        Ok(())
+    }
+
+    /// Takes in a file that is open, but not as a descriptor: `link` is what `/proc` calls it.
+    fn single(&mut self, pid: Pid, fd: OwnedFd, link: Vec<u8>, flags: u32) -> Result<FileId> {
+        let inode = Inode::from(&fstat(&fd).map_err(Error::kernel("fstat"))?);
+        let key = (inode.dev, inode.ino, link, flags);
+        if let Some(id) = self.singles.get(&key) {
+            return Ok(*id);
+        }
+        let me = ProcDir::open(Pid::this())?;
+        let mut info = me.fdinfo(fd.as_raw_fd())?;
+        info.flags = flags;
+        self.last += 1;
+        let id = FileId::new(self.last);
+        let file = OpenFile {
+            id,
+            fd,
+            link: key.2.clone(),
+            inode,
+            info,
+            owner: pb::FownEntry::default(),
+            pid,
+            slot: None,
+        };
+        let entry = self.path(&file, id)?;
+        self.add(criu_kind::FileEntry::into_file(entry));
+        self.singles.insert(key, id);
+        Ok(id)
+    }
+
+    pub(crate) fn add(&mut self, entry: pb::FileEntry) {
+        self.types.insert(FileId::new(entry.id), entry.r#type);
+        self.entries.push(entry);
+    }
+
+    /// The working directory, the root and the umask of a process.
+    pub fn fs(&mut self, pid: Pid, proc: &ProcDir) -> Result<pb::FsEntry> {
+        for tid in proc.threads()? {
+            if tid != pid && !identity::share_fs(pid, tid)? {
+                let remedy = "let the thread end before the dump";
+                let error =
+                    Error::unsupported("the thread has a working directory of its own", remedy);
+                return Err(error).within(|| Subject::Thread(tid.as_raw()));
+            }
+        }
+        let umask = proc.status()?.umask;
+        let cwd_id = self.magic_link(pid, proc, "cwd")?.get();
+        let root_id = self.magic_link(pid, proc, "root")?.get();
+        Ok(pb::FsEntry {
+            cwd_id,
+            root_id,
+            umask,
+        })
+    }
+
+    fn magic_link(&mut self, pid: Pid, proc: &ProcDir, name: &'static str) -> Result<FileId> {
+        let link = proc.readlink(name)?.into_vec();
+        let text = String::from_utf8_lossy(&link).into_owned();
+        let fd = proc.open_file(name, nix::fcntl::OFlag::O_PATH)?;
+        self.single(pid, fd, link, 0)
+            .within(|| Subject::Object(format!("{name} ({text})")))
+    }
+
+    /// Resolves what refers from file to file, writes all that is left, and closes the images. Names given to
+    /// files go again with what is returned, unless [`Names::keep`] is called.
+    pub fn finish(mut self) -> Result<Names> {
+        let mut refused = Vec::new();
+        for (file, kind, index) in std::mem::take(&mut self.related) {
+            let mut entry = self.entries[index].clone();
+            let slot = file.slot;
+            match kind.relations(&mut self, &file, &mut entry) {
+                Ok(()) => self.entries[index] = entry,
+                Err(error) => {
+                    let subject = Subject::Fd {
+                        fd: slot.map_or(-1, |slot| slot.fd),
+                        link: file.link_text(),
+                    };
+                    refused.push(Error::Within {
+                        subject,
+                        source: Box::new(error),
+                    });
+                }
+            }
+        }
+        Error::all(refused)?;
+        let mut image = self.store.writer(desc::FILES, ())?;
+        for entry in &self.entries {
+            image.write(entry)?;
+        }
+        image.finish()?;
+        let locks = std::mem::take(&mut self.locks).into_entries();
+        if !locks.is_empty() {
+            let mut image = self.store.writer(desc::FILE_LOCKS, ())?;
+            for lock in &locks {
+                image.write(lock)?;
+            }
+            image.finish()?;
+        }
+        for (_, image) in std::mem::take(&mut self.images) {
+            image.finish()?;
+        }
+        Ok(std::mem::take(&mut self.links).into_names())
+    }
+}
+
+impl criu_kind::MappedFiles for Collector<'_> {
+    fn mapped(&mut self, pid: Pid, range: std::ops::Range<u64>, writable: bool) -> Result<FileId> {
+        let proc = ProcDir::open(pid)?;
+        let name = format!("map_files/{:x}-{:x}", range.start, range.end);
+        let link = proc.readlink(&name)?.into_vec();
+        let fd = proc.open_file(&name, nix::fcntl::OFlag::O_PATH)?;
+        let flags = if writable {
+            libc::O_RDWR
+        } else {
+            libc::O_RDONLY
+        };
+        self.single(pid, fd, link, flags.cast_unsigned())
+    }
+
+    fn exe(&mut self, pid: Pid) -> Result<FileId> {
+        let proc = ProcDir::open(pid)?;
+        self.magic_link(pid, &proc, "exe")
+    }
+}
+
+/// What to say of a file that no kind knows.
+fn unknown(file: &OpenFile) -> Error {
+    let link = file.link_text();
+    let format = file.inode.format();
+    let number = criu_proc::Dev::from_st_dev(file.inode.rdev);
+    let (what, remedy) = if link.starts_with("socket:") {
+        (
+            "a socket of a family that cannot be kept yet".to_owned(),
+            "close the connection before the dump",
+        )
+    } else if format == libc::S_IFCHR && matches!(number.major, 4 | 5 | 136..=143) {
+        (
+            "a terminal".to_owned(),
+            "redirect the task's input and output, as in `setsid … < /dev/null > log 2>&1`",
+        )
+    } else if format == libc::S_IFCHR {
+        let (major, minor) = (number.major, number.minor);
+        (
+            format!("character device {major}:{minor}"),
+            "let the task close the device before the dump",
+        )
+    } else if format == libc::S_IFBLK {
+        (
+            "a block device".to_owned(),
+            "let the task close the device before the dump",
+        )
+    } else {
+        (
+            "a kind of file that cannot be kept yet".to_owned(),
+            "let the task close it before the dump",
+        )
+    };
+    Error::unsupported(what, remedy)
+}

@@ -1,0 +1,394 @@
+//! All files of a dump, on the way back.
+//!
+//! Stages: [`Files::load`] reads and checks references, [`Files::check`] looks at the file system,
+//! [`Files::open_all`] makes everything in the tracer, [`Files::place`] puts it under its numbers in a task,
+//! [`Files::settle`] and [`Files::arm`] do what needs all of it in place.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use criu_image::id::{FdTableId, FileId, VPid};
+use criu_image::{Desc, ImageId, Store, StoreExt, desc, pb};
+use criu_kind::{AnyFileKind, Cache, Error, FileFds, Opened, RestoreCx, Result, Subject};
+use criu_tracee::{Local, Program, Site, Sysno};
+
+use prost::{Message, Name};
+
+use crate::options::RestoreOptions;
+use crate::raise::Raised;
+use crate::{legacy, path};
+
+/// An open file of the images.
+pub(crate) struct Saved {
+    pub(crate) entry: pb::FileEntry,
+    pub(crate) kind: &'static dyn AnyFileKind,
+    /// Belongs to another entry, or is a name only.
+    pub(crate) part: bool,
+}
+
+/// `REMAP_GHOST` of images without a remap type.
+const OLD_GHOST: u32 = 1 << 31;
+
+/// Where the path of an unlinked file leads instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Remap {
+    Linked(FileId),
+    Ghost(u32),
+    Process,
+}
+
+/// The files of a dump.
+///
+/// Dropping it closes what it opened here; tasks keep what they inherited.
+pub struct Files<'s> {
+    pub(crate) store: &'s dyn Store,
+    pub(crate) options: RestoreOptions,
+    pub(crate) all: BTreeMap<FileId, Saved>,
+    pub(crate) paths: BTreeMap<FileId, pb::RegFileEntry>,
+    pub(crate) remaps: BTreeMap<FileId, Remap>,
+    pub(crate) tables: BTreeMap<FdTableId, Vec<pb::FdinfoEntry>>,
+    /// The first table that has each file, and its number there.
+    pub(crate) homes: BTreeMap<FileId, (FdTableId, i32)>,
+    pub(crate) locks: Vec<pb::FileLockEntry>,
+    /// Processes and threads that there will be, helpers among them.
+    pids: BTreeSet<u32>,
+    helpers: BTreeSet<u32>,
+    pub(crate) tasks: BTreeMap<FdTableId, VPid>,
+    pub(crate) opened: BTreeMap<FileId, Opened>,
+    pub(crate) raised: Raised,
+    pub(crate) floor: i32,
+    cache: Cache,
+    here: Local,
+}
+
+impl std::fmt::Debug for Files<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Files")
+            .field("files", &self.all.len())
+            .field("opened", &self.opened)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'s> Files<'s> {
+    /// Reads all images of files and checks that what they refer to is there. Makes nothing.
+    pub fn load(
+        store: &'s dyn Store,
+        options: RestoreOptions,
+        kinds: impl IntoIterator<Item = &'static dyn AnyFileKind>,
+    ) -> Result<Self> {
+        let kinds: HashMap<i32, &'static dyn AnyFileKind> = kinds
+            .into_iter()
+            .map(|kind| (kind.tag().into(), kind))
+            .collect();
+        let entries: Vec<pb::FileEntry> = match store.entries::<pb::FileEntry>(desc::FILES, ())? {
+            Some(entries) => entries.into_iter().map(|entry| entry.message).collect(),
+            None => legacy::read(store)?,
+        };
+        let mut files = Self {
+            store,
+            options,
+            all: BTreeMap::new(),
+            paths: BTreeMap::new(),
+            remaps: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            homes: BTreeMap::new(),
+            locks: messages(store, desc::FILE_LOCKS)?,
+            pids: BTreeSet::new(),
+            helpers: BTreeSet::new(),
+            tasks: BTreeMap::new(),
+            opened: BTreeMap::new(),
+            raised: Raised::default(),
+            floor: 0,
+            cache: Cache::new(),
+            here: Local,
+        };
+        files.take_entries(entries, &kinds)?;
+        files.take_tables()?;
+        files.take_remaps()?;
+        Ok(files)
+    }
+
+    fn take_entries(
+        &mut self,
+        entries: Vec<pb::FileEntry>,
+        kinds: &HashMap<i32, &'static dyn AnyFileKind>,
+    ) -> Result<()> {
+        let mut refused = Vec::new();
+        for entry in entries {
+            let id = FileId::new(entry.id);
+            if let Some(path) = &entry.reg {
+                if path.id != entry.id || self.paths.insert(id, path.clone()).is_some() {
+                    refused.push(Error::corrupt(
+                        "files.img",
+                        format!("the path of file {id} is there twice"),
+                    ));
+                }
+                if self.all.contains_key(&id) {
+                    continue; // Before 3.6 a FIFO and its path had one id.
+                }
+            }
+            let Some(kind) = kinds.get(&entry.r#type) else {
+                let kind = pb::FdTypes::try_from(entry.r#type)
+                    .map_or("unknown", |kind| kind.as_str_name());
+                let error = Error::unsupported(
+                    format!("file {id} is of kind {kind}, which cannot be restored yet"),
+                    "restore these images with the program that wrote them",
+                );
+                refused.push(error);
+                continue;
+            };
+            let saved = Saved {
+                entry,
+                kind: *kind,
+                part: false,
+            };
+            let before = self.all.insert(id, saved);
+            if before.is_some_and(|before| before.entry.reg.is_none()) {
+                refused.push(Error::corrupt(
+                    "files.img",
+                    format!("file {id} is there twice"),
+                ));
+            }
+        }
+        let parts: Vec<FileId> = self
+            .all
+            .values()
+            .flat_map(|file| file.kind.parts(&file.entry))
+            .collect();
+        for part in parts {
+            match self.all.get_mut(&part) {
+                Some(saved) => saved.part = saved.entry.reg.is_some(),
+                None => refused.push(Error::corrupt(
+                    "files.img",
+                    format!("the path {part} of a file is not there"),
+                )),
+            }
+        }
+        Error::all(refused)
+    }
+
+    fn take_tables(&mut self) -> Result<()> {
+        for name in self.store.names()? {
+            let Some((kind, ImageId::Number(number))) = Desc::of_file(&name) else {
+                continue;
+            };
+            if kind.stem != desc::FDINFO.stem {
+                continue;
+            }
+            let broken = |why: String| Error::corrupt(name.as_str(), why);
+            let id = u32::try_from(number).map_err(|_| broken("its number is too large".into()))?;
+            let mut entries: Vec<pb::FdinfoEntry> = match self.store.entries(desc::FDINFO, id)? {
+                Some(entries) => entries.into_iter().map(|entry| entry.message).collect(),
+                None => continue,
+            };
+            entries.sort_by_key(|entry| entry.fd);
+            let id = FdTableId::new(id);
+            for (index, entry) in entries.iter().enumerate() {
+                let file = FileId::new(entry.id);
+                let known = self.all.get(&file);
+                let known = known.ok_or_else(|| {
+                    broken(format!(
+                        "fd {} is file {file}, which is not there",
+                        entry.fd
+                    ))
+                })?;
+                let number = i32::try_from(entry.fd)
+                    .map_err(|_| broken(format!("fd {} is no number", entry.fd)))?;
+                if known.entry.r#type != entry.r#type {
+                    return Err(broken(format!(
+                        "fd {} and file {file} are of different kinds",
+                        entry.fd
+                    )));
+                }
+                if index > 0 && entries[index - 1].fd == entry.fd {
+                    return Err(broken(format!("fd {} is there twice", entry.fd)));
+                }
+                self.homes.entry(file).or_insert((id, number));
+            }
+            self.tables.insert(id, entries);
+        }
+        Ok(())
+    }
+
+    fn take_remaps(&mut self) -> Result<()> {
+        for tree in messages::<pb::PstreeEntry>(self.store, desc::PSTREE)? {
+            self.pids.insert(tree.pid);
+            self.pids.extend(tree.threads);
+        }
+        for remap in messages::<pb::RemapFilePathEntry>(self.store, desc::REMAP_FPATH)? {
+            let broken = |why: String| Err(Error::corrupt("remap-fpath.img", why));
+            let file = FileId::new(remap.orig_id);
+            if !self.paths.contains_key(&file) {
+                return broken(format!("file {file} has no path"));
+            }
+            // The first versions had a bit of the id instead of a type.
+            let (kind, to) = match remap.remap_type {
+                Some(kind) => (kind, remap.remap_id),
+                None if remap.remap_id & OLD_GHOST != 0 => {
+                    (pb::RemapType::Ghost.into(), remap.remap_id & !OLD_GHOST)
+                }
+                None => (pb::RemapType::Linked.into(), remap.remap_id),
+            };
+            let Ok(kind) = pb::RemapType::try_from(kind) else {
+                return broken(format!(
+                    "file {file} is to be found in a way {kind} that is not known"
+                ));
+            };
+            let to = match kind {
+                pb::RemapType::Linked => {
+                    let name = FileId::new(to);
+                    let saved = self.all.get_mut(&name);
+                    let Some(saved) = saved.filter(|saved| saved.entry.reg.is_some()) else {
+                        return broken(format!(
+                            "file {file} is to be found at {name}, which is not there"
+                        ));
+                    };
+                    saved.part = true;
+                    Remap::Linked(name)
+                }
+                pb::RemapType::Ghost => Remap::Ghost(to),
+                pb::RemapType::Procfs => {
+                    if self.pids.insert(to) {
+                        self.helpers.insert(to);
+                    }
+                    Remap::Process
+                }
+            };
+            if self
+                .remaps
+                .insert(file, to)
+                .is_some_and(|before| before != to)
+            {
+                return broken(format!("file {file} is there twice"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Processes that have gone, but whose `/proc` directory a task has open: they must exist, under these
+    /// pids, from before [`Files::place`] until after it.
+    pub fn helper_pids(&self) -> impl Iterator<Item = VPid> {
+        self.helpers.iter().map(|pid| VPid::new(*pid))
+    }
+
+    /// The ids of all descriptor tables.
+    pub fn tables(&self) -> impl Iterator<Item = FdTableId> {
+        self.tables.keys().copied()
+    }
+
+    /// The descriptor numbers that tasks will have, and those that are needed on the way, ascending.
+    pub fn numbers(&self) -> BTreeSet<i32> {
+        let placed = self
+            .tables
+            .values()
+            .flatten()
+            .map(|entry| entry.fd.cast_signed());
+        let passing = self
+            .all
+            .values()
+            .flat_map(|file| file.kind.numbers(&file.entry));
+        placed.chain(passing).collect()
+    }
+
+    /// Says which process has which table. Needed before [`Files::place`]: some files are opened in one
+    /// task and fetched by others, and locks belong to processes.
+    pub fn set_tasks(&mut self, tasks: impl IntoIterator<Item = (FdTableId, VPid)>) {
+        self.tasks.extend(tasks);
+    }
+
+    /// A path for people.
+    pub(crate) fn subject(&self, id: FileId) -> Subject {
+        let name = match (self.paths.get(&id), self.all.get(&id)) {
+            (Some(path), _) => String::from_utf8_lossy(&path.name).into_owned(),
+            (None, Some(saved)) => format!("{} {id}", saved.kind.name()),
+            (None, None) => format!("file {id}"),
+        };
+        Subject::Object(name)
+    }
+}
+
+/// All messages of an image that may be absent.
+fn messages<M: Message + Default + Name>(store: &dyn Store, desc: &'static Desc) -> Result<Vec<M>> {
+    let entries = store.entries::<M>(desc, ())?.unwrap_or_default();
+    Ok(entries.into_iter().map(|entry| entry.message).collect())
+}
+
+impl FileFds for Files<'_> {
+    fn fd(&self, id: FileId) -> Result<i32> {
+        match self.opened.get(&id) {
+            Some(Opened::Here(fd) | Opened::Given(fd)) => Ok(*fd),
+            Some(Opened::There) => Err(Error::unsupported(
+                "a file of a restored process is used otherwise than as a descriptor",
+                "restore the process without it",
+            )),
+            None => Err(Error::corrupt(
+                "files.img",
+                format!("file {id} is not there"),
+            )),
+        }
+    }
+}
+
+impl RestoreCx for Files<'_> {
+    fn here(&mut self) -> &mut dyn Site {
+        &mut self.here
+    }
+
+    fn open_path(&mut self, id: FileId, flags: Option<u32>) -> Result<i32> {
+        crate::open::path(self, id, flags)
+    }
+
+    fn file(&self, id: FileId) -> Result<Option<i32>> {
+        match self.opened.get(&id) {
+            Some(Opened::Here(fd) | Opened::Given(fd)) => Ok(Some(*fd)),
+            Some(Opened::There) => Ok(None),
+            None => Err(Error::corrupt(
+                "files.img",
+                format!("file {id} is not open"),
+            )),
+        }
+    }
+
+    fn beside(&self, id: FileId, fd: i32) -> Option<FileId> {
+        let (home, _) = self.homes.get(&id)?;
+        let entries = self.tables.get(home)?;
+        let at = entries
+            .binary_search_by_key(&fd.cast_unsigned(), |entry| entry.fd)
+            .ok()?;
+        Some(FileId::new(entries[at].id))
+    }
+
+    fn inherited(&self, key: &[u8]) -> Option<i32> {
+        let key = key.strip_prefix(b"/").unwrap_or(key);
+        let mut all = self.options.inherited.iter();
+        let given = all.find(|(known, _)| known.trim_start_matches('/').as_bytes() == key);
+        given.map(|(_, fd)| *fd)
+    }
+
+    fn is_of_task(&self, name: &[u8]) -> bool {
+        path::process_of(name).is_some_and(|pid| self.pids.contains(&pid))
+    }
+
+    fn store(&self) -> &dyn Store {
+        self.store
+    }
+
+    fn cache(&mut self) -> &mut Cache {
+        &mut self.cache
+    }
+}
+
+impl Drop for Files<'_> {
+    fn drop(&mut self) {
+        let mut program = Program::new();
+        for opened in self.opened.values() {
+            if let Opened::Here(fd) | Opened::Given(fd) = opened {
+                program.call(Sysno::close, [(*fd).into()]);
+                program.tolerate();
+            }
+        }
+        if let Err(error) = Local.run(&program) {
+            tracing::error!(%error, "files of the restore could not be closed");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Descriptor tables and open files, dumped and restored in CRIU's format.
+//!
+//! Knows no ptrace and no order of stages. Invariants:
+//! * a dump runs nothing in a task and changes nothing in it: descriptors are fetched, pipes are looked
+//!   into, and names given to files are taken back unless the dump is complete;
+//! * one struct file has one id, and exactly one kind describes it: none is a refusal, two a mistake;
+//! * all refusals of a table are in one error, all files that changed are in one error;
+//! * no reference in the images is followed before it is checked;
+//! * a restore makes every file once, and tasks get copies under their own numbers.
+//!
+//! Start at [`Collector`] for the dump, at [`Files`] for the restore, and at [`kinds`] for what there is.
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
+#![forbid(unsafe_code)]
+
+mod build_id;
+mod check;
+mod collector;
+mod describe;
+mod files;
+mod ghost;
+mod identity;
+mod legacy;
+mod link;
+mod locks;
+mod open;
+mod options;
+mod owner;
+mod path;
+mod pipe_data;
+mod place;
+mod raise;
+mod xattr;
+
+/// The kinds of open files, a file each.
+pub mod kinds {
+    mod epoll;
+    mod eventfd;
+    mod fifo;
+    mod pipe;
+    mod regular;
+    mod signalfd;
+    mod timerfd;
+
+    pub use epoll::Epoll;
+    pub use eventfd::Eventfd;
+    pub use fifo::Fifo;
+    pub use pipe::Pipe;
+    pub use regular::Regular;
+    pub use signalfd::Signalfd;
+    pub use timerfd::Timerfd;
+}
+
+/// Every kind of this crate, by name.
+pub const KINDS: &[&dyn criu_kind::AnyFileKind] = &[
+    &kinds::Epoll,
+    &kinds::Eventfd,
+    &kinds::Fifo,
+    &kinds::Pipe,
+    &kinds::Regular,
+    &kinds::Signalfd,
+    &kinds::Timerfd,
+];
+
+pub use collector::{Collector, FdTable};
+pub use files::Files;
+pub use link::Names;
+pub use options::{DumpOptions, RestoreOptions, Validation};

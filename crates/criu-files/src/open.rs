@@ -1,0 +1,313 @@
+//! Everything opened in the tracer, under numbers that no task needs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use criu_image::id::FileId;
+use criu_image::pb;
+use criu_kind::{Error, Opened, RestoreCx, Result, Subject, Within};
+use criu_tracee::{Local, Program, Site};
+use nix::fcntl::AT_FDCWD;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::files::{Files, Remap};
+use crate::{owner, raise};
+
+const O_PATH: u32 = libc::O_PATH.cast_unsigned();
+const O_NOFOLLOW: u32 = libc::O_NOFOLLOW.cast_unsigned();
+/// Flags that act when a file is opened and are no state of it.
+const ONE_TIME: u32 =
+    (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC).cast_unsigned();
+const ALWAYS: u32 = (libc::O_CLOEXEC | libc::O_NOCTTY).cast_unsigned();
+/// What `F_SETFL` can set; `O_ASYNC` needs the number the task knows, so it comes later.
+const SETTABLE: u32 =
+    (libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME).cast_unsigned();
+/// Descriptors that we open besides those of the tasks, at any time.
+const SPARE: usize = 256;
+
+impl Files<'_> {
+    /// Opens or makes every file here. Tasks inherit them; [`criu_kind::FileFds::fd`] gives their numbers, which are
+    /// above every number of [`Files::numbers`] if the limit allows, and never one of them.
+    pub fn open_all(&mut self) -> Result<()> {
+        let used = self.numbers();
+        let mut numbers = Numbers::new(used, self.all.len())?;
+        self.floor = numbers.next;
+        raise::all(self)?;
+        for group in self.groups()? {
+            let opened = self.open_group(&group);
+            let opened = opened.within(|| self.subject(group[0]))?;
+            for (id, opened) in group.into_iter().zip(opened) {
+                let opened = match opened {
+                    Opened::Here(fd) => Opened::Here(self.settle_here(id, fd, &mut numbers)?),
+                    Opened::Given(fd) => Opened::Given(numbers.lift(fd)?),
+                    Opened::There => Opened::There,
+                };
+                self.opened.insert(id, opened);
+            }
+        }
+        self.raised.end()
+    }
+
+    fn open_group(&mut self, group: &[FileId]) -> Result<Vec<Opened>> {
+        let kind = self.all[&group[0]].kind;
+        let entries: Vec<pb::FileEntry> =
+            group.iter().map(|id| self.all[id].entry.clone()).collect();
+        let _span = tracing::debug_span!("file", id = group[0].get(), kind = kind.name()).entered();
+        kind.open(self, &entries.iter().collect::<Vec<_>>())
+    }
+
+    /// Files in the order of opening, twins together.
+    fn groups(&self) -> Result<Vec<Vec<FileId>>> {
+        let mut twins: BTreeMap<(i32, u64), Vec<FileId>> = BTreeMap::new();
+        let mut groups: BTreeMap<FileId, Vec<FileId>> = BTreeMap::new();
+        let mut leader: BTreeMap<FileId, FileId> = BTreeMap::new();
+        for (id, saved) in self.all.iter().filter(|(_, saved)| !saved.part) {
+            match saved.kind.twins(&saved.entry) {
+                Some(key) => twins
+                    .entry((saved.entry.r#type, key))
+                    .or_default()
+                    .push(*id),
+                None => drop(groups.insert(*id, vec![*id])),
+            }
+        }
+        groups.extend(twins.into_values().map(|group| (group[0], group)));
+        for (first, group) in &groups {
+            leader.extend(group.iter().map(|id| (*id, *first)));
+        }
+        let mut order = Order {
+            files: self,
+            groups: &groups,
+            leader: &leader,
+            done: BTreeMap::new(),
+            list: Vec::new(),
+        };
+        for first in groups.keys() {
+            order.visit(*first)?;
+        }
+        Ok(order.list)
+    }
+
+    /// What all kinds have: a number that no task needs, flags, the signal.
+    fn settle_here(&mut self, id: FileId, fd: i32, numbers: &mut Numbers) -> Result<i32> {
+        let saved = &self.all[&id];
+        let flags = saved.kind.flags(&saved.entry).unwrap_or(0);
+        let is_path = flags & O_PATH != 0;
+        let mut program = Program::new();
+        if saved.entry.reg.is_none() && saved.kind.flags(&saved.entry).is_some() {
+            program.fcntl(fd, libc::F_SETFL, flags & SETTABLE);
+        }
+        if let Some(owner) = saved.kind.owner(&saved.entry)
+            && !is_path
+        {
+            owner::set_signal(&owner, fd, &mut program);
+        }
+        self.here().run(&program)?;
+        numbers.lift(fd)
+    }
+}
+
+/// Puts files after those they need.
+struct Order<'a, 's> {
+    files: &'a Files<'s>,
+    groups: &'a BTreeMap<FileId, Vec<FileId>>,
+    leader: &'a BTreeMap<FileId, FileId>,
+    /// `false` while it is being visited.
+    done: BTreeMap<FileId, bool>,
+    list: Vec<Vec<FileId>>,
+}
+
+impl Order<'_, '_> {
+    fn visit(&mut self, first: FileId) -> Result<()> {
+        match self.done.insert(first, false) {
+            Some(true) => {
+                self.done.insert(first, true);
+                return Ok(());
+            }
+            Some(false) => {
+                return Err(Error::corrupt(
+                    "files.img",
+                    format!("file {first} needs itself"),
+                ));
+            }
+            None => {}
+        }
+        let group = &self.groups[&first];
+        for id in group {
+            let saved = &self.files.all[id];
+            for needed in saved.kind.after(&saved.entry) {
+                let missing = || {
+                    Error::corrupt(
+                        "files.img",
+                        format!("file {id} needs {needed}, which is not there"),
+                    )
+                };
+                let needed = *self.leader.get(&needed).ok_or_else(missing)?;
+                if needed != first {
+                    self.visit(needed)?;
+                }
+            }
+        }
+        self.done.insert(first, true);
+        self.list.push(group.clone());
+        Ok(())
+    }
+}
+
+/// Gives out descriptor numbers that no task needs.
+struct Numbers {
+    used: BTreeSet<i32>,
+    next: i32,
+}
+
+impl Numbers {
+    fn new(used: BTreeSet<i32>, count: usize) -> Result<Self> {
+        let highest = used.last().copied().unwrap_or(-1).max(2);
+        let above = usize::try_from(highest).unwrap_or(0) + 1;
+        let wanted = (above + count + SPARE) as u64;
+        let (soft, hard) =
+            getrlimit(Resource::RLIMIT_NOFILE).map_err(Error::kernel("getrlimit"))?;
+        let mut limit = soft;
+        if soft < wanted {
+            limit = wanted;
+            if setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted)).is_err() {
+                limit = hard;
+                setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+                    .map_err(Error::kernel("setrlimit"))?;
+            }
+        }
+        let free = limit.saturating_sub(used.len() as u64);
+        if limit <= highest.cast_unsigned().into() || free < (count + SPARE) as u64 {
+            return Err(Error::unsupported(
+                format!(
+                    "tasks have {} descriptors up to {highest}, and the limit here is {limit}",
+                    used.len()
+                ),
+                format!("raise the limit: `ulimit -Hn {wanted}`"),
+            ));
+        }
+        let next = if limit >= wanted { highest + 1 } else { 0 };
+        Ok(Self { used, next })
+    }
+
+    /// Moves a descriptor to a number that no task needs.
+    fn lift(&mut self, mut fd: i32) -> Result<i32> {
+        loop {
+            while self.used.contains(&self.next) {
+                self.next += 1;
+            }
+            if fd >= self.next && !self.used.contains(&fd) {
+                return Ok(fd);
+            }
+            let mut program = Program::new();
+            let moved = program.fcntl(fd, libc::F_DUPFD_CLOEXEC, self.next);
+            program.close(fd);
+            fd = Local.run(&program)?.fd(moved);
+            self.next = fd;
+        }
+    }
+}
+
+/// Opens the path of an entry here.
+pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Result<i32> {
+    let entry = files
+        .paths
+        .get(&id)
+        .ok_or_else(|| Error::corrupt("files.img", format!("file {id} has no path")))?;
+    let flags = flags.unwrap_or(entry.flags);
+    let name = entry.name.clone();
+    if let Some(given) = files.inherited(&name) {
+        let mut program = Program::new();
+        let fd = program.fcntl(given, libc::F_DUPFD_CLOEXEC, 0);
+        return Ok(Local.run(&program)?.fd(fd)); // A part of another file, such as a FIFO.
+    }
+    if entry.ext() {
+        return Err(Error::unsupported(
+            format!("{} was declared external", name.escape_ascii()),
+            format!("give it with --inherit-fd fd[N]:{}", name.escape_ascii()),
+        ));
+    }
+    let path = from_root(files, &name);
+    match files.remaps.get(&id) {
+        Some(Remap::Ghost(ghost)) => {
+            let missing =
+                || Error::corrupt("remap-fpath.img", format!("ghost {ghost} was not made"));
+            let through = files.raised.path(*ghost).ok_or_else(missing)?;
+            // The link in /proc must be followed, and the inode is the one.
+            let born = (libc::O_TMPFILE & !libc::O_DIRECTORY).cast_unsigned();
+            let flags = match flags & born {
+                0 => flags & !O_NOFOLLOW,
+                _ => flags & !(libc::O_TMPFILE.cast_unsigned() | O_NOFOLLOW),
+            };
+            openat(Path::new(&through), flags & !libc::O_NOCTTY.cast_unsigned())
+        }
+        Some(Remap::Linked(at)) => {
+            let at = files
+                .paths
+                .get(at)
+                .ok_or_else(|| Error::corrupt("files.img", format!("file {at} has no path")))?;
+            let at = from_root(files, &at.name);
+            let lent = raise::lend_name(&at, &path)?;
+            let fd = openat(if lent { &path } else { &at }, flags);
+            if lent {
+                unlinkat(AT_FDCWD, &path, UnlinkatFlags::NoRemoveDir)
+                    .map_err(Error::kernel("unlinkat"))?;
+            }
+            fd
+        }
+        _ => openat(&path, flags),
+    }
+}
+
+fn openat(path: &Path, flags: u32) -> Result<i32> {
+    let mut program = Program::new();
+    let path = program.cstr(path.as_os_str().as_bytes());
+    let fd = program.openat(libc::AT_FDCWD, path, flags & !ONE_TIME | ALWAYS, 0);
+    Ok(Local.run(&program)?.fd(fd))
+}
+
+/// A path of a task as it is reached from here.
+pub(crate) fn from_root(files: &Files<'_>, path: &[u8]) -> PathBuf {
+    let below = path.strip_prefix(b"/").unwrap_or(path);
+    let root = match files.options.root {
+        Some(root) => format!("/proc/self/fd/{root}/"),
+        None => "/".to_owned(),
+    };
+    PathBuf::from(OsString::from_vec([root.as_bytes(), below].concat()))
+}
+
+/// A path as the subject of a failure.
+pub(crate) fn object(path: &Path) -> Subject {
+    Subject::Object(path.display().to_string())
+}
+
+impl Files<'_> {
+    /// Removes the names that a dump gave to files ([`crate::DumpOptions::link_remap`]): when the restore is sure.
+    pub fn remove_names(&self) -> Result<()> {
+        let mut names: Vec<&pb::RegFileEntry> = Vec::new();
+        for remap in self.remaps.values() {
+            if let Remap::Linked(at) = remap
+                && let Some(path) = self.paths.get(at)
+                && !names.iter().any(|known| known.id == path.id)
+            {
+                names.push(path);
+            }
+        }
+        for name in names {
+            let path = from_root(self, &name.name);
+            match unlinkat(AT_FDCWD, &path, UnlinkatFlags::NoRemoveDir) {
+                Ok(()) | Err(nix::errno::Errno::ENOENT) => {}
+                Err(errno) => {
+                    return Err(Error::Kernel {
+                        call: "unlinkat",
+                        errno,
+                    })
+                    .within(|| object(&path));
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,40 @@
+//! What the user may choose.
+
+/// How `dump` treats files.
+#[derive(Clone, Debug)]
+pub struct DumpOptions {
+    /// Bytes on disk of the largest unlinked file that goes into the images (`--ghost-limit`).
+    pub ghost_limit: u64,
+    /// Whether an open file whose name is gone while others exist may get another one (`--link-remap`).
+    pub link_remap: bool,
+    /// Whether locks are dumped (`--file-locks`); without it they are refused.
+    pub file_locks: bool,
+    /// Whether any device node of the same number will do (`--evasive-devices`).
+    pub evasive_devices: bool,
+    /// What is kept to know files again (`--file-validation`).
+    pub validation: Validation,
+    /// Files that are given at restore: mount id and inode number (`--external file[mnt_id:inode]`).
+    pub external: Vec<(i32, u64)>,
+}
+
+/// How `restore` treats files.
+#[derive(Clone, Debug)]
+pub struct RestoreOptions {
+    /// What is compared.
+    pub validation: Validation,
+    /// Whether permissions may have changed (`--skip-file-rwx-check`).
+    pub skip_permissions: bool,
+    /// Descriptors of ours that take the place of files: `pipe:[4711]`, `file[1f:2a]`, a path.
+    pub inherited: Vec<(String, i32)>,
+    /// A directory that paths start from (`--root`), by descriptor.
+    pub root: Option<i32>,
+}
+
+/// How a regular file is known again at restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Validation {
+    /// By its size.
+    Size,
+    /// By its size, and by its build-id if it is an ELF file that has one.
+    BuildId,
+}

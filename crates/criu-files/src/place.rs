@@ -1,0 +1,195 @@
+//! From the numbers of the tracer to the numbers of a task, in one program.
+
+use criu_image::id::{FdTableId, FileId};
+use criu_image::pb;
+use criu_kind::{Error, Opened, Result};
+use criu_tracee::{Program, Ret};
+
+use crate::files::Files;
+use crate::{locks, owner};
+
+const FD_CLOEXEC: u32 = 1;
+const O_CLOEXEC: u32 = libc::O_CLOEXEC.cast_unsigned();
+const O_ASYNC: u32 = libc::O_ASYNC.cast_unsigned();
+
+impl Files<'_> {
+    /// Adds the calls that give a task its descriptors and close all others. They run in the task, when it needs
+    /// nothing of what it inherited any more; tables in ascending order, once each.
+    pub fn place(&mut self, table: FdTableId, program: &mut Program) -> Result<()> {
+        self.relate(table, program)?;
+        let entries = self.entries(table)?.to_vec();
+        let mut sources = Vec::with_capacity(entries.len());
+        for entry in &entries {
+            sources.push(self.source(table, entry, program)?);
+        }
+        for (entry, source) in entries.iter().zip(sources) {
+            let flags = if entry.flags & FD_CLOEXEC == 0 {
+                0
+            } else {
+                O_CLOEXEC
+            };
+            match source {
+                Source::Number(fd) => program.dup3(fd, entry.fd, flags),
+                Source::Result(fd) => program.dup3(fd, entry.fd, flags),
+            };
+        }
+        let mut free = 0;
+        for entry in &entries {
+            if entry.fd > free {
+                program.close_range(free, entry.fd - 1, 0);
+            }
+            free = entry.fd + 1;
+        }
+        program.close_range(free, u32::MAX, 0);
+        Ok(())
+    }
+
+    /// Ties files to each other, those that have their home in this table.
+    fn relate(&mut self, table: FdTableId, program: &mut Program) -> Result<()> {
+        let first = self.tables.keys().next().copied();
+        let ids: Vec<FileId> = self
+            .all
+            .iter()
+            .filter(|(id, saved)| {
+                // What is only in flight has no home: any will do.
+                let home = self.homes.get(id).map(|(home, _)| *home).or(first);
+                saved.kind.relates() && home == Some(table)
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ids {
+            let saved = &self.all[&id];
+            let (kind, entry) = (saved.kind, saved.entry.clone());
+            kind.relate(self, &entry, program)?;
+        }
+        Ok(())
+    }
+
+    fn source(
+        &self,
+        table: FdTableId,
+        entry: &pb::FdinfoEntry,
+        program: &mut Program,
+    ) -> Result<Source> {
+        let id = FileId::new(entry.id);
+        match self.opened.get(&id) {
+            Some(Opened::Here(fd) | Opened::Given(fd)) => return Ok(Source::Number(*fd)),
+            Some(Opened::There) => {}
+            None => {
+                return Err(Error::corrupt(
+                    "files.img",
+                    format!("file {id} is not open"),
+                ));
+            }
+        }
+        let saved = &self.all[&id];
+        let fresh = match self.homes.get(&id) {
+            Some((home, number)) if (*home, *number) != (table, entry.fd.cast_signed()) => {
+                let pid = self.tasks.get(home).copied();
+                let unknown =
+                    || Error::corrupt("pstree.img", format!("nobody has descriptor table {home}"));
+                if *home == table {
+                    // Another number of the same table: found when it is placed.
+                    return Ok(Source::Number(*number));
+                }
+                let pidfd = program.pidfd_open(pid.ok_or_else(unknown)?.get(), 0);
+                let fd = program.pidfd_getfd(pidfd, *number, 0);
+                program.close(pidfd);
+                fd
+            }
+            _ => saved.kind.open_there(&saved.entry, program)?,
+        };
+        let high = program.fcntl(fresh, libc::F_DUPFD_CLOEXEC, self.floor);
+        program.close(fresh);
+        Ok(Source::Result(high))
+    }
+
+    fn entries(&self, table: FdTableId) -> Result<&[pb::FdinfoEntry]> {
+        let missing = || Error::corrupt(format!("fdinfo-{table}.img"), "it is missing");
+        self.tables
+            .get(&table)
+            .map(Vec::as_slice)
+            .ok_or_else(missing)
+    }
+
+    /// Adds the calls that need every descriptor of every task in its place: owners of signals, locks. They run in
+    /// the process that has the table, while it is still root.
+    pub fn settle(&mut self, table: FdTableId, program: &mut Program) -> Result<()> {
+        for (id, (home, number)) in &self.homes {
+            if *home != table {
+                continue;
+            }
+            let saved = &self.all[id];
+            if let Some(owner) = saved.kind.owner(&saved.entry) {
+                owner::set_owner(&owner, *number, program);
+            }
+            if let Some(flags) = saved.kind.flags(&saved.entry)
+                && !matches!(self.opened.get(id), Some(Opened::Given(_)))
+                && flags & O_ASYNC != 0
+            {
+                program.fcntl(*number, libc::F_SETFL, flags);
+            }
+        }
+        let pid = self.tasks.get(&table).map(|pid| pid.get());
+        for lock in self
+            .locks
+            .iter()
+            .filter(|lock| u32::try_from(lock.pid).ok() == pid)
+        {
+            locks::retake(lock, program)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the calls of the last moment: clocks start.
+    pub fn arm(&self, table: FdTableId, program: &mut Program) -> Result<()> {
+        for (id, (home, number)) in &self.homes {
+            if *home == table {
+                let saved = &self.all[id];
+                saved.kind.arm(&saved.entry, *number, program)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the calls that give a task its root, working directory and umask; before [`Files::place`].
+    pub fn fs_program(&self, fs: &pb::FsEntry, program: &mut Program) -> Result<()> {
+        let root = FileId::new(fs.root_id);
+        let path = self.paths.get(&root);
+        let path = path.ok_or_else(|| {
+            Error::corrupt(
+                "fs.img",
+                format!("its root is file {root}, which is not there"),
+            )
+        })?;
+        if path.name != b"/" || self.options.root.is_some() {
+            let fd = self.directory(root, program)?;
+            program.fchdir(fd);
+            let here = program.cstr(".");
+            program.chroot(here);
+        }
+        let fd = self.directory(FileId::new(fs.cwd_id), program)?;
+        program.fchdir(fd);
+        if let Some(umask) = fs.umask {
+            program.umask(umask);
+        }
+        Ok(())
+    }
+
+    fn directory(&self, id: FileId, program: &mut Program) -> Result<criu_tracee::Arg> {
+        match self.opened.get(&id) {
+            Some(Opened::Here(fd) | Opened::Given(fd)) => Ok((*fd).into()),
+            Some(Opened::There) => {
+                let saved = &self.all[&id];
+                Ok(saved.kind.open_there(&saved.entry, program)?.into())
+            }
+            None => Err(Error::corrupt("fs.img", format!("file {id} is not there"))),
+        }
+    }
+}
+
+/// Where a task takes a file from.
+enum Source {
+    Number(i32),
+    Result(Ret),
+}

@@ -1,0 +1,541 @@
+//! A kind of open file: eventfd, pipe, regular …
+//!
+//! One struct file of the kernel is one [`OpenFile`] at dump, one entry in `files.img`, and one
+//! [`Opened`] at restore, whatever number of descriptors show it. What is common to all kinds (who has
+//! which number, flags, owner, locks) is the walker's; a kind says only what is its own.
+
+use std::any::Any;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use criu_image::id::FileId;
+use criu_image::{Desc, ImageId, ImageWriter, Store, pb};
+use criu_proc::Fdinfo;
+use criu_tracee::{Program, Ret, Site};
+use nix::sys::stat::FileStat;
+use nix::unistd::Pid;
+use prost::{Message, Name};
+
+use crate::error::{Error, Result};
+
+/// A kernel release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Kernel(pub u16, pub u16, pub u16);
+
+impl Kernel {
+    /// `Kernel::new(2, 6, 22)`.
+    pub const fn new(major: u16, minor: u16, patch: u16) -> Self {
+        Self(major, minor, patch)
+    }
+}
+
+/// A descriptor of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot {
+    /// The process, as the tracer sees it.
+    pub pid: Pid,
+    /// The number.
+    pub fd: i32,
+}
+
+/// What fstat(2) tells, in widths that do not depend on the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Inode {
+    /// `st_dev`.
+    pub dev: u64,
+    /// `st_ino`.
+    pub ino: u64,
+    /// Type and permissions.
+    pub mode: u32,
+    /// Number of names.
+    pub links: u64,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// `st_rdev`.
+    pub rdev: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Allocated blocks of 512 bytes.
+    pub blocks: u64,
+    /// Last access: seconds and nanoseconds.
+    pub atime: (i64, i64),
+    /// Last change of the content.
+    pub mtime: (i64, i64),
+}
+
+impl From<&FileStat> for Inode {
+    #[allow(
+        clippy::unnecessary_cast,
+        clippy::useless_conversion,
+        clippy::cast_possible_truncation,
+        reason = "the fields of struct stat have other widths on other machines, never wider ones"
+    )]
+    fn from(stat: &FileStat) -> Self {
+        Self {
+            dev: stat.st_dev as u64,
+            ino: stat.st_ino as u64,
+            mode: stat.st_mode as u32,
+            links: stat.st_nlink as u64,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            rdev: stat.st_rdev as u64,
+            size: stat.st_size.cast_unsigned() as u64,
+            blocks: stat.st_blocks.cast_unsigned() as u64,
+            atime: (stat.st_atime as i64, stat.st_atime_nsec as i64),
+            mtime: (stat.st_mtime as i64, stat.st_mtime_nsec as i64),
+        }
+    }
+}
+
+impl Inode {
+    /// `S_IFMT` of the mode.
+    pub fn format(&self) -> u32 {
+        self.mode & 0o170_000
+    }
+
+    /// Whether both are of one object.
+    pub fn is(&self, other: &Self) -> bool {
+        (self.dev, self.ino) == (other.dev, other.ino)
+    }
+}
+
+/// An open file as the walker found it.
+#[derive(Debug)]
+pub struct OpenFile {
+    /// Its id in the images.
+    pub id: FileId,
+    /// A copy of the descriptor: the same struct file, in the tracer.
+    pub fd: OwnedFd,
+    /// Where its link in `/proc` points.
+    pub link: Vec<u8>,
+    /// What fstat(2) says.
+    pub inode: Inode,
+    /// What fdinfo says; the flags without `O_CLOEXEC`, which is the descriptor's.
+    pub info: Fdinfo,
+    /// Who is told when it becomes ready.
+    pub owner: pb::FownEntry,
+    /// The process in whose view it is read, and its descriptor if it is one.
+    pub pid: Pid,
+    /// Its first descriptor; `None` for a mapping, an executable, a working directory.
+    pub slot: Option<Slot>,
+}
+
+impl OpenFile {
+    /// Whether it is an anonymous inode of this name: `[eventfd]`.
+    pub fn is_anon_inode(&self, name: &str) -> bool {
+        self.link.strip_prefix(b"anon_inode:") == Some(name.as_bytes())
+    }
+
+    /// The flags of open(2), without `O_CLOEXEC`.
+    pub fn flags(&self) -> u32 {
+        self.info.flags
+    }
+
+    /// Its id as images have it.
+    pub fn number(&self) -> u32 {
+        self.id.get()
+    }
+
+    /// The link as text, for people.
+    pub fn link_text(&self) -> String {
+        String::from_utf8_lossy(&self.link).into_owned()
+    }
+}
+
+/// A member of the union in `files.img`.
+pub trait FileEntry: Message + Name + Default + Clone {
+    /// Which member.
+    const TYPE: pb::FdTypes;
+    /// The id.
+    fn id(&self) -> FileId;
+    /// The member of a union.
+    fn of(file: &pb::FileEntry) -> Option<&Self>;
+    /// The union with this member.
+    fn into_file(self) -> pb::FileEntry;
+    /// The flags of open(2), if the message has them.
+    fn flags(&self) -> Option<u32>;
+    /// The signal owner, if the message has one.
+    fn owner(&self) -> Option<&pb::FownEntry>;
+}
+
+macro_rules! entries {
+    ($($message:ident $kind:ident $member:ident $flags:tt $owner:tt;)*) => {
+        $(impl FileEntry for pb::$message {
+            const TYPE: pb::FdTypes = pb::FdTypes::$kind;
+            fn id(&self) -> FileId {
+                FileId::new(self.id)
+            }
+            fn of(file: &pb::FileEntry) -> Option<&Self> {
+                file.$member.as_ref()
+            }
+            fn into_file(self) -> pb::FileEntry {
+                pb::FileEntry {
+                    r#type: pb::FdTypes::$kind.into(),
+                    id: self.id,
+                    $member: Some(self),
+                    ..pb::FileEntry::default()
+                }
+            }
+            fn flags(&self) -> Option<u32> {
+                entries!(@flags $flags self)
+            }
+            fn owner(&self) -> Option<&pb::FownEntry> {
+                entries!(@owner $owner self)
+            }
+        })*
+    };
+    (@flags flags $self:ident) => { Some($self.flags) };
+    (@flags - $self:ident) => { None };
+    (@owner fown $self:ident) => { Some(&$self.fown) };
+    (@owner - $self:ident) => { None };
+}
+
+entries! {
+    BpfmapFileEntry Bpfmap bpf flags fown;
+    EventfdFileEntry Eventfd efd flags fown;
+    EventpollFileEntry Eventpoll epfd flags fown;
+    ExtFileEntry Ext ext - fown;
+    FanotifyFileEntry Fanotify ffy flags fown;
+    FifoEntry Fifo fifo - -;
+    InetSkEntry Inetsk isk flags fown;
+    InotifyFileEntry Inotify ify flags fown;
+    MemfdFileEntry Memfd memfd flags fown;
+    NetlinkSkEntry Netlinksk nlsk flags fown;
+    NsFileEntry Ns nsf flags -;
+    PacketSockEntry Packetsk psk flags fown;
+    PidfdEntry Pidfd pidfd flags fown;
+    PipeEntry Pipe pipe flags fown;
+    RegFileEntry Reg reg flags fown;
+    SignalfdEntry Signalfd sgfd flags fown;
+    TimerfdEntry Timerfd tfd flags fown;
+    TtyFileEntry Tty tty flags fown;
+    TunfileEntry Tunf tunf - -;
+    UnixSkEntry Unixsk usk flags fown;
+}
+
+/// What a kind may ask of the walker at dump.
+pub trait DumpCx {
+    /// Appends to an image through `write`; images are made when they are first asked for.
+    fn with_image(
+        &mut self,
+        desc: &'static Desc,
+        id: ImageId,
+        write: &mut dyn FnMut(&mut ImageWriter) -> criu_image::Result<()>,
+    ) -> Result<()>;
+
+    /// Whether nobody has asked for this object of this kind before: shared objects are written once.
+    fn first(&mut self, kind: &'static str, key: u64) -> bool;
+
+    /// The path of a file as an entry with this id, or the entry's own id: remaps and ghosts are taken care of.
+    fn path(&mut self, file: &OpenFile, id: FileId) -> Result<pb::RegFileEntry>;
+
+    /// The file of a descriptor that is on its way through a socket; `fd` is a copy of it.
+    fn in_flight(&mut self, fd: OwnedFd) -> Result<FileId>;
+
+    /// Adds an entry that is a part of another file, such as the path of a FIFO. `make` gets its id.
+    fn part(
+        &mut self,
+        make: &mut dyn FnMut(&mut dyn DumpCx, FileId) -> Result<pb::FileEntry>,
+    ) -> Result<FileId>;
+
+    /// The file of the first descriptor that fits, likely ones first: those numbered `fd`, then those
+    /// of the inode `ino`. Every table is known by then if this is called from [`FileKind::relations`].
+    fn find(
+        &mut self,
+        near: Pid,
+        fd: i32,
+        ino: Option<u64>,
+        fits: &mut dyn FnMut(Slot) -> Result<bool>,
+    ) -> Result<Option<(FileId, Slot)>>;
+
+    /// A process or process group as the tree numbers it.
+    fn vpid(&self, pid: Pid) -> Pid;
+}
+
+impl dyn DumpCx + '_ {
+    /// Appends an entry to an image.
+    pub fn append<M: Message + Name>(
+        &mut self,
+        desc: &'static Desc,
+        id: impl Into<ImageId>,
+        entry: &M,
+        extra: &[u8],
+    ) -> Result<()> {
+        self.with_image(desc, id.into(), &mut |image| {
+            image.write_with_extra(entry, extra)
+        })
+    }
+}
+
+/// What a kind may ask of the walker at restore.
+pub trait RestoreCx {
+    /// The tracer as a site.
+    fn here(&mut self) -> &mut dyn Site;
+
+    /// Opens the path of the regular entry `id` here, with other flags if given. Ghosts are alive.
+    fn open_path(&mut self, id: FileId, flags: Option<u32>) -> Result<i32>;
+
+    /// The descriptor of another file: one that [`FileKind::after`] named, or any in later stages.
+    /// `None` if it is to be opened in a task.
+    fn file(&self, id: FileId) -> Result<Option<i32>>;
+
+    /// The file that a table which has `id` open has as descriptor `fd`.
+    fn beside(&self, id: FileId, fd: i32) -> Option<FileId>;
+
+    /// The descriptor that the user gave for an external object: `pipe:[4711]`.
+    fn inherited(&self, key: &[u8]) -> Option<i32>;
+
+    /// Whether a path leads into the `/proc` directory of a process that is being restored.
+    fn is_of_task(&self, path: &[u8]) -> bool;
+
+    /// The images.
+    fn store(&self) -> &dyn Store;
+
+    /// The slot of the cache for values of one type.
+    fn cache(&mut self) -> &mut Cache;
+}
+
+/// Values computed once per restore, by type.
+pub type Cache = std::collections::HashMap<std::any::TypeId, Rc<dyn Any>>;
+
+impl dyn RestoreCx + '_ {
+    /// What `make` gives, made on the first call for its type: an index of an image, usually.
+    pub fn cached<T: 'static>(
+        &mut self,
+        make: impl FnOnce(&dyn Store) -> Result<T>,
+    ) -> Result<Rc<T>> {
+        let key = std::any::TypeId::of::<T>();
+        if let Some(known) = self.cache().get(&key).cloned() {
+            return Ok(known.downcast().expect("the key is the type"));
+        }
+        let made = Rc::new(make(self.store())?);
+        self.cache().insert(key, made.clone());
+        Ok(made)
+    }
+}
+
+/// Where a file was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// In the tracer, under this number.
+    Here(i32),
+    /// The same, but it was given by the user: its flags and its position are not ours to set.
+    Given(i32),
+    /// Not yet: [`FileKind::open_there`] does it in a task.
+    There,
+}
+
+/// A kind of open file.
+pub trait FileKind: Sync {
+    /// Its message.
+    type Entry: FileEntry;
+    /// Its name in errors, logs and tests.
+    const NAME: &'static str;
+    /// The first kernel that can do it.
+    const SINCE: Kernel;
+
+    /// Whether the file is of this kind, by link, mode and fdinfo.
+    fn claims(&self, file: &OpenFile) -> bool;
+
+    /// Describes it.
+    fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry>;
+
+    /// Whether [`FileKind::relations`] has something to say.
+    const RELATES: bool = false;
+
+    /// Adds what refers to other files, when all files of all tasks are known.
+    fn relations(
+        &self,
+        cx: &mut dyn DumpCx,
+        file: &OpenFile,
+        entry: &mut Self::Entry,
+    ) -> Result<()> {
+        let _nothing = (cx, file, entry);
+        Ok(())
+    }
+
+    /// What its twins have in common: both ends of a pipe are made at once.
+    fn twins(&self, entry: &Self::Entry) -> Option<u64> {
+        let _nothing = entry;
+        None
+    }
+
+    /// Entries that are parts of this one and not files of their own.
+    fn parts(&self, entry: &Self::Entry) -> Vec<FileId> {
+        let _nothing = entry;
+        Vec::new()
+    }
+
+    /// Files that must be open before this one.
+    fn after(&self, entry: &Self::Entry) -> Vec<FileId> {
+        let _nothing = entry;
+        Vec::new()
+    }
+
+    /// Descriptor numbers that [`FileKind::relate`] needs in a task.
+    fn numbers(&self, entry: &Self::Entry) -> Vec<i32> {
+        let _nothing = entry;
+        Vec::new()
+    }
+
+    /// Makes it.
+    fn open(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Opened>;
+
+    /// Makes twins, in the order of the entries.
+    fn open_twins(&self, cx: &mut dyn RestoreCx, entries: &[&Self::Entry]) -> Result<Vec<Opened>> {
+        entries.iter().map(|entry| self.open(cx, entry)).collect()
+    }
+
+    /// Makes in a task what [`FileKind::open`] left.
+    fn open_there(&self, entry: &Self::Entry, program: &mut Program) -> Result<Ret> {
+        let _nothing = (entry, program);
+        Err(Error::corrupt(
+            "files.img",
+            format!("a file of kind {} cannot be opened in a task", Self::NAME),
+        ))
+    }
+
+    /// Ties it to other files. Runs in one task, where every file is open under its number of
+    /// [`RestoreCx::file`] and all the numbers of the task itself are still free for use.
+    fn relate(
+        &self,
+        cx: &mut dyn RestoreCx,
+        entry: &Self::Entry,
+        program: &mut Program,
+    ) -> Result<()> {
+        let _nothing = (cx, entry, program);
+        Ok(())
+    }
+
+    /// The last moment before tasks go on: clocks start. Runs in a task that has it as `fd`.
+    fn arm(&self, entry: &Self::Entry, fd: i32, program: &mut Program) -> Result<()> {
+        let _nothing = (entry, fd, program);
+        Ok(())
+    }
+}
+
+/// A kind without its type, for tables: see [`FileKind`] for the meaning of each.
+#[allow(missing_docs, reason = "each is that of FileKind")]
+pub trait AnyFileKind: Sync {
+    fn name(&self) -> &'static str;
+    fn since(&self) -> Kernel;
+    fn tag(&self) -> pb::FdTypes;
+    fn claims(&self, file: &OpenFile) -> bool;
+    fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::FileEntry>;
+    fn relates(&self) -> bool;
+    fn relations(
+        &self,
+        cx: &mut dyn DumpCx,
+        file: &OpenFile,
+        entry: &mut pb::FileEntry,
+    ) -> Result<()>;
+    fn twins(&self, entry: &pb::FileEntry) -> Option<u64>;
+    fn parts(&self, entry: &pb::FileEntry) -> Vec<FileId>;
+    fn after(&self, entry: &pb::FileEntry) -> Vec<FileId>;
+    fn numbers(&self, entry: &pb::FileEntry) -> Vec<i32>;
+    fn open(&self, cx: &mut dyn RestoreCx, entries: &[&pb::FileEntry]) -> Result<Vec<Opened>>;
+    fn open_there(&self, entry: &pb::FileEntry, program: &mut Program) -> Result<Ret>;
+    fn relate(
+        &self,
+        cx: &mut dyn RestoreCx,
+        entry: &pb::FileEntry,
+        program: &mut Program,
+    ) -> Result<()>;
+    fn arm(&self, entry: &pb::FileEntry, fd: i32, program: &mut Program) -> Result<()>;
+    fn flags(&self, entry: &pb::FileEntry) -> Option<u32>;
+    fn owner(&self, entry: &pb::FileEntry) -> Option<pb::FownEntry>;
+}
+
+/// The member that an entry of this type must have.
+fn member<E: FileEntry>(file: &pb::FileEntry) -> Result<&E> {
+    match E::of(file) {
+        Some(entry) if entry.id().get() == file.id => Ok(entry),
+        Some(entry) => {
+            let why = format!("entry {} holds a {} of id {}", file.id, E::NAME, entry.id());
+            Err(Error::corrupt("files.img", why))
+        }
+        None => Err(Error::corrupt(
+            "files.img",
+            format!("entry {} has no {}", file.id, E::NAME),
+        )),
+    }
+}
+
+impl<K: FileKind> AnyFileKind for K {
+    fn name(&self) -> &'static str {
+        K::NAME
+    }
+    fn since(&self) -> Kernel {
+        K::SINCE
+    }
+    fn tag(&self) -> pb::FdTypes {
+        K::Entry::TYPE
+    }
+    fn claims(&self, file: &OpenFile) -> bool {
+        FileKind::claims(self, file)
+    }
+    fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::FileEntry> {
+        FileKind::dump(self, cx, file).map(FileEntry::into_file)
+    }
+    fn relates(&self) -> bool {
+        K::RELATES
+    }
+    fn relations(
+        &self,
+        cx: &mut dyn DumpCx,
+        file: &OpenFile,
+        entry: &mut pb::FileEntry,
+    ) -> Result<()> {
+        let mut own: K::Entry = member::<K::Entry>(entry)?.clone();
+        FileKind::relations(self, cx, file, &mut own)?;
+        *entry = own.into_file();
+        Ok(())
+    }
+    fn twins(&self, entry: &pb::FileEntry) -> Option<u64> {
+        K::Entry::of(entry).and_then(|entry| FileKind::twins(self, entry))
+    }
+    fn parts(&self, entry: &pb::FileEntry) -> Vec<FileId> {
+        K::Entry::of(entry)
+            .map(|entry| FileKind::parts(self, entry))
+            .unwrap_or_default()
+    }
+    fn after(&self, entry: &pb::FileEntry) -> Vec<FileId> {
+        K::Entry::of(entry)
+            .map(|entry| FileKind::after(self, entry))
+            .unwrap_or_default()
+    }
+    fn numbers(&self, entry: &pb::FileEntry) -> Vec<i32> {
+        K::Entry::of(entry)
+            .map(|entry| FileKind::numbers(self, entry))
+            .unwrap_or_default()
+    }
+    fn open(&self, cx: &mut dyn RestoreCx, entries: &[&pb::FileEntry]) -> Result<Vec<Opened>> {
+        let own = entries
+            .iter()
+            .map(|entry| member(entry))
+            .collect::<Result<Vec<&K::Entry>>>()?;
+        self.open_twins(cx, &own)
+    }
+    fn open_there(&self, entry: &pb::FileEntry, program: &mut Program) -> Result<Ret> {
+        FileKind::open_there(self, member(entry)?, program)
+    }
+    fn relate(
+        &self,
+        cx: &mut dyn RestoreCx,
+        entry: &pb::FileEntry,
+        program: &mut Program,
+    ) -> Result<()> {
+        FileKind::relate(self, cx, member(entry)?, program)
+    }
+    fn arm(&self, entry: &pb::FileEntry, fd: i32, program: &mut Program) -> Result<()> {
+        FileKind::arm(self, member(entry)?, fd, program)
+    }
+    fn flags(&self, entry: &pb::FileEntry) -> Option<u32> {
+        K::Entry::of(entry).and_then(FileEntry::flags)
+    }
+    fn owner(&self, entry: &pb::FileEntry) -> Option<pb::FownEntry> {
+        K::Entry::of(entry).and_then(FileEntry::owner).copied()
+    }
+}

@@ -1,0 +1,142 @@
+//! Births, sessions, groups and ends, made in the tasks themselves.
+
+use criu_kind::{Error, Result};
+use criu_tracee::{Arg, Blob, Nursery, Program, Site, Tracee};
+use nix::errno::Errno;
+use nix::unistd::Pid;
+
+const CLONE_PTRACE: u64 = 0x2000;
+
+/// `CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM`.
+const THREAD: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
+
+/// `struct clone_args`, eleven words of 64 bits on every machine (`include/uapi/linux/sched.h`).
+fn clone_args(program: &mut Program, flags: u64, exit_signal: i32, pid: i32) -> Blob {
+    const SET_TID: usize = 64;
+    let mut words = [0u64; 11];
+    words[0] = flags;
+    words[4] = u64::from(exit_signal.unsigned_abs());
+    words[9] = u64::from(pid != 0);
+    let args = program.bytes(
+        words
+            .iter()
+            .flat_map(|word| word.to_ne_bytes())
+            .collect::<Vec<u8>>(),
+    );
+    if pid != 0 {
+        let pids = program.bytes(pid.to_ne_bytes());
+        program.link(args, SET_TID, Arg::from(pids));
+    }
+    args
+}
+
+/// Clones a child of `parent` with this pid (0: any), stopped and held.
+pub fn clone_child(parent: &mut Tracee, pid: i32, nursery: &Nursery) -> Result<Tracee> {
+    let mut program = Program::new();
+    let args = clone_args(&mut program, CLONE_PTRACE, libc::SIGCHLD, pid);
+    let child = program.clone3(args, 88);
+    let outcome = parent.run(&program).map_err(|error| taken(pid, error))?;
+    let child = Pid::from_raw(outcome.fd(child));
+    Ok(Tracee::adopt(child, child, nursery)?)
+}
+
+/// Clones the other threads of a process.
+pub fn clone_threads(process: &mut Tracee, tids: &[i32]) -> Result<()> {
+    let mut program = Program::new();
+    let born: Vec<_> = tids
+        .iter()
+        .map(|tid| {
+            let args = clone_args(&mut program, THREAD | CLONE_PTRACE, 0, *tid);
+            program.clone3(args, 88)
+        })
+        .collect();
+    let outcome = process.run(&program).map_err(|error| match error {
+        criu_tracee::Error::Call(ref call) if call.errno == Errno::EEXIST => {
+            taken(tids.get(call.index).copied().unwrap_or(0), error)
+        }
+        other => other.into(),
+    })?;
+    for ret in born {
+        let tid = Pid::from_raw(outcome.fd(ret));
+        process.adopt_thread(tid, tid)?;
+    }
+    Ok(())
+}
+
+/// `EEXIST` of a clone, with the name of who has the pid.
+pub fn taken(pid: i32, error: criu_tracee::Error) -> Error {
+    if error.errno() != Some(Errno::EEXIST) {
+        return error.into();
+    }
+    Error::unsupported(
+        format!("pid {pid} is taken{}", occupier(pid)),
+        "stop that process, or restore in a new pid namespace (unshare --pid --fork --mount-proc)",
+    )
+}
+
+/// Who has a pid, in words.
+pub fn occupier(pid: i32) -> String {
+    let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    match comm.trim() {
+        "" => " as a process group or session that is still in use".to_owned(),
+        comm => format!(" by {comm:?}"),
+    }
+}
+
+/// Names a task, for those who see it only dead.
+pub fn name(process: &mut Tracee, comm: &[u8]) -> Result<()> {
+    const PR_SET_NAME: i32 = 15;
+    let mut program = Program::new();
+    let comm = program.cstr(comm);
+    program.prctl(PR_SET_NAME, comm, 0, 0, 0);
+    process.run(&program)?;
+    Ok(())
+}
+
+/// Makes a task the reaper of its orphans: before the first helper ends.
+pub fn adopt_orphans(process: &mut Tracee) -> Result<()> {
+    const PR_SET_CHILD_SUBREAPER: i32 = 36;
+    let mut program = Program::new();
+    program.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+    process.run(&program)?;
+    Ok(())
+}
+
+/// Makes a session.
+pub fn setsid(process: &mut Tracee) -> Result<()> {
+    let mut program = Program::new();
+    program.setsid();
+    process.run(&program)?;
+    Ok(())
+}
+
+/// Joins or makes a process group.
+pub fn setpgid(process: &mut Tracee, pgid: i32) -> Result<()> {
+    let mut program = Program::new();
+    program.setpgid(0, pgid);
+    process.run(&program)?;
+    Ok(())
+}
+
+/// Takes the status of a child that has ended.
+pub fn reap(parent: &mut Tracee, child: i32) -> Result<()> {
+    let mut program = Program::new();
+    program.wait4(child, 0, 0x4000_0000u32, 0);
+    parent.run(&program)?;
+    Ok(())
+}
+
+/// Forgets the `SIGCHLD` of helpers and zombies: setting its default action drops what is queued
+/// (`do_sigaction` in `kernel/signal.c`).
+pub fn forget_children(process: &mut Tracee) -> Result<()> {
+    let mut program = Program::new();
+    let default = program.bytes(vec![0; 64]);
+    program.rt_sigaction(
+        libc::SIGCHLD,
+        default,
+        0,
+        <criu_tracee::Native as criu_tracee::arch::Arch>::SIGSET,
+    );
+    process.run(&program)?;
+    Ok(())
+}

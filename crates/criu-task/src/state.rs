@@ -1,0 +1,163 @@
+//! The part of a thread that lives in the processor, and the frame of its core image.
+
+use criu_image::pb;
+use criu_kind::{Draft, Error, Result, Saved, ThreadView};
+use criu_proc::Stat;
+use criu_tracee::arch::{Arch, CoreError, CoreImage, ThreadState};
+use criu_tracee::{FpLayout, Native, NativeRegs, Stop, Stopped};
+
+use crate::words::{sigset, to_sigset};
+
+/// `task_state` in an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TaskState {
+    /// It runs or sleeps.
+    Alive,
+    /// A zombie.
+    Dead,
+    /// Job control has stopped it.
+    Stopped,
+}
+
+impl TaskState {
+    /// The number in the image.
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Alive => 1,
+            Self::Dead => 2,
+            Self::Stopped => 3,
+        }
+    }
+
+    /// From the number; `None` for one that no image of a task has.
+    pub fn from_number(number: u32) -> Option<Self> {
+        [Self::Alive, Self::Dead, Self::Stopped]
+            .into_iter()
+            .find(|state| state.number() == number)
+    }
+}
+
+fn misfit(error: CoreError) -> Error {
+    match error {
+        CoreError::Unsupported(fact) => Error::unsupported(fact, "use a machine that has it"),
+        other => Error::corrupt("core", other.to_string()),
+    }
+}
+
+/// The draft of a held thread: what ptrace and stat tell. Ids, cgroups and the answers to
+/// [`crate::describe`] are still missing.
+pub fn core(view: &ThreadView<'_>, layout: &FpLayout) -> Result<Draft> {
+    let mut core = pb::CoreEntry::default();
+    Native::to_core(&processor_state(view)?, layout, &mut core).map_err(misfit)?;
+    let (mask, mask_extended) = sigset(view.thread.mask());
+    let mut thread = pb::ThreadCoreEntry::default();
+    if view.leader {
+        let (state, stop) = match view.thread.stop() {
+            Stop::Group(signal) => (TaskState::Stopped, Some(signal.unsigned_abs())),
+            _ => (TaskState::Alive, None),
+        };
+        core.tc = Some(pb::TaskCoreEntry {
+            task_state: state.number(),
+            stop_signo: stop,
+            flags: view.stat.flags,
+            blk_sigset: mask,
+            blk_sigset_extended: mask_extended,
+            ..pb::TaskCoreEntry::default()
+        });
+    } else {
+        thread.blk_sigset = Some(mask);
+        thread.blk_sigset_extended = mask_extended;
+    }
+    core.thread_core = Some(thread);
+    let tid = view.thread.vtid().as_raw().cast_unsigned();
+    Ok(Draft {
+        core,
+        ext: pb::TaskExtEntry {
+            tid,
+            ..pb::TaskExtEntry::default()
+        },
+        dumpable: None,
+        thp_disabled: None,
+    })
+}
+
+fn processor_state(view: &ThreadView<'_>) -> Result<ThreadState<NativeRegs>> {
+    let stopped = view.thread.stopped()?;
+    let mut more = Vec::new();
+    for note in Native::MORE_NOTES {
+        more.extend(stopped.regset_if_any(*note)?.map(|bytes| (*note, bytes)));
+    }
+    let tls: Result<Vec<_>, _> = Native::TLS_SLOTS
+        .iter()
+        .map(|slot| stopped.thread_area(*slot))
+        .collect();
+    Ok(ThreadState {
+        regs: view.thread.natural().clone(),
+        fp: stopped.regset(Native::FP_NOTE)?,
+        more,
+        tls: tls?,
+    })
+}
+
+/// The core image of a zombie.
+pub fn zombie(stat: &Stat) -> pb::CoreEntry {
+    let mut core = pb::CoreEntry {
+        tc: Some(pb::TaskCoreEntry {
+            task_state: TaskState::Dead.number(),
+            exit_code: stat.exit_code.cast_unsigned(),
+            comm: stat.comm.clone(),
+            ..pb::TaskCoreEntry::default()
+        }),
+        ..pb::CoreEntry::default()
+    };
+    Native::set_machine(&mut core);
+    core
+}
+
+/// What a new thread goes on with.
+#[derive(Clone, Debug)]
+pub struct NewThread {
+    state: ThreadState<NativeRegs>,
+    mask: Vec<u8>,
+}
+
+impl NewThread {
+    /// The general registers, for [`criu_tracee::Thread::set_natural`]: after the last program but one,
+    /// since programs run on the stack pointer they find.
+    pub fn regs(&self) -> &NativeRegs {
+        &self.state.regs
+    }
+
+    /// The signal mask, for the same.
+    pub fn mask(&self) -> &[u8] {
+        &self.mask
+    }
+
+    /// Sets everything but the general registers and the mask. Programs do not touch it.
+    pub fn set(&self, stopped: &Stopped) -> Result<()> {
+        for (slot, area) in Native::TLS_SLOTS.iter().zip(&self.state.tls) {
+            stopped.set_thread_area(*slot, area)?;
+        }
+        stopped.set_regset(Native::FP_NOTE, &self.state.fp)?;
+        for (note, bytes) in &self.state.more {
+            stopped.set_regset(*note, bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// The registers and the signal mask of a thread, from its image.
+pub fn natural(saved: &Saved<'_>, layout: &FpLayout) -> Result<NewThread> {
+    let state = Native::from_core(saved.core, layout).map_err(misfit)?;
+    let thread = saved.core.thread_core.as_ref();
+    let task = saved.core.tc.as_ref();
+    let (low, extended) = match (task, thread) {
+        (Some(task), _) if saved.leader => (task.blk_sigset, task.blk_sigset_extended),
+        (_, Some(thread)) => (thread.blk_sigset.unwrap_or(0), thread.blk_sigset_extended),
+        _ => return Err(Error::corrupt("core", "no thread_core")),
+    };
+    Ok(NewThread {
+        state,
+        mask: to_sigset(low, extended),
+    })
+}

@@ -1,0 +1,98 @@
+//! `criu cpuinfo`: what the CPU can do, written down, and compared with the CPU of another host.
+
+use std::fs;
+use std::path::Path;
+
+use criu_image::desc::CPUINFO;
+use criu_image::pb::CpuinfoEntry;
+use criu_image::{ImageId, ImageReader, ImageWriter};
+
+use crate::error::{Failure, Kind};
+use crate::options::{CpuCap, CpuinfoOptions};
+use crate::x86_cpu;
+
+/// The status for a machine whose abilities CRIU's format cannot hold: -ENOTSUP, as a byte.
+const NOT_SUPPORTED: u8 = 161;
+
+/// Does `cpuinfo dump` or `cpuinfo check`.
+pub fn run(options: &CpuinfoOptions, images: &Path) -> Result<(), Failure> {
+    let here = here()?;
+    let path = images.join(CPUINFO.file_name(ImageId::Single));
+    let failed = |error: &(dyn std::error::Error + 'static)| {
+        Failure::from_chain("cpuinfo", error).object(path.display())
+    };
+    if !options.check {
+        let mut writer = ImageWriter::new(CPUINFO, CPUINFO.file_name(ImageId::Single), Vec::new())
+            .map_err(|error| failed(&error))?;
+        writer.write(&here).map_err(|error| failed(&error))?;
+        let bytes = writer.finish().map_err(|error| failed(&error))?;
+        return fs::write(&path, bytes).map_err(|error| failed(&error));
+    }
+    let bytes = fs::read(&path).map_err(|error| failed(&error))?;
+    let name = CPUINFO.file_name(ImageId::Single);
+    let reader = ImageReader::new(CPUINFO, name, bytes).map_err(|error| failed(&error))?;
+    let written = reader
+        .read_only::<CpuinfoEntry>()
+        .map_err(|error| failed(&error))?;
+    // To check nothing is no check.
+    let nothing = options.cpu_cap
+        == CpuCap {
+            cpu: false,
+            fpu: false,
+            instructions: false,
+            image: false,
+        };
+    let cap = if nothing {
+        CpuCap {
+            cpu: true,
+            fpu: true,
+            instructions: true,
+            image: true,
+        }
+    } else {
+        options.cpu_cap
+    };
+    compare(&written.message, &here, cap)
+}
+
+/// What this CPU can do.
+pub fn here() -> Result<CpuinfoEntry, Failure> {
+    let refuse = |why: &str| Failure::new(Kind::Unsupported, "cpuinfo", why);
+    let cpuid = cpuid().ok_or_else(|| {
+        refuse("the format has no entry for this architecture").exits(NOT_SUPPORTED)
+    })?;
+    let entry =
+        x86_cpu::describe(&cpuid).ok_or_else(|| refuse("neither Intel nor AMD made this CPU"))?;
+    Ok(CpuinfoEntry {
+        x86_entry: vec![entry],
+        ..CpuinfoEntry::default()
+    })
+}
+
+/// Whether a task from a CPU like `written` can run `here`; the refusal names all that is in the way.
+pub fn compare(written: &CpuinfoEntry, here: &CpuinfoEntry, cap: CpuCap) -> Result<(), Failure> {
+    let ([written], [here]) = (written.x86_entry.as_slice(), here.x86_entry.as_slice()) else {
+        return Err(Failure::new(
+            Kind::Corrupt,
+            "cpuinfo",
+            "there is no entry, or more than one, for x86",
+        ));
+    };
+    let differences = x86_cpu::compare(written, here, cap);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let text = format!("this CPU is not enough: {}", differences.join(", "));
+    Err(Failure::new(Kind::Incompatible, "cpuinfo", text).remedy("--cpu-cap says what must match"))
+}
+
+/// The instruction, where there is one. The architecture crates will take this.
+fn cpuid() -> Option<x86_cpu::Cpuid> {
+    #[cfg(target_arch = "x86_64")]
+    return Some(|leaf, subleaf| {
+        let answer = std::arch::x86_64::__cpuid_count(leaf, subleaf);
+        [answer.eax, answer.ebx, answer.ecx, answer.edx]
+    });
+    #[cfg(not(target_arch = "x86_64"))]
+    None
+}

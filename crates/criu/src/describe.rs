@@ -1,0 +1,183 @@
+//! Describe: every thread is asked in one batch what only it can tell, all threads at once.
+
+use criu_image::id::VPid;
+use criu_image::{Store, StoreExt, desc, pb};
+use criu_kind::{Draft, Result, Subject, ThreadView, Within};
+use criu_mm::Space;
+use criu_proc::{ProcDir, Stat, Status};
+use criu_task::{Node, SeccompTable, Tree};
+use criu_tracee::{FpLayout, Job, Program, Tracee, run_all};
+
+/// The core images of a tree.
+#[derive(Debug)]
+pub(crate) struct Described {
+    processes: Vec<Process>,
+    zombies: Vec<(u32, pb::CoreEntry)>,
+    filters: pb::SeccompEntry,
+}
+
+#[derive(Debug)]
+struct Process {
+    pid: u32,
+    /// Leader first.
+    threads: Vec<(u32, Draft)>,
+}
+
+/// What is read of a thread from outside.
+struct Seen {
+    tracee: usize,
+    index: usize,
+    task: ProcDir,
+    stat: Stat,
+    status: Status,
+}
+
+/// Asks all threads, and completes `spaces`, which are those of `tracees`.
+pub(crate) fn describe(
+    tree: &Tree,
+    tracees: &mut [Tracee],
+    spaces: &mut [Space],
+    layout: &FpLayout,
+) -> Result<Described> {
+    let mut nodes: Vec<Option<&Node>> = (0..tracees.len()).map(|_| None).collect();
+    for node in &tree.nodes {
+        if let Some(tracee) = node.tracee {
+            nodes[tracee] = Some(node);
+        }
+    }
+    let node = |tracee: usize| nodes[tracee].expect("every held process is a node of the tree");
+    let mut seen = Vec::new();
+    for (tracee, held) in tracees.iter().enumerate() {
+        for (index, thread) in held.threads().iter().enumerate() {
+            let task = node(tracee).proc.thread(thread.tid())?;
+            let (stat, status) = (task.stat()?, task.status()?);
+            seen.push(Seen {
+                tracee,
+                index,
+                task,
+                stat,
+                status,
+            });
+        }
+    }
+    let mut programs = Vec::with_capacity(seen.len());
+    let mut answers = Vec::with_capacity(seen.len());
+    for one in &seen {
+        let mut program = Program::new();
+        let view = view(one, node(one.tracee), tracees);
+        let asked =
+            criu_task::describe(&view, &mut program).within(|| node(one.tracee).subject())?;
+        let questions = (one.index == 0).then(|| Space::ask(&mut program));
+        programs.push(program);
+        answers.push((asked, questions));
+    }
+    let jobs: Vec<Job<'_>> = seen
+        .iter()
+        .zip(&programs)
+        .map(|(one, program)| Job {
+            tracee: one.tracee,
+            thread: one.index,
+            program,
+        })
+        .collect();
+    let outcomes = run_all(tracees, &jobs)?;
+    let mut drafts = Vec::with_capacity(seen.len());
+    for ((one, (asked, questions)), outcome) in seen.iter().zip(answers).zip(&outcomes) {
+        let view = view(one, node(one.tracee), tracees);
+        let subject = || node(one.tracee).subject();
+        let mut draft = criu_task::core(&view, layout).within(subject)?;
+        criu_task::answer(asked, &view, outcome, &mut draft).within(subject)?;
+        if let Some(questions) = questions {
+            let space = &mut spaces[one.tracee];
+            space.answer(outcome, questions);
+            space.mm.dumpable = draft.dumpable;
+            space.mm.thp_disabled = draft.thp_disabled;
+        }
+        drafts.push(draft);
+    }
+    collect(tree, tracees, &seen, drafts)
+}
+
+fn view<'a>(seen: &'a Seen, node: &'a Node, tracees: &'a [Tracee]) -> ThreadView<'a> {
+    ThreadView {
+        process: &node.proc,
+        task: &seen.task,
+        stat: &seen.stat,
+        status: &seen.status,
+        thread: &tracees[seen.tracee].threads()[seen.index],
+        leader: seen.index == 0,
+    }
+}
+
+fn collect(
+    tree: &Tree,
+    tracees: &[Tracee],
+    seen: &[Seen],
+    drafts: Vec<Draft>,
+) -> Result<Described> {
+    let mut filters = SeccompTable::new();
+    let mut processes = Vec::new();
+    let mut rest = seen;
+    let mut drafts = drafts.into_iter();
+    while let Some(first) = rest.first() {
+        let (own, others) = rest.split_at(
+            rest.iter()
+                .take_while(|one| one.tracee == first.tracee)
+                .count(),
+        );
+        rest = others;
+        let node = tree
+            .nodes
+            .iter()
+            .find(|node| node.tracee == Some(first.tracee));
+        let node = node.expect("every held process is a node of the tree");
+        let mut threads: Vec<Draft> = drafts.by_ref().take(own.len()).collect();
+        let mut pairs: Vec<_> = own
+            .iter()
+            .map(|one| view(one, node, tracees))
+            .zip(threads.iter_mut())
+            .collect();
+        filters.process(&mut pairs).within(|| node.subject())?;
+        let tids = own.iter().map(|one| {
+            tracees[one.tracee].threads()[one.index]
+                .vtid()
+                .as_raw()
+                .unsigned_abs()
+        });
+        processes.push(Process {
+            pid: node.vpid.unsigned_abs(),
+            threads: tids.zip(threads.drain(..)).collect(),
+        });
+    }
+    let zombies = tree.nodes.iter().filter(|node| node.tracee.is_none());
+    let zombies = zombies
+        .map(|node| (node.vpid.unsigned_abs(), criu_task::zombie(&node.stat)))
+        .collect();
+    Ok(Described {
+        processes,
+        zombies,
+        filters: filters.into_entry(),
+    })
+}
+
+impl Described {
+    /// Writes `core-P`, `core-TID`, `seccomp` and our extension.
+    pub(crate) fn write(&self, store: &dyn Store) -> Result<()> {
+        for process in &self.processes {
+            let mut ext = store.writer(desc::TASK_EXT, VPid::new(process.pid))?;
+            for (tid, draft) in &process.threads {
+                store
+                    .write_entry(desc::CORE, VPid::new(*tid), &draft.core)
+                    .within(|| Subject::Thread(tid.cast_signed()))?;
+                ext.write(&draft.ext)?;
+            }
+            ext.finish()?;
+        }
+        for (pid, core) in &self.zombies {
+            store.write_entry(desc::CORE, VPid::new(*pid), core)?;
+        }
+        // CRIU opens it whether or not a filter is used.
+        store.write_entry(desc::SECCOMP, (), &self.filters)?;
+        Ok(())
+    }
+}

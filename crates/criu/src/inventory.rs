@@ -1,0 +1,201 @@
+//! Which kernel objects each task uses, and the images that say so: inventory, pstree, ids, fs.
+
+use std::collections::HashMap;
+use std::io::Read;
+
+use criu_image::id::{FdTableId, VPid};
+use criu_image::{Store, StoreExt, desc, pb};
+use criu_kind::{Error, Result};
+use criu_proc::{NsKind, ProcDir};
+use criu_task::{Node, Tree};
+use nix::errno::Errno;
+use nix::unistd::Pid;
+
+/// The version of the image format.
+const IMG_VERSION: u32 = 2;
+
+/// Refuses a tree whose root belongs to a session outside of it, unless that is wanted.
+pub(crate) fn shell_job(tree: &Tree, wanted: bool) -> Result<()> {
+    let Some(root) = tree.nodes.first() else {
+        return Ok(());
+    };
+    if root.vsid == root.vpid || wanted {
+        return Ok(());
+    }
+    Err(Error::unsupported(
+        format!(
+            "task {} is not a session leader: its session {} is outside of the tree",
+            root.pid, root.vsid
+        ),
+        "use --shell-job (-j), or start the program with setsid",
+    ))
+}
+
+/// Ids of the objects that tasks share, and where each task is in the file system.
+#[derive(Debug)]
+pub(crate) struct Identities {
+    namespaces: HashMap<(&'static str, u64), u32>,
+    own: pb::TaskKobjIdsEntry,
+    tasks: HashMap<Pid, (pb::TaskKobjIdsEntry, pb::FsEntry)>,
+    next: u32,
+}
+
+fn set(ids: &mut pb::TaskKobjIdsEntry, kind: NsKind, id: u32) {
+    let slot = match kind {
+        NsKind::Pid => &mut ids.pid_ns_id,
+        NsKind::Net => &mut ids.net_ns_id,
+        NsKind::Ipc => &mut ids.ipc_ns_id,
+        NsKind::Uts => &mut ids.uts_ns_id,
+        NsKind::Mnt => &mut ids.mnt_ns_id,
+        NsKind::User => &mut ids.user_ns_id,
+        NsKind::Cgroup => &mut ids.cgroup_ns_id,
+        NsKind::Time => &mut ids.time_ns_id,
+    };
+    *slot = Some(id);
+}
+
+impl Identities {
+    /// Starts with the dumper's own namespaces: those of the tree must be the same.
+    pub(crate) fn of_dumper() -> Result<Self> {
+        let mut identities = Self {
+            namespaces: HashMap::new(),
+            own: pb::TaskKobjIdsEntry::default(),
+            tasks: HashMap::new(),
+            next: 1,
+        };
+        let me = ProcDir::open(Pid::this())?;
+        for kind in NsKind::ALL {
+            if let Some(inode) = namespace(&me, kind)? {
+                let id = u32::try_from(identities.namespaces.len()).unwrap_or(u32::MAX) + 1;
+                identities.namespaces.insert((kind.name(), inode), id);
+                set(&mut identities.own, kind, id);
+            }
+        }
+        Ok(identities)
+    }
+
+    /// Adds a task. A namespace that is not the dumper's own is refused.
+    pub(crate) fn add(&mut self, node: &Node, table: FdTableId, fs: pb::FsEntry) -> Result<()> {
+        let own = self.next;
+        self.next += 1;
+        let mut ids = pb::TaskKobjIdsEntry {
+            vm_id: own,
+            files_id: table.get(),
+            fs_id: own,
+            sighand_id: own,
+            ..Default::default()
+        };
+        let mut problems = Vec::new();
+        for kind in NsKind::ALL {
+            let Some(inode) = namespace(&node.proc, kind)? else {
+                continue;
+            };
+            match self.namespaces.get(&(kind.name(), inode)) {
+                Some(id) => set(&mut ids, kind, *id),
+                None => problems.push(Error::unsupported(
+                    format!("it is in a {} namespace of its own", kind.name()),
+                    "run criu inside the same namespaces (nsenter); dumping namespaces is not implemented yet",
+                )),
+            }
+        }
+        self.tasks.insert(node.pid, (ids, fs));
+        Error::all(problems)
+    }
+
+    /// Writes `pstree`, `ids-P`, `fs-P` and `inventory`.
+    pub(crate) fn write(&self, tree: &Tree, store: &dyn Store) -> Result<()> {
+        let mut pstree = store.writer(desc::PSTREE, ())?;
+        for node in &tree.nodes {
+            pstree.write(&pb::PstreeEntry {
+                pid: raw(node.vpid),
+                ppid: raw(node.vppid),
+                pgid: raw(node.vpgid),
+                sid: raw(node.vsid),
+                threads: threads(node)?,
+            })?;
+            if let Some((ids, fs)) = self.tasks.get(&node.pid) {
+                let id = VPid::new(raw(node.vpid));
+                store.write_entry(desc::IDS, id, ids)?;
+                store.write_entry(desc::FS, id, fs)?;
+            }
+        }
+        pstree.finish()?;
+        let inventory = pb::InventoryEntry {
+            img_version: IMG_VERSION,
+            fdinfo_per_id: Some(true),
+            ns_per_id: Some(true),
+            root_ids: Some(self.own),
+            lsmtype: Some(0),
+            dump_uptime: uptime(),
+            tcp_close: Some(false),
+            dump_criu_run_id: Some(run_id()?),
+            ..Default::default()
+        };
+        store.write_entry(desc::INVENTORY, (), &inventory)?;
+        Ok(())
+    }
+}
+
+/// The threads of a task, leader first; a zombie has itself alone.
+fn threads(node: &Node) -> Result<Vec<u32>> {
+    let mut tids = vec![raw(node.vpid)];
+    if node.tracee.is_some() {
+        for tid in node
+            .proc
+            .threads()?
+            .into_iter()
+            .filter(|tid| *tid != node.pid)
+        {
+            let status = node.proc.thread(tid)?.status()?;
+            let own = status
+                .ns_pid
+                .and_then(|ids| ids.last().copied())
+                .unwrap_or(tid);
+            tids.push(raw(own.as_raw()));
+        }
+    }
+    Ok(tids)
+}
+
+fn raw(id: i32) -> u32 {
+    id.unsigned_abs()
+}
+
+fn namespace(proc: &ProcDir, kind: NsKind) -> Result<Option<u64>> {
+    match proc.ns(kind.name()) {
+        Ok(link) => Ok(Some(link.inode)),
+        // This kernel has no such namespaces.
+        Err(criu_proc::Error::Kernel {
+            errno: Errno::ENOENT,
+            ..
+        }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Time since boot in microseconds: tells later whether a pid has been used again.
+fn uptime() -> Option<u64> {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).ok()?;
+    u64::try_from(std::time::Duration::from(time).as_micros()).ok()
+}
+
+/// A random UUID.
+fn run_id() -> Result<String> {
+    let mut bytes = [0; 16];
+    let mut random =
+        std::fs::File::open("/dev/urandom").map_err(Error::io("open(/dev/urandom)"))?;
+    random
+        .read_exact(&mut bytes)
+        .map_err(Error::io("read(/dev/urandom)"))?;
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok([
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..],
+    ]
+    .join("-"))
+}

@@ -1,0 +1,138 @@
+//! The test programs, a file per kernel object, listed here once.
+//!
+//! To add one, see `zdtm/README.md`: write `AREA/KIND.rs` with a `CASES` table, name it in its area below.
+
+#![allow(
+    unsafe_code,
+    reason = "test programs call the kernel raw; each block says why it is sound"
+)]
+
+#[cfg(target_arch = "x86_64")]
+mod cpu {
+    pub(crate) mod compat;
+    pub(crate) mod rseq;
+    pub(crate) mod x86_64;
+}
+mod tree {
+    pub(crate) mod group;
+    pub(crate) mod ids;
+    pub(crate) mod session;
+    pub(crate) mod subreaper;
+    pub(crate) mod thread_leader;
+    pub(crate) mod vfork;
+    pub(crate) mod zombie;
+}
+mod task {
+    pub(crate) mod attributes;
+    pub(crate) mod blocked;
+    pub(crate) mod creds;
+    pub(crate) mod futexes;
+    pub(crate) mod names;
+    pub(crate) mod pending;
+    pub(crate) mod sched;
+    pub(crate) mod seccomp;
+    pub(crate) mod signals;
+    pub(crate) mod stopped;
+    pub(crate) mod timers;
+}
+mod mm {
+    pub(crate) mod anon;
+    pub(crate) mod file;
+    pub(crate) mod flags;
+    pub(crate) mod layout;
+    pub(crate) mod shared;
+}
+mod files {
+    pub(crate) mod epoll;
+    pub(crate) mod eventfd;
+    pub(crate) mod fifo;
+    pub(crate) mod ghost;
+    pub(crate) mod inotify;
+    pub(crate) mod locks;
+    pub(crate) mod memfd;
+    pub(crate) mod ns_file;
+    pub(crate) mod pidfd;
+    pub(crate) mod pipe;
+    pub(crate) mod place;
+    pub(crate) mod regular;
+    pub(crate) mod signalfd;
+    pub(crate) mod special;
+    pub(crate) mod table;
+    pub(crate) mod timerfd;
+}
+
+use zdtm::Area;
+
+/// Every case, by area.
+pub static AREAS: &[Area] = &[
+    Area {
+        name: "cpu",
+        files: &[
+            #[cfg(target_arch = "x86_64")]
+            cpu::compat::CASES,
+            #[cfg(target_arch = "x86_64")]
+            cpu::rseq::CASES,
+            #[cfg(target_arch = "x86_64")]
+            cpu::x86_64::CASES,
+        ],
+    },
+    Area {
+        name: "tree",
+        files: &[
+            tree::group::CASES,
+            tree::ids::CASES,
+            tree::session::CASES,
+            tree::subreaper::CASES,
+            tree::thread_leader::CASES,
+            tree::vfork::CASES,
+            tree::zombie::CASES,
+        ],
+    },
+    Area {
+        name: "task",
+        files: &[
+            task::attributes::CASES,
+            task::blocked::CASES,
+            task::creds::CASES,
+            task::futexes::CASES,
+            task::names::CASES,
+            task::pending::CASES,
+            task::sched::CASES,
+            task::seccomp::CASES,
+            task::signals::CASES,
+            task::stopped::CASES,
+            task::timers::CASES,
+        ],
+    },
+    Area {
+        name: "mm",
+        files: &[
+            mm::anon::CASES,
+            mm::file::CASES,
+            mm::flags::CASES,
+            mm::layout::CASES,
+            mm::shared::CASES,
+        ],
+    },
+    Area {
+        name: "files",
+        files: &[
+            files::epoll::CASES,
+            files::eventfd::CASES,
+            files::fifo::CASES,
+            files::ghost::CASES,
+            files::inotify::CASES,
+            files::locks::CASES,
+            files::memfd::CASES,
+            files::ns_file::CASES,
+            files::pidfd::CASES,
+            files::pipe::CASES,
+            files::place::CASES,
+            files::regular::CASES,
+            files::signalfd::CASES,
+            files::special::CASES,
+            files::table::CASES,
+            files::timerfd::CASES,
+        ],
+    },
+];

@@ -1,0 +1,22 @@
+//! Raw system calls with their errors as `Result`.
+
+use std::io;
+
+/// What libc returns, with -1 turned into the error it stands for.
+pub fn ret<T: From<i8> + PartialEq>(value: T) -> io::Result<T> {
+    if value == T::from(-1) {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(value)
+    }
+}
+
+/// A system call libc has no function for.
+///
+/// # Safety
+/// As with the call itself: every argument that is an address must be good for what the call does there.
+pub unsafe fn syscall(number: libc::c_long, arguments: [usize; 6]) -> io::Result<i64> {
+    let [a, b, c, d, e, f] = arguments;
+    // SAFETY: passed on to our caller.
+    ret(unsafe { libc::syscall(number, a, b, c, d, e, f) })
+}

@@ -1,0 +1,138 @@
+//! One run, as it is handed to the process that drives it: its arguments.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::catalog::Entry;
+use crate::options::{Column, Mode, Options, Place};
+
+/// Everything the driver has to know.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    pub(crate) case: Entry,
+    pub(crate) column: Column,
+    pub(crate) place: Place,
+    pub(crate) iterations: usize,
+    pub(crate) timeout: Duration,
+    pub(crate) cases: PathBuf,
+    /// Absolute; holds `work` (the case's directory), `img` and the logs.
+    pub(crate) dir: PathBuf,
+}
+
+impl Job {
+    pub(crate) fn new(
+        options: &Options,
+        case: &Entry,
+        column: &Column,
+        dir: PathBuf,
+    ) -> Result<Self> {
+        let absolute =
+            |path: &Path| std::path::absolute(path).with_context(|| path.display().to_string());
+        Ok(Self {
+            case: case.clone(),
+            column: Column {
+                dump_with: absolute(&column.dump_with)?,
+                restore_with: absolute(&column.restore_with)?,
+                ..column.clone()
+            },
+            place: options.place,
+            iterations: options.iterations.max(1),
+            timeout: options.timeout,
+            cases: absolute(&options.cases)?,
+            dir: absolute(&dir)?,
+        })
+    }
+
+    /// The case's working directory.
+    pub(crate) fn work(&self) -> PathBuf {
+        self.dir.join("work")
+    }
+
+    /// As the arguments of a re-executed runner; [`Job::parse`] reads them back.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let path = |path: &Path| path.to_string_lossy().into_owned();
+        vec![
+            path(&self.dir),
+            path(&self.cases),
+            path(&self.column.dump_with),
+            path(&self.column.restore_with),
+            self.column.mode.name().to_owned(),
+            if self.place == Place::Host {
+                "host"
+            } else {
+                "namespace"
+            }
+            .to_owned(),
+            self.iterations.to_string(),
+            self.timeout.as_secs().to_string(),
+            self.case.name.clone(),
+            self.case.options.join(" "),
+            self.case.dump.join(" "),
+            self.case.restore.join(" "),
+            self.case.changes.join(" "),
+            self.case.refused.clone(),
+        ]
+    }
+
+    /// The inverse of [`Job::arguments`].
+    pub(crate) fn parse(arguments: &[String]) -> Result<Self> {
+        let [
+            dir,
+            cases,
+            dump_with,
+            restore_with,
+            mode,
+            place,
+            iterations,
+            timeout,
+            name,
+            options,
+            dump,
+            restore,
+            changes,
+            refused,
+        ] = arguments
+        else {
+            anyhow::bail!("wrong number of arguments");
+        };
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect();
+        let mode = [
+            Mode::Restore,
+            Mode::LeaveRunning,
+            Mode::LeaveStopped,
+            Mode::PreDump,
+            Mode::None,
+        ]
+        .into_iter()
+        .find(|known| known.name() == mode)
+        .context("mode")?;
+        Ok(Self {
+            case: Entry {
+                name: name.clone(),
+                options: words(options),
+                dump: words(dump),
+                restore: words(restore),
+                exclusive: false,
+                changes: words(changes),
+                refused: refused.clone(),
+            },
+            column: Column {
+                title: String::new(),
+                mode,
+                dump_with: dump_with.into(),
+                restore_with: restore_with.into(),
+            },
+            place: if place == "host" {
+                Place::Host
+            } else {
+                Place::Namespace
+            },
+            iterations: iterations.parse()?,
+            timeout: Duration::from_secs(timeout.parse()?),
+            cases: cases.into(),
+            dir: dir.into(),
+        })
+    }
+}
