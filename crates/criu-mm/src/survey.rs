@@ -131,7 +131,7 @@ pub fn survey(
             mm_env_start: stat.env_start,
             mm_env_end: stat.env_end,
             exe_file_id: files.exe(tracee.pid())?.get(),
-            mm_saved_auxv: auxv(&proc.read("auxv")?, AUXV_WORD).map_err(criu_proc::Error::from)?,
+            mm_saved_auxv: auxiliary(proc)?,
             aios: aios.map(crate::aio::describe).collect(),
             vmas,
             dumpable: None,
@@ -272,6 +272,15 @@ fn name(smap: &Smap<'_>) -> Option<pb::VmaNameEntry> {
         end: smap.vma.end,
         name: name.to_vec(),
     })
+}
+
+/// The auxiliary vector without its end mark, for which CRIU's readers may have no room.
+fn auxiliary(proc: &ProcDir) -> Result<Vec<u64>> {
+    let mut words = auxv(&proc.read("auxv")?, AUXV_WORD).map_err(criu_proc::Error::from)?;
+    if words.ends_with(&[0, 0]) {
+        words.truncate(words.len() - 2);
+    }
+    Ok(words)
 }
 
 fn heap_end(vmas: &[pb::VmaEntry], start_brk: u64) -> u64 {
