@@ -19,6 +19,8 @@ use crate::vdso::{Fate, fate};
 /// `PR_SET_VMA` and `PR_SET_VMA_ANON_NAME`, Linux 5.17.
 const PR_SET_VMA: i32 = 0x5356_4d41;
 const PR_SET_VMA_ANON_NAME: i32 = 0;
+/// Linux 4.4.
+const MLOCK_ONFAULT: i32 = 1;
 
 /// Gives tasks that were filled, and whose children were cloned, the memory they will go on with.
 pub fn finish(tracees: &mut [Tracee], jobs: &[FillJob<'_>], ground: &Ground) -> Result<()> {
@@ -86,8 +88,9 @@ pub(crate) fn plan(image: &SpaceImage, ground: &Ground) -> Result<Plan> {
         }
         plan.advise(vma);
         if vma.flags & map::LOCKED != 0 {
+            plan.program.mlock2(start, size, MLOCK_ONFAULT);
             plan.program.mlock(start, size);
-            // What may not be touched cannot be brought in; it is locked all the same.
+            // It is locked now; what may not be touched cannot be brought in.
             plan.hint("mlock");
         }
     }
