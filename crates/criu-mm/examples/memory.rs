@@ -63,7 +63,16 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let pid = Pid::from_raw(pid.parse()?);
     let mut clock = Instant::now();
     let mut step = |name: &str| {
-        println!("{name:>8} {:>9.3} ms", clock.elapsed().as_secs_f64() * 1e3);
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let peak = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .unwrap_or("?")
+            .trim();
+        println!(
+            "{name:>8} {:>9.3} ms, driver's peak {peak}",
+            clock.elapsed().as_secs_f64() * 1e3
+        );
         clock = Instant::now();
     };
 
@@ -123,11 +132,5 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     finish(&mut tracees, &jobs, &ground)?;
     step("finish");
     println!("{stats:?}");
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let peak = status
-        .lines()
-        .find(|line| line.starts_with("VmHWM"))
-        .unwrap_or_default();
-    println!("driver {peak}");
     Ok(())
 }

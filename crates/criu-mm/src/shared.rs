@@ -167,7 +167,7 @@ fn drain_one(
         inside: transfers(inside, BATCH),
         outside,
         shift,
-        object: Some(object),
+        object: Some(&object),
     };
     write(tracees, &[capture])
 }
