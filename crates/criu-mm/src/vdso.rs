@@ -156,11 +156,12 @@ fn jumps(theirs_at: u64, theirs: &[u8], ours_at: u64, ours: &[u8]) -> Vec<(u64, 
         let Some((_, target)) = ours.iter().find(|(other, _)| *other == name) else {
             continue;
         };
-        let code = Native::vdso_jump(theirs_at + offset, ours_at + target);
-        let length = code.len() as u64;
-        let inside = offset + length <= theirs.len() as u64;
-        if inside && !jumps.iter().any(|(at, _)| *at == theirs_at + offset) {
-            jumps.push((theirs_at + offset, code));
+        // An image may say anything of its vdso.
+        let at = theirs_at.saturating_add(offset);
+        let code = Native::vdso_jump(at, ours_at + target);
+        let inside = offset.saturating_add(code.len() as u64) <= theirs.len() as u64;
+        if inside && !jumps.iter().any(|(other, _)| *other == at) {
+            jumps.push((at, code));
         }
     }
     jumps
