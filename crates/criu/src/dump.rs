@@ -70,13 +70,16 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
     if end != EndState::Running {
         names.keep();
     }
+    progress.stage("release");
     at("release", release(tracees, end))?;
     stats.released();
-    progress.clear();
+    progress.stage("manifest");
     at(
         "manifest",
         Manifest::build(images).map(drop).map_err(Error::from),
     )?;
+    progress.clear();
+    tracing::info!("done");
     stats.write(&options.tree.common.work, options.tree.display_stats)?;
     refused
 }
