@@ -57,6 +57,7 @@ fn dump_options() -> DumpOptions {
         ghost_limit: 1 << 20,
         link_remap: false,
         evasive_devices: false,
+        mounts: false,
         file_locks: false,
         validation: Validation::BuildId,
         external: Vec::new(),
