@@ -1,12 +1,13 @@
 //! Clocks as a descriptor: timerfd_create(2).
 //!
 //! The state is the clock, the time left, the interval, and the expirations nobody has read. The time
-//! left starts to run again when the tasks do. Not preserved: that an absolute time has passed between dump and
-//! restore, or that the clock was set (`TFD_TIMER_CANCEL_ON_SET`).
+//! left starts to run again when the tasks do. A time of day stays that: it may have passed by then. Not
+//! preserved: that the clock was set meanwhile (`TFD_TIMER_CANCEL_ON_SET`).
 
+use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 
-use criu_image::pb;
+use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
 use criu_proc::{Fdinfo, ParseError, ProcDir};
 use criu_tracee::{Local, Program, Site};
@@ -31,11 +32,11 @@ impl FileKind for Timerfd {
         file.is_anon_inode("[timerfd]")
     }
 
-    fn dump(&self, _: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
+    fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
         let info = &up_to_date(file)?;
         let (vsec, vnsec) = pair(info, "it_value", "it_value: (seconds, nanoseconds)")?;
         let (isec, insec) = pair(info, "it_interval", "it_interval: (seconds, nanoseconds)")?;
-        Ok(pb::TimerfdEntry {
+        let entry = pb::TimerfdEntry {
             id: file.number(),
             flags: file.flags(),
             fown: file.owner,
@@ -46,7 +47,20 @@ impl FileKind for Timerfd {
             vnsec,
             isec,
             insec,
-        })
+        };
+        if let Some((sec, nsec)) = time_of_day(&entry)? {
+            let timerfd = pb::TimerfdExtEntry {
+                timerfd_id: entry.id,
+                sec,
+                nsec: u32::try_from(nsec).unwrap_or(0),
+            };
+            let ext = pb::FilesExtEntry {
+                timerfd: Some(timerfd),
+                ..pb::FilesExtEntry::default()
+            };
+            cx.append(desc::FILES_EXT, (), &ext, &[])?;
+        }
+        Ok(entry)
     }
 
     fn open(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Opened> {
@@ -55,10 +69,21 @@ impl FileKind for Timerfd {
         Ok(Opened::Here(cx.here().run(&program)?.fd(fd)))
     }
 
-    /// The value is a time left, also where the timer was set to a time of day.
-    fn arm(&self, entry: &Self::Entry, fd: i32, program: &mut Program) -> Result<()> {
+    /// The value is a time left, also where the timer was set to a time.
+    fn arm(
+        &self,
+        cx: &mut dyn RestoreCx,
+        entry: &Self::Entry,
+        fd: i32,
+        program: &mut Program,
+    ) -> Result<()> {
         if (entry.vsec, entry.vnsec, entry.isec, entry.insec) != (0, 0, 0, 0) {
-            let (vsec, vnsec) = expiry(entry)?;
+            let times = cx.cached(Times::load)?;
+            let (vsec, vnsec) = match times.0.get(&entry.id) {
+                Some(time) => *time,
+                None if is_absolute(entry) => from_now(entry)?,
+                None => (entry.vsec, entry.vnsec),
+            };
             let words = [entry.isec, entry.insec, vsec, vnsec].map(long);
             let setting = program.bytes(words.concat());
             program.timerfd_settime(fd, entry.settime_flags, setting, 0);
@@ -71,18 +96,48 @@ impl FileKind for Timerfd {
     }
 }
 
-/// What to set: a time left, or for an absolute timer the time when that is over.
-fn expiry(entry: &pb::TimerfdEntry) -> Result<(u64, u64)> {
+fn is_absolute(entry: &pb::TimerfdEntry) -> bool {
     let absolute = entry.settime_flags & libc::TFD_TIMER_ABSTIME.cast_unsigned() != 0;
-    if !absolute || (entry.vsec, entry.vnsec) == (0, 0) {
-        return Ok((entry.vsec, entry.vnsec));
-    }
-    let clock = ClockId::from_raw(entry.clockid.cast_signed());
+    absolute && (entry.vsec, entry.vnsec) != (0, 0)
+}
+
+/// When it rings, if it was set to a time of day: that does not move, unlike the time since boot.
+fn time_of_day(entry: &pb::TimerfdEntry) -> Result<Option<(u64, u64)>> {
+    let clock = entry.clockid.cast_signed();
+    let of_day = matches!(clock, libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM);
+    (of_day && is_absolute(entry))
+        .then(|| from_now(entry))
+        .transpose()
+}
+
+/// When the time left is over, by its clock.
+fn from_now(entry: &pb::TimerfdEntry) -> Result<(u64, u64)> {
+    let clock = match entry.clockid.cast_signed() {
+        libc::CLOCK_REALTIME_ALARM => ClockId::CLOCK_REALTIME,
+        libc::CLOCK_BOOTTIME_ALARM => ClockId::CLOCK_BOOTTIME,
+        other => ClockId::from_raw(other),
+    };
     let now = clock_gettime(clock).map_err(Error::kernel("clock_gettime"))?;
     let word = |word: i64| u64::try_from(word).unwrap_or(0);
     let nanos = word(now.tv_nsec()).saturating_add(entry.vnsec);
     let seconds = word(now.tv_sec()).saturating_add(entry.vsec);
     Ok((seconds.saturating_add(nanos / NANOS), nanos % NANOS))
+}
+
+/// Times of day, by timer.
+struct Times(HashMap<u32, (u64, u64)>);
+
+impl Times {
+    fn load(store: &dyn Store) -> Result<Self> {
+        let entries = store.entries::<pb::FilesExtEntry>(desc::FILES_EXT, ())?;
+        let entries = entries.unwrap_or_default().into_iter();
+        let timers = entries.filter_map(|entry| entry.message.timerfd);
+        Ok(Self(
+            timers
+                .map(|timer| (timer.timerfd_id, (timer.sec, timer.nsec.into())))
+                .collect(),
+        ))
+    }
 }
 
 /// A word of `struct itimerspec` as this machine has it.
@@ -156,6 +211,21 @@ mod tests {
             $1 = ioctl(3, 0x40085400, <0200000000000000>)
         "#]]
         .assert_eq(&restored(&Timerfd, &entry).expect("a program"));
+    }
+
+    #[test]
+    fn a_time_of_day_is_written_as_such() {
+        let text = "pos:\t0\nflags:\t02\nmnt_id:\t15\nino:\t1063\nclockid: 0\nticks: 0\n\
+            settime flags: 03\nit_value: (49, 500)\nit_interval: (0, 0)\n";
+        let entry =
+            dumped(&Timerfd, &open_file("anon_inode:[timerfd]", 0o600, text)).expect("known");
+        let (sec, _) = time_of_day(&entry).expect("a clock").expect("absolute");
+        assert!(sec > 1_700_000_000, "{sec}");
+        let relative = pb::TimerfdEntry {
+            settime_flags: 0,
+            ..entry
+        };
+        assert_eq!(time_of_day(&relative).expect("a clock"), None);
     }
 
     #[test]
