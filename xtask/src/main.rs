@@ -1,9 +1,15 @@
 //! `cargo xtask VERB`: a verb a file, listed in one table.
+mod args;
+mod bench;
 mod ci;
 mod codegen;
+mod criu;
 mod demo;
 mod edges;
+mod programs;
+mod room;
 mod shell;
+mod target;
 mod tidy;
 mod zdtm;
 
@@ -19,6 +25,11 @@ type Verb = (
 /// Every verb.
 const VERBS: &[Verb] = &[
     (
+        "bench",
+        "what dumps and restores take, beside another criu (--help: options)",
+        bench::run,
+    ),
+    (
         "ci",
         "everything a change has to pass; what CI runs",
         ci::run,
@@ -32,6 +43,11 @@ const VERBS: &[Verb] = &[
         "demo",
         "dump, kill and restore a small program, and show it going on; no root needed",
         demo::run,
+    ),
+    (
+        "programs",
+        "dump, kill, restore and check python, redis, sqlite, bash, go, java (--help: options)",
+        programs::run,
     ),
     (
         "tidy",

@@ -13,7 +13,7 @@ use crate::memory::Memory;
 use crate::native::{Native, NativeRegs};
 use crate::place::Place;
 use crate::program::Program;
-use crate::ptrace::SigInfo;
+use crate::ptrace::{self, SigInfo};
 use crate::rseq::Rseq;
 use crate::run::{self, Workplace};
 use crate::site::{Outcome, Site};
@@ -179,8 +179,12 @@ impl Tracee {
             for (slot, tid, running) in fresh {
                 match running.wait_held(deadline) {
                     Ok(held) => {
-                        let vtid = own_id(tid);
-                        found[slot].1.push(Thread::held(tid, vtid, held)?);
+                        let status = status(tid);
+                        let thread = Thread::held(tid, own_id(tid, &status), held)?;
+                        if !matches!(field(&status, "Seccomp"), "0" | "") {
+                            if_allowed(thread.stopped()?.suspend_seccomp(Hold::Dump))?;
+                        }
+                        found[slot].1.push(thread);
                     }
                     Err(Error::Gone(_)) => {}
                     Err(error) => return Err(error),
@@ -193,7 +197,7 @@ impl Tracee {
             if threads.is_empty() {
                 continue;
             }
-            let signal = closing_signal(pid);
+            let signal = closing_signal(pid, threads[0].stop);
             let memory = Memory::open(pid)?;
             for thread in &mut threads {
                 gone_is_fine(thread.look_at_rseq(&memory))?;
@@ -298,13 +302,7 @@ impl Tracee {
     /// filters stay in force, and what they forbid fails.
     pub fn suspend_seccomp_if_allowed(&self) -> Result<()> {
         for thread in &self.threads {
-            match thread.stopped()?.suspend_seccomp(self.hold) {
-                Err(Error::Kernel {
-                    errno: Errno::EPERM | Errno::EINVAL,
-                    ..
-                }) => {}
-                done => done?,
-            }
+            if_allowed(thread.stopped()?.suspend_seccomp(self.hold))?;
         }
         Ok(())
     }
@@ -443,9 +441,7 @@ impl Tracee {
             for info in thread.deferred.drain(..) {
                 stop_again |= info.signal() == libc::SIGSTOP;
                 if info.signal() != libc::SIGSTOP {
-                    gone_is_fine(
-                        kill(thread.tid, Signal::try_from(info.signal()).ok()).call("kill"),
-                    )?;
+                    gone_is_fine(ptrace::tgkill(self.pid, thread.tid, info.signal()))?;
                 }
             }
             if let Some(stopped) = thread.stopped.take() {
@@ -493,6 +489,8 @@ impl Tracee {
             Ok(_) => {
                 let thread = &mut self.threads[0];
                 let stopped = thread.stopped.take().ok_or(Error::Gone(thread.tid))?;
+                // A blocked signal would only be queued.
+                stopped.set_mask(&[0; Native::SIGSET])?;
                 match stopped.cont(signal)?.wait() {
                     Err(Error::Gone(_)) => {}
                     Err(error) => return Err(error),
@@ -525,6 +523,39 @@ impl Tracee {
             thread.put_back(&regs)?;
         }
         Ok(())
+    }
+
+    /// Stops a built process as by job control, so that it stays stopped when it is let go and none of
+    /// its queued signals comes first. After [`Tracee::leave`].
+    pub fn stop(&mut self, signal: i32) -> Result<()> {
+        let pid = self.pid;
+        let thread = &mut self.threads[0];
+        let stopped = thread.stopped.take().ok_or(Error::Gone(pid))?;
+        // All are blocked but the one that stops, and SIGSTOP, which cannot be.
+        let mut mask = vec![0xff; Native::SIGSET];
+        let bit = usize::try_from(signal - 1).unwrap_or(0);
+        mask[bit / 8] &= !(1 << (bit % 8));
+        stopped.set_mask(&mask)?;
+        kill(pid, Signal::SIGSTOP).call("kill")?;
+        let mut running = stopped.cont(0)?;
+        let mut deliver = signal;
+        loop {
+            let (stopped, stop) = running.wait()?;
+            running = match stop {
+                Stop::Signal(libc::SIGSTOP) => {
+                    let with = deliver;
+                    // If that signal does not stop it (its group is orphaned, say), SIGSTOP does.
+                    deliver = libc::SIGSTOP;
+                    stopped.cont(with)?
+                }
+                Stop::Group(_) => {
+                    stopped.set_mask(&thread.mask)?;
+                    thread.stopped = Some(stopped);
+                    return Ok(());
+                }
+                Stop::Signal(_) | Stop::Interrupt | Stop::Syscall => stopped.cont(0)?,
+            };
+        }
     }
 
     /// Lets go of a built process, leader last.
@@ -585,6 +616,17 @@ impl Drop for Tracee {
     }
 }
 
+/// Without `CAP_SYS_ADMIN`, or on a kernel without it, filters stay in force.
+fn if_allowed(result: Result<()>) -> Result<()> {
+    match result {
+        Err(Error::Kernel {
+            errno: Errno::EPERM | Errno::EINVAL,
+            ..
+        }) => Ok(()),
+        other => other,
+    }
+}
+
 fn gone_is_fine(result: Result<()>) -> Result<()> {
     match result {
         Err(
@@ -622,8 +664,8 @@ fn field<'a>(status: &'a str, name: &str) -> &'a str {
 }
 
 /// The id that the task has in its own pid namespace.
-fn own_id(tid: Pid) -> Pid {
-    field(&status(tid), "NSpid")
+fn own_id(tid: Pid, status: &str) -> Pid {
+    field(status, "NSpid")
         .split_ascii_whitespace()
         .next_back()
         .and_then(|id| id.parse().ok())
@@ -642,14 +684,23 @@ fn already_traced(tid: Pid, error: Error) -> Error {
     }
 }
 
-/// A signal that the process neither handles nor has pending, and that does nothing by default.
-fn closing_signal(pid: Pid) -> i32 {
+/// A signal that does nothing by default and that the process neither handles nor has pending.
+///
+/// `SIGCONT` is one too, as long as nobody is stopped or about to be. If all are taken, a process whose
+/// tracer dies may see a `SIGURG` that nobody sent.
+fn closing_signal(pid: Pid, stop: Stop) -> i32 {
+    const STOPS: [i32; 4] = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
     let status = status(pid);
     let set = |name| u64::from_str_radix(field(&status, name), 16).unwrap_or(0);
-    let busy = set("SigCgt") | set("ShdPnd") | set("SigPnd");
+    let pending = set("ShdPnd") | set("SigPnd");
+    let busy = set("SigCgt") | pending;
+    let has = |set: u64, signal: i32| set >> (signal - 1) & 1 == 1;
+    let may_continue =
+        !matches!(stop, Stop::Group(_)) && !STOPS.iter().any(|signal| has(pending, *signal));
     [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD]
         .into_iter()
-        .find(|signal| busy >> (signal - 1) & 1 == 0)
+        .chain(may_continue.then_some(libc::SIGCONT))
+        .find(|signal| !has(busy, *signal))
         .unwrap_or(libc::SIGURG)
 }
 

@@ -3,7 +3,7 @@
 //! Until *commit* every way out leaves the tasks as they were found: what holds them cures them when
 //! it is dropped, and the half-written images go with the store.
 
-use criu_files::{Collector, KINDS, Validation};
+use criu_files::{Collector, KINDS, Names, Validation};
 use criu_image::{Directory, Durability, Manifest, Memory, Store};
 use criu_kind::{Error, Result, Within};
 use criu_mm::{DrainOptions, Space, SurveyOptions};
@@ -19,7 +19,7 @@ use crate::scripts::Action;
 use crate::stats::DumpStats;
 
 /// Dumps the tree of `options` into its images directory.
-pub fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Failure> {
+pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Failure> {
     let mut stats = DumpStats::start();
     let images = &options.tree.common.images;
     options
@@ -183,7 +183,7 @@ fn file_options(options: &DumpOptions) -> criu_files::DumpOptions {
 }
 
 /// The option in the words of the files.
-pub fn validation(option: FileValidation) -> Validation {
+pub(crate) fn validation(option: FileValidation) -> Validation {
     match option {
         FileValidation::Size => Validation::Size,
         FileValidation::BuildId => Validation::BuildId,
@@ -211,7 +211,7 @@ fn commit(
     survey: Survey<'_>,
     described: &Described,
     store: &dyn Store,
-) -> Result<criu_files::Names> {
+) -> Result<Names> {
     for space in &survey.spaces {
         space.write(store)?;
     }

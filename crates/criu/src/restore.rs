@@ -2,10 +2,13 @@
 //!
 //! Until *wake* every task is held and dies with the world that holds it.
 
+use std::time::{Duration, Instant};
+
 use criu_files::{Files, KINDS};
 use criu_image::Directory;
 use criu_image::manifest::{Depth, Manifest};
 use criu_kind::{Error, Result};
+use criu_proc::{ProcDir, TaskState};
 use criu_task::{Plan, birth};
 use criu_tracee::fp_layout;
 use nix::errno::Errno;
@@ -22,7 +25,7 @@ use crate::verbs::write_pidfile;
 use crate::world::World;
 
 /// Restores the tree in the images directory of `options`.
-pub fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(), Failure> {
+pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(), Failure> {
     let mut stats = RestoreStats::start();
     let tree = &options.tree;
     progress.stage("load");
@@ -113,16 +116,30 @@ fn preflight(model: &Model, files: &Files<'_>, plan: &Plan) -> Result<()> {
     );
     wanted.sort_unstable();
     wanted.dedup();
-    for pid in wanted {
-        if in_use(pid) {
-            problems.push(Error::unsupported(
-                format!("pid {pid} is taken{}", birth::occupier(pid)),
-                "stop that process, or restore in a new pid namespace (unshare --pid --fork --mount-proc)",
-            ));
-        }
+    for pid in still_taken(wanted) {
+        problems.push(Error::unsupported(
+            format!("pid {pid} is taken{}", birth::occupier(pid)),
+            "stop that process, or restore in a new pid namespace (unshare --pid --fork --mount-proc)",
+        ));
     }
     problems.extend(files.check().err());
     Error::all(problems)
+}
+
+/// How long to wait for the dead to be buried: init takes its time.
+const BURIAL: Duration = Duration::from_secs(3);
+
+/// The pids that are in use. Zombies, and groups whose last member is one, are given a moment: those of
+/// a tree that was dumped just now are reaped by whoever adopted them.
+fn still_taken(mut pids: Vec<i32>) -> Vec<i32> {
+    let start = Instant::now();
+    loop {
+        pids.retain(|pid| in_use(*pid));
+        if !pids.iter().all(|pid| is_dying(*pid)) || pids.is_empty() || start.elapsed() > BURIAL {
+            return pids;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Whether a pid belongs to a task, or to a process group.
@@ -130,4 +147,12 @@ fn in_use(pid: i32) -> bool {
     [pid, -pid]
         .into_iter()
         .any(|pid| kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH))
+}
+
+/// Whether who has the pid is dead, and only has to be reaped.
+fn is_dying(pid: i32) -> bool {
+    match ProcDir::open(Pid::from_raw(pid)).and_then(|proc| proc.stat()) {
+        Ok(stat) => matches!(stat.state, TaskState::Zombie | TaskState::Dead),
+        Err(_) => true,
+    }
 }

@@ -9,7 +9,7 @@ use criu_proc::{ProcDir, Status};
 use criu_task::{NewThread, Plan, Role, Step, TaskState, birth};
 use criu_tracee::{FpLayout, Job, Nursery, Program, Site, Tracee, run_all, spawn_root};
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::load::{Model, Task};
@@ -18,13 +18,13 @@ use crate::load::{Model, Task};
 const CLONE_PARENT: u64 = 0x8000;
 
 /// The held tasks. Dropping it ends them all.
-pub struct World<'m> {
+pub(crate) struct World<'m> {
     model: &'m Model,
     files: Files<'m>,
     ground: Ground,
     shared: Shared,
     /// What became of the pages.
-    pub filled: FillStats,
+    pub(crate) filled: FillStats,
     /// Processes of the images that live, parents first: index in the model, and where.
     alive: Vec<(usize, usize)>,
     /// All that are held, zombies and helpers gone.
@@ -36,7 +36,7 @@ pub struct World<'m> {
 
 impl<'m> World<'m> {
     /// Clones the tree, lays out its memory, makes sessions and groups, and ends zombies and helpers.
-    pub fn spawn(
+    pub(crate) fn spawn(
         model: &'m Model,
         files: Files<'m>,
         plan: &Plan,
@@ -79,8 +79,20 @@ impl<'m> World<'m> {
             let done = self.step(*step, plan, flags, &mut at, &mut ended);
             done.within(|| self.subject(plan, node))?;
         }
+        self.name_reapers(!ended.is_empty())?;
         self.part_from(ended)?;
         Ok(self)
+    }
+
+    /// Orphans find their reaper when whoever bore them ends.
+    fn name_reapers(&mut self, needed: bool) -> Result<()> {
+        for (image, here) in self.alive.iter().filter(|_| needed) {
+            let tc = self.model.tasks[*image].core.tc.as_ref();
+            if tc.is_some_and(|tc| tc.child_subreaper == Some(true)) {
+                birth::adopt_orphans(&mut self.held[*here])?;
+            }
+        }
+        Ok(())
     }
 
     fn step(
@@ -220,12 +232,12 @@ impl<'m> World<'m> {
     }
 
     /// The root of the tree.
-    pub fn root(&self) -> Pid {
+    pub(crate) fn root(&self) -> Pid {
         self.held[0].pid()
     }
 
     /// Threads, final memory, descriptors.
-    pub fn settle(&mut self) -> Result<()> {
+    pub(crate) fn settle(&mut self) -> Result<()> {
         if let Some(first) = self.held.first_mut() {
             self.shared.fill(first)?;
         }
@@ -313,7 +325,7 @@ impl<'m> World<'m> {
     }
 
     /// Every thread gets what makes it what it was; the last of it takes its power away.
-    pub fn seal(&mut self, layout: &FpLayout) -> Result<()> {
+    pub(crate) fn seal(&mut self, layout: &FpLayout) -> Result<()> {
         for (_, here) in &self.alive {
             birth::forget_children(&mut self.held[*here])?;
         }
@@ -399,7 +411,7 @@ impl<'m> World<'m> {
     }
 
     /// Lets all go, children before parents. From here on they live without us.
-    pub fn wake(mut self, stopped: bool) -> Result<()> {
+    pub(crate) fn wake(mut self, stopped: bool) -> Result<()> {
         for (_, here) in self.alive.iter().rev() {
             self.held[*here].leave()?;
         }
@@ -419,10 +431,9 @@ impl<'m> World<'m> {
                 order[*here] = Some(if signal == 0 { libc_sigstop() } else { signal });
             }
         }
-        for (tracee, stop) in self.held.drain(..).zip(order).rev() {
+        for (mut tracee, stop) in self.held.drain(..).zip(order).rev() {
             if let Some(signal) = stop {
-                let signal = Signal::try_from(signal).map_err(Error::kernel("kill"))?;
-                kill(tracee.pid(), signal).map_err(Error::kernel("kill"))?;
+                tracee.stop(signal)?;
             }
             match tracee.detach() {
                 Ok(()) | Err(criu_tracee::Error::Gone(_)) => {}
