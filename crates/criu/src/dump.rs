@@ -179,6 +179,7 @@ fn file_options(options: &DumpOptions) -> criu_files::DumpOptions {
         link_remap: options.link_remap,
         file_locks: options.file_locks,
         evasive_devices: options.evasive_devices,
+        mounts: false,
         validation: validation(options.tree.validation),
         external: Vec::new(),
     }
