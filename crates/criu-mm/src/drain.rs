@@ -116,9 +116,9 @@ fn describe(
     let mut inside = Vec::new();
     let mut outside = Vec::new();
     let mut offset = 0;
-    for run in &found.runs {
+    for run in found.runs {
         let len = run.end - run.start;
-        pagemap.push(run.start, len / page_size(), flags(run))?;
+        pagemap.push(run.start, len / page_size(), flags(&run))?;
         let piece = Piece {
             at: run.start,
             len,
@@ -178,6 +178,32 @@ pub(crate) fn new_pages(store: &dyn Store, options: &mut DrainOptions) -> Result
 
 /// Writes captures, each of another process.
 pub(crate) fn write(tracees: &mut [Tracee], captures: &[Capture]) -> Result<()> {
+    let mut left = write_inside(tracees, captures)?;
+    let mut buffer = vec![0; BUFFER];
+    for (index, capture) in captures.iter().enumerate() {
+        let tracee = &tracees[capture.tracee];
+        let rest = left.remove(&index).unwrap_or_default();
+        for piece in capture.outside.iter().chain(&rest) {
+            copy(tracee, capture, piece, &mut buffer)
+                .within(|| Subject::Vma {
+                    start: piece.at,
+                    end: piece.at + piece.len,
+                    name: "pages".to_owned(),
+                })
+                .within(|| subject(tracee))?;
+        }
+        if capture.object.is_none() {
+            put_back_borrowed(tracee, capture)?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets processes write what they can; returns what is left of each capture.
+fn write_inside(
+    tracees: &mut [Tracee],
+    captures: &[Capture],
+) -> Result<BTreeMap<usize, Vec<Piece>>> {
     let mut left: BTreeMap<usize, Vec<Piece>> = BTreeMap::new();
     let busy: Vec<usize> = (0..captures.len())
         .filter(|i| !captures[*i].inside.is_empty())
@@ -186,11 +212,10 @@ pub(crate) fn write(tracees: &mut [Tracee], captures: &[Capture]) -> Result<()> 
         .iter()
         .map(|i| (captures[*i].tracee, captures[*i].file.as_fd()))
         .collect();
-    let numbers = if files.is_empty() {
-        Vec::new()
-    } else {
-        hand_over(tracees, &files)?
-    };
+    if files.is_empty() {
+        return Ok(left);
+    }
+    let numbers = hand_over(tracees, &files)?;
     let mut writers = Vec::new();
     for (index, number) in busy.into_iter().zip(numbers) {
         match number {
@@ -214,28 +239,12 @@ pub(crate) fn write(tracees: &mut [Tracee], captures: &[Capture]) -> Result<()> 
         .collect();
     let outcomes = run_all(tracees, &jobs)?;
     for ((index, writer), outcome) in writers.iter().zip(&outcomes) {
+        tracees[captures[*index].tracee].set_undo(None)?;
         left.entry(*index)
             .or_default()
             .extend(writer.left(&captures[*index].inside, outcome));
     }
-    let mut buffer = vec![0; BUFFER];
-    for (index, capture) in captures.iter().enumerate() {
-        let tracee = &tracees[capture.tracee];
-        let rest = left.remove(&index).unwrap_or_default();
-        for piece in capture.outside.iter().chain(&rest) {
-            copy(tracee, capture, piece, &mut buffer)
-                .within(|| Subject::Vma {
-                    start: piece.at,
-                    end: piece.at + piece.len,
-                    name: "pages".to_owned(),
-                })
-                .within(|| subject(tracee))?;
-        }
-        if capture.object.is_none() {
-            put_back_borrowed(tracee, capture)?;
-        }
-    }
-    Ok(())
+    Ok(left)
 }
 
 /// The program with which a process writes its pages.

@@ -213,6 +213,12 @@ impl Plan {
             .program
             .mmap(vma.start, vma.end - vma.start, prot, flags, fd, offset);
         self.placed.push((at, vma.start));
+        if vma.madv() >> madv::NOHUGEPAGE & 1 == 1 {
+            // Before it is filled, or it would be filled with huge pages where that is the default.
+            self.program
+                .madvise(vma.start, vma.end - vma.start, madv::NOHUGEPAGE);
+            self.program.tolerate();
+        }
         Ok(())
     }
 
@@ -331,14 +337,13 @@ fn set_mm_map(program: &mut Program, mm: &pb::MmEntry, exe: i32) {
     program.prctl(libc::PR_SET_MM, libc::PR_SET_MM_MAP, map, size, 0);
 }
 
-/// The vector up to its end mark: what kernels keep behind it differs in length.
+/// The vector up to its end mark, a pair of zeroes: how many more kernels keep behind it differs.
 fn auxv(words: &[u64]) -> Vec<u8> {
-    let pairs = words.chunks(2);
-    let used = pairs
-        .clone()
-        .position(|pair| pair[0] == 0)
-        .map_or(words.len(), |at| 2 * at + 2);
-    let used = &words[..used.min(words.len())];
+    let used = words
+        .iter()
+        .rposition(|word| *word != 0)
+        .map_or(0, |last| last + 1);
+    let used = &words[..(used.next_multiple_of(2) + 2).min(words.len())];
     used.iter()
         .flat_map(|word| word.to_ne_bytes()[..Native::WORD].to_vec())
         .collect()

@@ -33,7 +33,7 @@ pub use finish::finish;
 pub use ground::Ground;
 pub use image::SpaceImage;
 pub use pages::Pages;
-pub use shared::Shared;
+pub use shared::{Shared, drain_object};
 pub use survey::{Questions, Space, SurveyOptions, survey};
 
 /// Bytes in a page of this machine.

@@ -136,15 +136,16 @@ impl Scanner {
         not_file: bool,
         regions: &mut Vec<Region>,
     ) -> Result<()> {
-        const ENTRIES: u64 = 8192;
+        const ENTRIES: usize = 8192;
         let page = page_size();
         let zero = *self
             .zero_frame
             .get_or_insert_with(|| zero_frame().unwrap_or(0));
-        let mut buffer = vec![0; (ENTRIES * 8) as usize];
+        let mut buffer = vec![0; ENTRIES * 8];
         let mut at = area.start;
         while at < area.end {
-            let wanted = usize::try_from(((area.end - at) / page).min(ENTRIES) * 8).unwrap_or(0);
+            let left = usize::try_from((area.end - at) / page).unwrap_or(usize::MAX);
+            let wanted = left.min(ENTRIES) * 8;
             pagemap
                 .read_exact_at(&mut buffer[..wanted], at / page * 8)
                 .map_err(Error::io("pread(/proc/PID/pagemap)"))?;
@@ -243,9 +244,13 @@ mod tests {
         };
         let stacks = [start + (3 << 20) + 5];
         let mut scanner = Scanner::new();
-        let by_scan = scanner.scan(&proc, &[area.clone()], &stacks).expect("scan");
+        let by_scan = scanner
+            .scan(&proc, std::slice::from_ref(&area), &stacks)
+            .expect("scan");
         scanner.way = Way::Entries;
-        let by_entry = scanner.scan(&proc, &[area], &stacks).expect("read");
+        let by_entry = scanner
+            .scan(&proc, std::slice::from_ref(&area), &stacks)
+            .expect("read");
         assert_eq!(by_scan.runs, by_entry.runs);
         assert!(by_scan.runs.len() > 2000, "{}", by_scan.runs.len());
         assert_eq!(by_scan.pages_scanned, 8192);

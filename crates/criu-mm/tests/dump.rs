@@ -98,7 +98,7 @@ fn what_is_written_is_what_the_process_has() {
         for extent in pagemap.extents() {
             assert!(extent.flags.contains(PageFlags::PRESENT));
             for page in 0..extent.nr_pages {
-                let (mut theirs, mut ours) = ([0; PAGE as usize], [0; PAGE as usize]);
+                let (mut theirs, mut ours) = ([0; 4096], [0; 4096]);
                 memory
                     .read_exact_at(&mut theirs, extent.vaddr + page * PAGE)
                     .expect("mem");
