@@ -4,6 +4,8 @@ mod bench;
 mod codegen;
 mod criu;
 mod demo;
+mod kill;
+mod observe;
 mod programs;
 mod room;
 mod shell;
@@ -34,6 +36,11 @@ const VERBS: &[Verb] = &[
         "demo",
         "dump, kill and restore a small program, and show it going on; no root needed",
         demo::run,
+    ),
+    (
+        "kill",
+        "kill criu itself at random moments; nothing may be lost (--help: options)",
+        kill::run,
     ),
     (
         "programs",
