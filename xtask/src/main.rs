@@ -1,15 +1,19 @@
 //! `cargo xtask VERB`: a verb a file, listed in one table.
 mod args;
 mod bench;
+mod ci;
 mod codegen;
 mod criu;
 mod demo;
+mod edges;
 mod kill;
 mod observe;
 mod programs;
 mod room;
 mod shell;
 mod target;
+mod tidy;
+mod zdtm;
 
 use std::process::ExitCode;
 
@@ -26,6 +30,11 @@ const VERBS: &[Verb] = &[
         "bench",
         "what dumps and restores take, beside another criu (--help: options)",
         bench::run,
+    ),
+    (
+        "ci",
+        "everything a change has to pass; what CI runs",
+        ci::run,
     ),
     (
         "codegen",
@@ -47,20 +56,35 @@ const VERBS: &[Verb] = &[
         "dump, kill, restore and check python, redis, sqlite, bash, go, java (--help: options)",
         programs::run,
     ),
+    (
+        "tidy",
+        "the rules of the house that no compiler checks",
+        tidy::run,
+    ),
+    (
+        "zdtm",
+        "build criu and the test cases, and run them (--help: options)",
+        zdtm::run,
+    ),
 ];
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let verb = args.split_first();
     if let Some((name, rest)) = verb
         && let Some((_, _, run)) = VERBS.iter().find(|(known, ..)| known == name)
     {
-        run(rest)?;
-        return Ok(ExitCode::SUCCESS);
+        return match run(rest) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("xtask {name}: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
     }
     eprintln!("usage: cargo xtask VERB");
     for (name, about, _) in VERBS {
         eprintln!("  {name:<10} {about}");
     }
-    Ok(ExitCode::from(2))
+    ExitCode::from(2)
 }

@@ -9,6 +9,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod cpu {
+    pub(crate) mod compat;
+    pub(crate) mod rseq;
     pub(crate) mod x86_64;
 }
 mod tree {
@@ -66,6 +68,10 @@ pub static AREAS: &[Area] = &[
     Area {
         name: "cpu",
         files: &[
+            #[cfg(target_arch = "x86_64")]
+            cpu::compat::CASES,
+            #[cfg(target_arch = "x86_64")]
+            cpu::rseq::CASES,
             #[cfg(target_arch = "x86_64")]
             cpu::x86_64::CASES,
         ],

@@ -52,7 +52,11 @@ impl CoreImage for X86_64 {
             clear_tid_addr: 0,
             gpregs: regs_to_entry(&state.regs),
             fpregs,
-            tls: state.tls.iter().filter_map(|bytes| tls_to_entry(bytes)).collect(),
+            tls: state
+                .tls
+                .iter()
+                .filter_map(|bytes| tls_to_entry(bytes))
+                .collect(),
         });
         Ok(())
     }
@@ -64,9 +68,16 @@ impl CoreImage for X86_64 {
         if core.mtype() != March::X8664 {
             return Err(CoreError::Machine(core.mtype));
         }
-        let info = core.thread_info.as_ref().ok_or(CoreError::Missing("thread_info"))?;
+        let info = core
+            .thread_info
+            .as_ref()
+            .ok_or(CoreError::Missing("thread_info"))?;
         let tls: Vec<UserDesc> = info.tls.iter().map(entry_to_tls).collect();
-        let cet = info.fpregs.xsave.as_ref().and_then(|xsave| xsave.cet.as_ref());
+        let cet = info
+            .fpregs
+            .xsave
+            .as_ref()
+            .and_then(|xsave| xsave.cet.as_ref());
         if cet.is_some_and(|cet| cet.ssp != 0) {
             let fact = "the thread has a shadow stack, which cannot be restored yet";
             return Err(CoreError::Unsupported(fact.into()));
@@ -120,7 +131,12 @@ fn regs_to_entry(regs: &X86Regs) -> pb::UserX86RegsEntry {
         for word in [&mut entry.r8, &mut entry.r9, &mut entry.r10, &mut entry.r11] {
             *word = 0;
         }
-        for word in [&mut entry.r12, &mut entry.r13, &mut entry.r14, &mut entry.r15] {
+        for word in [
+            &mut entry.r12,
+            &mut entry.r13,
+            &mut entry.r14,
+            &mut entry.r15,
+        ] {
             *word = 0;
         }
     }
@@ -186,18 +202,32 @@ fn entry_to_tls(entry: &pb::UserDescT) -> UserDesc {
 }
 
 fn u32s(bytes: &[u8]) -> Vec<u32> {
-    let word = |chunk: &[u8]| chunk.iter().rev().fold(0, |all, byte| all << 8 | u32::from(*byte));
+    let word = |chunk: &[u8]| {
+        chunk
+            .iter()
+            .rev()
+            .fold(0, |all, byte| all << 8 | u32::from(*byte))
+    };
     bytes.chunks_exact(4).map(word).collect()
 }
 
 fn u64s(bytes: &[u8]) -> Vec<u64> {
-    let word = |chunk: &[u8]| chunk.iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte));
+    let word = |chunk: &[u8]| {
+        chunk
+            .iter()
+            .rev()
+            .fold(0, |all, byte| all << 8 | u64::from(*byte))
+    };
     bytes.chunks_exact(8).map(word).collect()
 }
 
 fn fp_to_entry(fp: &[u8], layout: &XstateLayout) -> Result<pb::UserX86FpregsEntry, CoreError> {
     if fp.len() < LEGACY {
-        return Err(CoreError::Length { field: "the FP state", got: fp.len(), want: LEGACY });
+        return Err(CoreError::Length {
+            field: "the FP state",
+            got: fp.len(),
+            want: LEGACY,
+        });
     }
     let head = u32s(&fp[..32]);
     let mut entry = pb::UserX86FpregsEntry {
@@ -218,8 +248,16 @@ fn fp_to_entry(fp: &[u8], layout: &XstateLayout) -> Result<pb::UserX86FpregsEntr
         return Ok(entry);
     };
     let xstate_bv = u64s(header)[0];
-    refuse(xstate_bv & !HELD, "is in use, and images have no field for it")?;
-    let part = |bit| layout.part(bit).and_then(|range| fp.get(range)).unwrap_or_default();
+    refuse(
+        xstate_bv & !HELD,
+        "is in use, and images have no field for it",
+    )?;
+    let part = |bit| {
+        layout
+            .part(bit)
+            .and_then(|range| fp.get(range))
+            .unwrap_or_default()
+    };
     entry.xsave = Some(pb::UserX86XsaveEntry {
         xstate_bv,
         ymmh_space: u32s(part(2)),
@@ -240,7 +278,9 @@ fn refuse(components: u64, why: &str) -> Result<(), CoreError> {
         0 => Ok(()),
         some => {
             let name = component_name(some.trailing_zeros());
-            Err(CoreError::Unsupported(format!("extended state \"{name}\" {why}")))
+            Err(CoreError::Unsupported(format!(
+                "extended state \"{name}\" {why}"
+            )))
         }
     }
 }
@@ -260,13 +300,19 @@ fn entry_to_fp(
     put(24, &entry.mxcsr.to_le_bytes());
     put(28, &entry.mxcsr_mask.to_le_bytes());
     put(32, &exactly("st_space", &bytes32(&entry.st_space), 128, 4)?);
-    put(160, &exactly("xmm_space", &bytes32(&entry.xmm_space), 256, 4)?);
+    put(
+        160,
+        &exactly("xmm_space", &bytes32(&entry.xmm_space), 256, 4)?,
+    );
 
     // x87 and SSE always count as in use: of a component that does not, the kernel would leave what
     // the new thread happens to have in MXCSR.
     let mut xstate_bv = X87 | SSE;
     if let Some(xsave) = &entry.xsave {
-        refuse(xsave.xstate_bv & !HELD, "is in use in the image, but has no field there")?;
+        refuse(
+            xsave.xstate_bv & !HELD,
+            "is in use in the image, but has no field there",
+        )?;
         let parts = [
             (2, "ymmh_space", bytes32(&xsave.ymmh_space)),
             (3, "bndreg_state", bytes64(&xsave.bndreg_state)),
@@ -303,7 +349,11 @@ fn exactly(
     if bytes.len() == want {
         return Ok(bytes.to_vec());
     }
-    Err(CoreError::Length { field, got: bytes.len() / unit, want: want / unit })
+    Err(CoreError::Length {
+        field,
+        got: bytes.len() / unit,
+        want: want / unit,
+    })
 }
 
 fn bytes32(words: &[u32]) -> Vec<u8> {
@@ -312,4 +362,167 @@ fn bytes32(words: &[u32]) -> Vec<u8> {
 
 fn bytes64(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fpu::tests::{amd, intel};
+
+    const XSTATE: &[u8] = include_bytes!("../fixtures/xstate.amd");
+    const CRIU: &[u8] = include_bytes!("../fixtures/core.criu-4.2.img");
+
+    fn state(fp: &[u8]) -> ThreadState<X86Regs> {
+        ThreadState {
+            regs: X86Regs::default(),
+            fp: fp.into(),
+            more: Vec::new(),
+            tls: Vec::new(),
+        }
+    }
+
+    fn image(fp: &[u8], layout: &XstateLayout) -> Result<pb::CoreEntry, CoreError> {
+        let mut core = pb::CoreEntry::default();
+        X86_64::to_core(&state(fp), layout, &mut core).map(|()| core)
+    }
+
+    fn by_criu() -> pb::CoreEntry {
+        use criu_image::{ImageReader, desc};
+        let reader = ImageReader::new(desc::CORE, "core-2.img", CRIU).expect("an image");
+        reader
+            .read_only::<pb::CoreEntry>()
+            .expect("an entry")
+            .message
+    }
+
+    #[test]
+    fn extended_state_comes_back_byte_for_byte() {
+        let core = image(XSTATE, &amd()).expect("all known");
+        let back = X86_64::from_core(&core, &amd())
+            .expect("the same processor")
+            .fp;
+        // Behind the registers the kernel notes sizes for signal frames; it does not read them back.
+        assert_eq!(back[..416], XSTATE[..416]);
+        assert_eq!(back[512..], XSTATE[512..]);
+        assert_eq!(core.thread_info.expect("set").fpregs.mxcsr, 0x7f80);
+    }
+
+    #[test]
+    fn another_maker_keeps_it_elsewhere() {
+        let core = image(XSTATE, &amd()).expect("all known");
+        let fp = X86_64::from_core(&core, &intel()).expect("as able").fp;
+        for bit in [2, 5, 6, 7, 9] {
+            let (there, here) = (
+                amd().part(bit).expect("known"),
+                intel().part(bit).expect("known"),
+            );
+            assert_eq!(fp[here], XSTATE[there], "component {bit}");
+        }
+        let again = image(&fp, &intel()).expect("all known");
+        let spaces = |core: pb::CoreEntry| {
+            let xsave = core.thread_info.expect("set").fpregs.xsave.expect("set");
+            (xsave.ymmh_space, xsave.hi16_zmm, xsave.pkru)
+        };
+        assert_eq!(spaces(again), spaces(core));
+    }
+
+    #[test]
+    fn an_image_of_criu() {
+        let core = by_criu();
+        let state = X86_64::from_core(&core, &amd()).expect("the same processor");
+        assert_eq!(state.regs.ip, 140_024_443_848_743);
+        assert_eq!(state.regs.orig_ax, NO_SYSCALL);
+        assert_eq!((state.fp.len(), state.tls.len()), (2440, 3));
+        let mut again = pb::CoreEntry::default();
+        X86_64::to_core(&state, &amd(), &mut again).expect("all known");
+        let (info, before) = (
+            again.thread_info.expect("set"),
+            core.thread_info.expect("set"),
+        );
+        assert_eq!(info.tls, before.tls);
+        assert_eq!(info.fpregs.xmm_space, before.fpregs.xmm_space);
+        let (xsave, before) = (
+            info.fpregs.xsave.expect("set"),
+            before.fpregs.xsave.expect("set"),
+        );
+        assert_eq!(
+            (xsave.xstate_bv, xsave.hi16_zmm),
+            (before.xstate_bv | 3, before.hi16_zmm)
+        );
+        assert_eq!(
+            (xsave.opmask_reg, xsave.pkru),
+            (before.opmask_reg, before.pkru)
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_held_is_named() {
+        let mut fp = XSTATE.to_vec();
+        fp[XSTATE_BV + 2] |= 4;
+        let error = image(&fp, &amd()).expect_err("AMX");
+        let text = "extended state \"AMX tile data\" is in use, and images have no field for it";
+        assert_eq!(error.to_string(), text);
+
+        let core = image(XSTATE, &amd()).expect("all known");
+        let old = XstateLayout::from_cpuid(&|leaf, subleaf| match (leaf, subleaf) {
+            (0xd, 0) => [3, 576, 576, 0],
+            _ => [0; 4],
+        });
+        let error = X86_64::from_core(&core, &old).expect_err("no AVX");
+        assert_eq!(
+            error.to_string(),
+            "extended state \"AVX\" is in use, and this processor has none"
+        );
+    }
+
+    #[test]
+    fn hostile_lengths_are_refused() {
+        let mut core = image(XSTATE, &amd()).expect("all known");
+        let fpregs = &mut core.thread_info.as_mut().expect("set").fpregs;
+        fpregs.xsave.as_mut().expect("set").hi16_zmm.push(0);
+        let error = X86_64::from_core(&core, &amd()).expect_err("too long");
+        assert_eq!(
+            error.to_string(),
+            "hi16_zmm has 129 elements instead of 128"
+        );
+        let fpregs = &mut core.thread_info.as_mut().expect("set").fpregs;
+        fpregs.st_space.pop();
+        assert!(X86_64::from_core(&core, &amd()).is_err());
+        core.set_mtype(March::Aarch64);
+        assert_eq!(X86_64::from_core(&core, &amd()), Err(CoreError::Machine(3)));
+    }
+
+    #[test]
+    fn an_interrupted_call_is_made_again_by_the_new_task() {
+        let (ax, orig_ax, ip) = ((-512i64).cast_unsigned(), 202, 0x1002);
+        let regs = X86Regs {
+            ax,
+            orig_ax,
+            ip,
+            ..X86Regs::default()
+        };
+        let state = ThreadState {
+            regs,
+            ..state(XSTATE)
+        };
+        let mut core = pb::CoreEntry::default();
+        X86_64::to_core(&state, &amd(), &mut core).expect("all known");
+        // CRIU's own tools look at the call it was in.
+        assert_eq!(core.thread_info.as_ref().expect("set").gpregs.orig_ax, 202);
+        let regs = X86_64::from_core(&core, &amd())
+            .expect("the same processor")
+            .regs;
+        assert_eq!((regs.ip, regs.ax, regs.orig_ax), (0x1000, 202, NO_SYSCALL));
+    }
+
+    #[test]
+    fn a_32_bit_thread_finds_its_tls() {
+        let mut core = by_criu();
+        let info = core.thread_info.as_mut().expect("set");
+        info.gpregs.set_mode(pb::UserX86RegsMode::Compat);
+        (info.gpregs.gs, info.gpregs.gs_base) = (0x63, 0);
+        info.tls[0].base_addr = 0xf7d0_1000;
+        let state = X86_64::from_core(&core, &amd()).expect("the same processor");
+        assert_eq!(state.regs.gs_base, 0xf7d0_1000);
+    }
 }

@@ -55,9 +55,7 @@ impl XstateLayout {
         let parts = (2..63)
             .filter(|bit| features >> bit & 1 == 1)
             .map(|bit| (bit, cpuid(0xd, bit)))
-            .map(|(bit, [length, offset, ..])| {
-                (bit, offset as usize..(offset + length) as usize)
-            })
+            .map(|(bit, [length, offset, ..])| (bit, offset as usize..(offset + length) as usize))
             // One that the kernel has not enabled lies behind the end.
             .filter(|(_, range)| !range.is_empty() && range.end <= size)
             .collect();

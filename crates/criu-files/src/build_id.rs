@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use criu_kind::{Error, OpenFile, Result};
 use nix::fcntl::OFlag;
 
-use crate::collector::reopen;
+use crate::describe::reopen;
 use crate::options::Validation;
 
 const PT_NOTE: u64 = 4;
@@ -16,13 +16,19 @@ const MAX_NOTES: u64 = 64 << 10;
 
 /// The build-id of an open file as images have it; empty if it has none or none is wanted.
 pub(crate) fn of(file: &OpenFile, validation: Validation) -> Result<Vec<u32>> {
-    if validation == Validation::Size || file.inode.format() != libc::S_IFREG || file.inode.size < 64 {
+    if validation == Validation::Size
+        || file.inode.format() != libc::S_IFREG
+        || file.inode.size < 64
+    {
         return Ok(Vec::new());
     }
     match reopen(&file.fd, OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
         Ok(fd) => Ok(read(&File::from(fd)).unwrap_or_default()),
         Err(nix::errno::Errno::EACCES | nix::errno::Errno::EPERM) => Ok(Vec::new()),
-        Err(errno) => Err(Error::Kernel { call: "openat", errno }),
+        Err(errno) => Err(Error::Kernel {
+            call: "openat",
+            errno,
+        }),
     }
 }
 
@@ -33,11 +39,22 @@ pub(crate) fn read(file: &File) -> Option<Vec<u32>> {
     if !head.starts_with(b"\x7fELF") {
         return None;
     }
-    let elf = Elf { wide: head[4] == 2, big: head[5] == 2 };
+    let elf = Elf {
+        wide: head[4] == 2,
+        big: head[5] == 2,
+    };
     let (phoff, entsize, count) = if elf.wide {
-        (elf.number(&head, 32, 8)?, elf.number(&head, 54, 2)?, elf.number(&head, 56, 2)?)
+        (
+            elf.number(&head, 32, 8)?,
+            elf.number(&head, 54, 2)?,
+            elf.number(&head, 56, 2)?,
+        )
     } else {
-        (elf.number(&head, 28, 4)?, elf.number(&head, 42, 2)?, elf.number(&head, 44, 2)?)
+        (
+            elf.number(&head, 28, 4)?,
+            elf.number(&head, 42, 2)?,
+            elf.number(&head, 44, 2)?,
+        )
     };
     let mut table = vec![0; usize::try_from((entsize * count).min(MAX_NOTES)).ok()?];
     file.read_exact_at(&mut table, phoff).ok()?;
@@ -70,7 +87,11 @@ impl Elf {
     fn number(&self, bytes: &[u8], at: usize, size: usize) -> Option<u64> {
         let bytes = bytes.get(at..at + size)?;
         let join = |number: u64, byte: &u8| number << 8 | u64::from(*byte);
-        Some(if self.big { bytes.iter().fold(0, join) } else { bytes.iter().rev().fold(0, join) })
+        Some(if self.big {
+            bytes.iter().fold(0, join)
+        } else {
+            bytes.iter().rev().fold(0, join)
+        })
     }
 
     fn build_id<'a>(&self, mut notes: &'a [u8]) -> Option<&'a [u8]> {
@@ -107,9 +128,22 @@ mod tests {
     #[test]
     fn notes_of_either_order() {
         let note = |big: bool| {
-            let word = |word: u32| if big { word.to_be_bytes() } else { word.to_le_bytes() };
+            let word = |word: u32| {
+                if big {
+                    word.to_be_bytes()
+                } else {
+                    word.to_le_bytes()
+                }
+            };
             let other = [&word(4)[..], &word(2), &word(1), b"GNU\0", b"ab\0\0"].concat();
-            let wanted = [&word(4)[..], &word(5), &word(3), b"GNU\0", b"\x01\x02\x03\x04\x05\0\0\0"].concat();
+            let wanted = [
+                &word(4)[..],
+                &word(5),
+                &word(3),
+                b"GNU\0",
+                b"\x01\x02\x03\x04\x05\0\0\0",
+            ]
+            .concat();
             [other, wanted].concat()
         };
         for big in [false, true] {

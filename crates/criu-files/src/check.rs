@@ -25,14 +25,20 @@ impl Files<'_> {
         let mut wrong = Vec::new();
         for (id, entry) in &self.paths {
             if let Err(error) = self.check_path(*id, entry) {
-                wrong.push(Error::Within { subject: self.subject(*id), source: Box::new(error) });
+                wrong.push(Error::Within {
+                    subject: self.subject(*id),
+                    source: Box::new(error),
+                });
             }
         }
         Error::all(wrong)
     }
 
     fn check_path(&self, id: FileId, entry: &pb::RegFileEntry) -> Result<()> {
-        let elsewhere = matches!(self.remaps.get(&id), Some(Remap::Ghost(_) | Remap::Linked(_)));
+        let elsewhere = matches!(
+            self.remaps.get(&id),
+            Some(Remap::Ghost(_) | Remap::Linked(_))
+        );
         let given = self.inherited(&entry.name).is_some();
         if elsewhere || given || entry.ext() || self.is_of_task(&entry.name) {
             return Ok(());
@@ -41,12 +47,24 @@ impl Files<'_> {
         let stat = match lstat(&path) {
             Ok(stat) => Inode::from(&stat),
             Err(Errno::ENOENT | Errno::ENOTDIR) => return Err(differs("it is not there any more")),
-            Err(errno) => return Err(Error::Kernel { call: "lstat", errno }),
+            Err(errno) => {
+                return Err(Error::Kernel {
+                    call: "lstat",
+                    errno,
+                });
+            }
         };
         if let Some(mode) = entry.mode {
-            let bits = if self.options.skip_permissions { libc::S_IFMT } else { libc::S_IFMT | MODE_BITS };
+            let bits = if self.options.skip_permissions {
+                libc::S_IFMT
+            } else {
+                libc::S_IFMT | MODE_BITS
+            };
             if mode & bits != stat.mode & bits {
-                return Err(differs(format!("its mode was {:o} and is {:o}", mode, stat.mode)));
+                return Err(differs(format!(
+                    "its mode was {:o} and is {:o}",
+                    mode, stat.mode
+                )));
             }
         }
         if let Some(size) = entry.size
@@ -56,7 +74,10 @@ impl Files<'_> {
             return Err(differs(format!("its size was {size} and is {}", stat.size)));
         }
         if self.options.validation == Validation::BuildId && !entry.build_id.is_empty() {
-            let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
+            let file = File::options()
+                .read(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open(&path);
             let now = build_id::read(&file.map_err(Error::io("openat"))?).unwrap_or_default();
             if now != entry.build_id {
                 return Err(differs("it was built anew: its build-id differs"));

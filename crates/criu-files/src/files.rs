@@ -25,6 +25,9 @@ pub(crate) struct Saved {
     pub(crate) part: bool,
 }
 
+/// `REMAP_GHOST` of images without a remap type.
+const OLD_GHOST: u32 = 1 << 31;
+
 /// Where the path of an unlinked file leads instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Remap {
@@ -59,7 +62,10 @@ pub struct Files<'s> {
 
 impl std::fmt::Debug for Files<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Files").field("files", &self.all.len()).field("opened", &self.opened).finish_non_exhaustive()
+        f.debug_struct("Files")
+            .field("files", &self.all.len())
+            .field("opened", &self.opened)
+            .finish_non_exhaustive()
     }
 }
 
@@ -70,8 +76,10 @@ impl<'s> Files<'s> {
         options: RestoreOptions,
         kinds: impl IntoIterator<Item = &'static dyn AnyFileKind>,
     ) -> Result<Self> {
-        let kinds: HashMap<i32, &'static dyn AnyFileKind> =
-            kinds.into_iter().map(|kind| (kind.tag().into(), kind)).collect();
+        let kinds: HashMap<i32, &'static dyn AnyFileKind> = kinds
+            .into_iter()
+            .map(|kind| (kind.tag().into(), kind))
+            .collect();
         let entries: Vec<pb::FileEntry> = match store.entries::<pb::FileEntry>(desc::FILES, ())? {
             Some(entries) => entries.into_iter().map(|entry| entry.message).collect(),
             None => legacy::read(store)?,
@@ -110,14 +118,18 @@ impl<'s> Files<'s> {
             let id = FileId::new(entry.id);
             if let Some(path) = &entry.reg {
                 if path.id != entry.id || self.paths.insert(id, path.clone()).is_some() {
-                    refused.push(Error::corrupt("files.img", format!("the path of file {id} is there twice")));
+                    refused.push(Error::corrupt(
+                        "files.img",
+                        format!("the path of file {id} is there twice"),
+                    ));
                 }
                 if self.all.contains_key(&id) {
                     continue; // Before 3.6 a FIFO and its path had one id.
                 }
             }
             let Some(kind) = kinds.get(&entry.r#type) else {
-                let kind = pb::FdTypes::try_from(entry.r#type).map_or("unknown", |kind| kind.as_str_name());
+                let kind = pb::FdTypes::try_from(entry.r#type)
+                    .map_or("unknown", |kind| kind.as_str_name());
                 let error = Error::unsupported(
                     format!("file {id} is of kind {kind}, which cannot be restored yet"),
                     "restore these images with the program that wrote them",
@@ -125,17 +137,31 @@ impl<'s> Files<'s> {
                 refused.push(error);
                 continue;
             };
-            let saved = Saved { entry, kind: *kind, part: false };
+            let saved = Saved {
+                entry,
+                kind: *kind,
+                part: false,
+            };
             let before = self.all.insert(id, saved);
             if before.is_some_and(|before| before.entry.reg.is_none()) {
-                refused.push(Error::corrupt("files.img", format!("file {id} is there twice")));
+                refused.push(Error::corrupt(
+                    "files.img",
+                    format!("file {id} is there twice"),
+                ));
             }
         }
-        let parts: Vec<FileId> = self.all.values().flat_map(|file| file.kind.parts(&file.entry)).collect();
+        let parts: Vec<FileId> = self
+            .all
+            .values()
+            .flat_map(|file| file.kind.parts(&file.entry))
+            .collect();
         for part in parts {
             match self.all.get_mut(&part) {
                 Some(saved) => saved.part = saved.entry.reg.is_some(),
-                None => refused.push(Error::corrupt("files.img", format!("the path {part} of a file is not there"))),
+                None => refused.push(Error::corrupt(
+                    "files.img",
+                    format!("the path {part} of a file is not there"),
+                )),
             }
         }
         Error::all(refused)
@@ -143,8 +169,10 @@ impl<'s> Files<'s> {
 
     fn take_tables(&mut self) -> Result<()> {
         for name in self.store.names()? {
-            let Some((kind, ImageId::Number(number))) = Desc::of_file(&name) else { continue };
-            if !std::ptr::eq(kind, desc::FDINFO) {
+            let Some((kind, ImageId::Number(number))) = Desc::of_file(&name) else {
+                continue;
+            };
+            if kind.stem != desc::FDINFO.stem {
                 continue;
             }
             let broken = |why: String| Error::corrupt(name.as_str(), why);
@@ -158,10 +186,19 @@ impl<'s> Files<'s> {
             for (index, entry) in entries.iter().enumerate() {
                 let file = FileId::new(entry.id);
                 let known = self.all.get(&file);
-                let known = known.ok_or_else(|| broken(format!("fd {} is file {file}, which is not there", entry.fd)))?;
-                let number = i32::try_from(entry.fd).map_err(|_| broken(format!("fd {} is no number", entry.fd)))?;
+                let known = known.ok_or_else(|| {
+                    broken(format!(
+                        "fd {} is file {file}, which is not there",
+                        entry.fd
+                    ))
+                })?;
+                let number = i32::try_from(entry.fd)
+                    .map_err(|_| broken(format!("fd {} is no number", entry.fd)))?;
                 if known.entry.r#type != entry.r#type {
-                    return Err(broken(format!("fd {} and file {file} are of different kinds", entry.fd)));
+                    return Err(broken(format!(
+                        "fd {} and file {file} are of different kinds",
+                        entry.fd
+                    )));
                 }
                 if index > 0 && entries[index - 1].fd == entry.fd {
                     return Err(broken(format!("fd {} is there twice", entry.fd)));
@@ -184,24 +221,44 @@ impl<'s> Files<'s> {
             if !self.paths.contains_key(&file) {
                 return broken(format!("file {file} has no path"));
             }
-            let to = match remap.remap_type() {
+            // The first versions had a bit of the id instead of a type.
+            let (kind, to) = match remap.remap_type {
+                Some(kind) => (kind, remap.remap_id),
+                None if remap.remap_id & OLD_GHOST != 0 => {
+                    (pb::RemapType::Ghost.into(), remap.remap_id & !OLD_GHOST)
+                }
+                None => (pb::RemapType::Linked.into(), remap.remap_id),
+            };
+            let Ok(kind) = pb::RemapType::try_from(kind) else {
+                return broken(format!(
+                    "file {file} is to be found in a way {kind} that is not known"
+                ));
+            };
+            let to = match kind {
                 pb::RemapType::Linked => {
-                    let name = FileId::new(remap.remap_id);
-                    let Some(saved) = self.all.get_mut(&name) else {
-                        return broken(format!("file {file} is to be found at {name}, which is not there"));
+                    let name = FileId::new(to);
+                    let saved = self.all.get_mut(&name);
+                    let Some(saved) = saved.filter(|saved| saved.entry.reg.is_some()) else {
+                        return broken(format!(
+                            "file {file} is to be found at {name}, which is not there"
+                        ));
                     };
                     saved.part = true;
                     Remap::Linked(name)
                 }
-                pb::RemapType::Ghost => Remap::Ghost(remap.remap_id),
+                pb::RemapType::Ghost => Remap::Ghost(to),
                 pb::RemapType::Procfs => {
-                    if self.pids.insert(remap.remap_id) {
-                        self.helpers.insert(remap.remap_id);
+                    if self.pids.insert(to) {
+                        self.helpers.insert(to);
                     }
                     Remap::Process
                 }
             };
-            if self.remaps.insert(file, to).is_some_and(|before| before != to) {
+            if self
+                .remaps
+                .insert(file, to)
+                .is_some_and(|before| before != to)
+            {
                 return broken(format!("file {file} is there twice"));
             }
         }
@@ -221,8 +278,15 @@ impl<'s> Files<'s> {
 
     /// The descriptor numbers that tasks will have, and those that are needed on the way, ascending.
     pub fn numbers(&self) -> BTreeSet<i32> {
-        let placed = self.tables.values().flatten().map(|entry| entry.fd.cast_signed());
-        let passing = self.all.values().flat_map(|file| file.kind.numbers(&file.entry));
+        let placed = self
+            .tables
+            .values()
+            .flatten()
+            .map(|entry| entry.fd.cast_signed());
+        let passing = self
+            .all
+            .values()
+            .flat_map(|file| file.kind.numbers(&file.entry));
         placed.chain(passing).collect()
     }
 
@@ -252,11 +316,15 @@ fn messages<M: Message + Default + Name>(store: &dyn Store, desc: &'static Desc)
 impl FileFds for Files<'_> {
     fn fd(&self, id: FileId) -> Result<i32> {
         match self.opened.get(&id) {
-            Some(Opened::Here(fd)) => Ok(*fd),
-            Some(Opened::There) => {
-                Err(Error::unsupported("a file of a restored process is used otherwise than as a descriptor", "restore the process without it"))
-            }
-            None => Err(Error::corrupt("files.img", format!("file {id} is not there"))),
+            Some(Opened::Here(fd) | Opened::Given(fd)) => Ok(*fd),
+            Some(Opened::There) => Err(Error::unsupported(
+                "a file of a restored process is used otherwise than as a descriptor",
+                "restore the process without it",
+            )),
+            None => Err(Error::corrupt(
+                "files.img",
+                format!("file {id} is not there"),
+            )),
         }
     }
 }
@@ -272,28 +340,33 @@ impl RestoreCx for Files<'_> {
 
     fn file(&self, id: FileId) -> Result<Option<i32>> {
         match self.opened.get(&id) {
-            Some(Opened::Here(fd)) => Ok(Some(*fd)),
+            Some(Opened::Here(fd) | Opened::Given(fd)) => Ok(Some(*fd)),
             Some(Opened::There) => Ok(None),
-            None => Err(Error::corrupt("files.img", format!("file {id} is not open"))),
+            None => Err(Error::corrupt(
+                "files.img",
+                format!("file {id} is not open"),
+            )),
         }
     }
 
     fn beside(&self, id: FileId, fd: i32) -> Option<FileId> {
         let (home, _) = self.homes.get(&id)?;
         let entries = self.tables.get(home)?;
-        let at = entries.binary_search_by_key(&fd.cast_unsigned(), |entry| entry.fd).ok()?;
+        let at = entries
+            .binary_search_by_key(&fd.cast_unsigned(), |entry| entry.fd)
+            .ok()?;
         Some(FileId::new(entries[at].id))
     }
 
     fn inherited(&self, key: &[u8]) -> Option<i32> {
-        let key = &String::from_utf8_lossy(key);
-        let plain = |text: &str| text.trim_start_matches('/').to_owned();
-        let all = &self.options.inherited;
-        all.iter().find(|(known, _)| plain(known) == plain(key)).map(|(_, fd)| *fd)
+        let key = key.strip_prefix(b"/").unwrap_or(key);
+        let mut all = self.options.inherited.iter();
+        let given = all.find(|(known, _)| known.trim_start_matches('/').as_bytes() == key);
+        given.map(|(_, fd)| *fd)
     }
 
     fn is_of_task(&self, name: &[u8]) -> bool {
-        path::process_of(&String::from_utf8_lossy(name)).is_some_and(|pid| self.pids.contains(&pid))
+        path::process_of(name).is_some_and(|pid| self.pids.contains(&pid))
     }
 
     fn store(&self) -> &dyn Store {
@@ -309,7 +382,7 @@ impl Drop for Files<'_> {
     fn drop(&mut self) {
         let mut program = Program::new();
         for opened in self.opened.values() {
-            if let Opened::Here(fd) = opened {
+            if let Opened::Here(fd) | Opened::Given(fd) = opened {
                 program.call(Sysno::close, [(*fd).into()]);
                 program.tolerate();
             }

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileExt;
 
 use criu_image::{ImageId, desc, pb};
@@ -14,7 +15,8 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::{Whence, lseek};
 
-use crate::collector::{Collector, reopen};
+use crate::collector::Collector;
+use crate::describe::reopen;
 use crate::xattr;
 
 /// Writes the image of an unlinked file unless it is there, and gives its number.
@@ -37,13 +39,27 @@ pub(crate) fn keep(collector: &mut Collector<'_>, file: &OpenFile) -> Result<u32
         _ => Vec::new(),
     };
     collector.with_image(desc::GHOST_FILE, ImageId::from(id), &mut |image| {
-        let whole = if entry.chunks() { None } else { content.as_ref() };
+        let whole = if entry.chunks() {
+            None
+        } else {
+            content.as_ref()
+        };
         let length = whole.map_or(0, |_| file.inode.size);
         let mut source = Positioned { file: whole, at: 0 };
         image.write_from(&entry, length, &mut source)?;
         for (off, len) in &runs {
-            let chunk = pb::GhostChunkEntry { len: *len, off: *off };
-            image.write_from(&chunk, *len, &mut Positioned { file: content.as_ref(), at: *off })?;
+            let chunk = pb::GhostChunkEntry {
+                len: *len,
+                off: *off,
+            };
+            image.write_from(
+                &chunk,
+                *len,
+                &mut Positioned {
+                    file: content.as_ref(),
+                    at: *off,
+                },
+            )?;
         }
         Ok(())
     })?;
@@ -53,7 +69,10 @@ pub(crate) fn keep(collector: &mut Collector<'_>, file: &OpenFile) -> Result<u32
         atim_nsec: Some(below_micro(file.inode.atime.1)),
         mtim_nsec: Some(below_micro(file.inode.mtime.1)),
     };
-    let ext = pb::FilesExtEntry { ghost: Some(ext), ..pb::FilesExtEntry::default() };
+    let ext = pb::FilesExtEntry {
+        ghost: Some(ext),
+        ..pb::FilesExtEntry::default()
+    };
     let cx: &mut dyn DumpCx = collector;
     cx.append(desc::FILES_EXT, (), &ext, &[])?;
     Ok(id)
@@ -100,14 +119,13 @@ fn below_micro(nanos: i64) -> u32 {
     u32::try_from(nanos % 1000).unwrap_or(0)
 }
 
-fn target(file: &OpenFile) -> Result<Option<String>> {
+fn target(file: &OpenFile) -> Result<Option<Vec<u8>>> {
     if file.inode.format() != libc::S_IFLNK {
         return Ok(None);
     }
     // An empty name: the link that the descriptor itself is.
     let target = nix::fcntl::readlinkat(&file.fd, "").map_err(Error::kernel("readlinkat"))?;
-    let not_text = |_| Error::unsupported("a symlink to a path that is not UTF-8", "close it before the dump");
-    target.into_string().map(Some).map_err(not_text)
+    Ok(Some(target.into_vec()))
 }
 
 /// The runs of data of a sparse file: offset and length.
@@ -119,9 +137,15 @@ fn runs(file: &File, size: u64) -> Result<Vec<(u64, u64)>> {
         let start = match lseek(file, offset, Whence::SeekData) {
             Ok(start) => start.cast_unsigned(),
             Err(Errno::ENXIO) => break,
-            Err(errno) => return Err(Error::Kernel { call: "lseek", errno }),
+            Err(errno) => {
+                return Err(Error::Kernel {
+                    call: "lseek",
+                    errno,
+                });
+            }
         };
-        let end = lseek(file, start.cast_signed(), Whence::SeekHole).map_err(Error::kernel("lseek"))?;
+        let end =
+            lseek(file, start.cast_signed(), Whence::SeekHole).map_err(Error::kernel("lseek"))?;
         let end = end.cast_unsigned().min(size);
         if end <= start {
             break;
@@ -165,6 +189,9 @@ mod tests {
         let runs = runs(&file, size).expect("seek");
         assert_eq!(runs.first().map(|run| run.0), Some(0));
         assert_eq!(runs.last().map(|(off, len)| off + len), Some(size));
-        assert!(runs.iter().map(|run| run.1).sum::<u64>() <= 1 << 18, "{runs:?}");
+        assert!(
+            runs.iter().map(|run| run.1).sum::<u64>() <= 1 << 18,
+            "{runs:?}"
+        );
     }
 }

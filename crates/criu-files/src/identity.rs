@@ -1,7 +1,7 @@
 //! Which descriptors show the same struct file: kcmp(2), in few calls.
 //!
 //! The kernel orders objects, so n files of a bucket take n log n comparisons; and files that differ in
-//! inode, mount, position or flags are told apart without asking.
+//! inode, mount or access are told apart without asking.
 
 use std::collections::HashMap;
 
@@ -17,13 +17,13 @@ const KCMP_FILES: u32 = 2;
 const KCMP_FS: u32 = 3;
 const KCMP_EPOLL_TFD: u32 = 7;
 
-/// What all descriptors of one struct file have in common, as fdinfo tells it.
+/// What all descriptors of one struct file have in common for as long as it is open. Position and most flags are
+/// not: somebody outside the dump may have the file too, and move on while we look.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Bucket {
     object: Object,
     mount: Option<i32>,
-    pos: i64,
-    flags: u32,
+    access: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -53,9 +53,11 @@ impl Identities {
             Some(inode) => Object::Inode(inode),
             None => Object::Link(link()?),
         };
-        let flags = info.flags & !libc::O_CLOEXEC.cast_unsigned();
-        let mount = info.mount.map(|id| id.0);
-        let bucket = Bucket { object, mount, pos: info.pos, flags };
+        let bucket = Bucket {
+            object,
+            mount: info.mount.map(|id| id.0),
+            access: info.flags & (libc::O_ACCMODE | libc::O_PATH).cast_unsigned(),
+        };
         let known = self.buckets.entry(bucket).or_default();
         search(known, (slot, next), |known| {
             kcmp(known.pid, slot.pid, KCMP_FILE, known.fd, slot.fd)
@@ -64,7 +66,9 @@ impl Identities {
 
     /// The descriptor table of a process if it was met before; else `next` becomes its id.
     pub(crate) fn table(&mut self, pid: Pid, next: FdTableId) -> Result<Option<FdTableId>> {
-        search(&mut self.tables, (pid, next), |known| kcmp(known, pid, KCMP_FILES, 0, 0))
+        search(&mut self.tables, (pid, next), |known| {
+            kcmp(known, pid, KCMP_FILES, 0, 0)
+        })
     }
 }
 
@@ -81,7 +85,12 @@ fn search<O: Copy, I: Copy>(
             0 => return Ok(Some(list[middle].1)),
             1 => low = middle + 1,
             2 => high = middle,
-            _ => return Err(Error::Kernel { call: "kcmp", errno: Errno::EINVAL }),
+            _ => {
+                return Err(Error::Kernel {
+                    call: "kcmp",
+                    errno: Errno::EINVAL,
+                });
+            }
         }
     }
     list.insert(low, new);
@@ -92,7 +101,13 @@ fn kcmp(one: Pid, other: Pid, kind: u32, a: i32, b: i32) -> Result<i64> {
     let mut program = Program::new();
     let order = program.call(
         Sysno::kcmp,
-        [one.as_raw().into(), other.as_raw().into(), kind.into(), a.into(), b.into()],
+        [
+            one.as_raw().into(),
+            other.as_raw().into(),
+            kind.into(),
+            a.into(),
+            b.into(),
+        ],
     );
     Ok(Local.run(&program)?.value(order))
 }
@@ -131,7 +146,10 @@ pub(crate) fn is_epoll_target(slot: Slot, epoll: Slot, number: i32, skip: u32) -
         Ok(order) => Ok(order == 0),
         // The slot is free.
         Err(Errno::EBADF) => Ok(false),
-        Err(errno) => Err(Error::Kernel { call: "kcmp", errno }),
+        Err(errno) => Err(Error::Kernel {
+            call: "kcmp",
+            errno,
+        }),
     }
 }
 
@@ -150,10 +168,15 @@ mod tests {
         let second = File::open("/dev/null").expect("a device");
         let mut identities = Identities::default();
         let mut id = |file: &File, next| {
-            let slot = Slot { pid: me, fd: file.as_raw_fd() };
+            let slot = Slot {
+                pid: me,
+                fd: file.as_raw_fd(),
+            };
             let text = std::fs::read(format!("/proc/self/fdinfo/{}", slot.fd)).expect("ours");
             let info = Fdinfo::parse(&text).expect("well formed");
-            identities.file(slot, &info, || Ok(Vec::new()), FileId::new(next)).expect("kcmp")
+            identities
+                .file(slot, &info, || Ok(Vec::new()), FileId::new(next))
+                .expect("kcmp")
         };
         assert_eq!(id(&first, 1), None);
         assert_eq!(id(&copy, 2), Some(FileId::new(1)));

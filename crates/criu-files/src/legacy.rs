@@ -23,8 +23,14 @@ pub(crate) fn read(store: &dyn Store) -> Result<Vec<pb::FileEntry>> {
     add::<pb::TunfileEntry>(store, desc::TUNFILE, &mut all)?;
     add::<pb::NsFileEntry>(store, desc::NS_FILES, &mut all)?;
     add::<pb::TimerfdEntry>(store, desc::TIMERFD, &mut all)?;
-    for target in store.entries::<pb::EventpollTfdEntry>(desc::EVENTPOLL_TFD, ())?.unwrap_or_default() {
-        let set = all.iter_mut().filter_map(|file| file.epfd.as_mut()).find(|set| set.id == target.id);
+    for target in store
+        .entries::<pb::EventpollTfdEntry>(desc::EVENTPOLL_TFD, ())?
+        .unwrap_or_default()
+    {
+        let set = all
+            .iter_mut()
+            .filter_map(|file| file.epfd.as_mut())
+            .find(|set| set.id == target.id);
         if let Some(set) = set {
             set.tfd.push(target.message);
         }
@@ -32,7 +38,11 @@ pub(crate) fn read(store: &dyn Store) -> Result<Vec<pb::FileEntry>> {
     Ok(all)
 }
 
-fn add<E: FileEntry>(store: &dyn Store, desc: &'static Desc, all: &mut Vec<pb::FileEntry>) -> Result<()> {
+fn add<E: FileEntry>(
+    store: &dyn Store,
+    desc: &'static Desc,
+    all: &mut Vec<pb::FileEntry>,
+) -> Result<()> {
     let entries = store.entries::<E>(desc, ())?.unwrap_or_default();
     all.extend(entries.into_iter().map(|entry| entry.message.into_file()));
     Ok(())

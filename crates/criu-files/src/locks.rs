@@ -1,7 +1,7 @@
 //! Locks on files: POSIX, flock(2), open file description, leases.
 //!
-//! The kernel lists them in fdinfo. A POSIX lock belongs to the process and shows at each descriptor of the
-//! inode; the others belong to the struct file and show at each of its descriptors. Each is kept once.
+//! The kernel lists them in fdinfo, at each descriptor of the struct file they were taken through; a POSIX lock
+//! belongs to the process and shows only there. Each is kept once. A lease that breaks is refused.
 
 use std::collections::HashSet;
 
@@ -17,6 +17,11 @@ const POSIX: u32 = 1;
 const FLOCK: u32 = 2;
 const OFD: u32 = 4;
 const LEASE: u32 = 8;
+
+// `include/uapi/asm-generic/fcntl.h`, the same on all architectures.
+const F_RDLCK: u32 = 0;
+const F_WRLCK: u32 = 1;
+const F_UNLCK: u32 = 2;
 
 /// The locks met so far.
 #[derive(Debug, Default)]
@@ -35,7 +40,11 @@ impl Locks {
         info: &Fdinfo,
         proc: &ProcDir,
     ) -> Result<()> {
-        let pid = proc.status()?.ns_pid.and_then(|pids| pids.last().copied()).unwrap_or(slot.pid);
+        let pid = proc
+            .status()?
+            .ns_pid
+            .and_then(|pids| pids.last().copied())
+            .unwrap_or(slot.pid);
         for lock in &info.locks {
             if !options.file_locks {
                 let fact = format!("it holds a {} lock", describe(lock));
@@ -46,7 +55,10 @@ impl Locks {
                 _ => i64::from(file),
             };
             let inode = lock.file.map_or(0, |(_, inode)| inode);
-            if self.known.insert((lock.kind, owner, inode, lock.start, lock.end)) {
+            if self
+                .known
+                .insert((lock.kind, owner, inode, lock.start, lock.end))
+            {
                 self.entries.push(entry(lock, pid.as_raw(), slot.fd)?);
             }
         }
@@ -76,24 +88,37 @@ fn entry(lock: &Lock, pid: i32, fd: i32) -> Result<pb::FileLockEntry> {
         (LockKind::Flock, LockMode::Advisory) => FLOCK,
         (LockKind::Lease, LockMode::Active) => LEASE,
         _ => {
-            let fact = format!("it holds a {} lock that is not plain ({:?})", describe(lock), lock.mode);
-            return Err(Error::unsupported(fact, "try again when the lock is released"));
+            let fact = format!(
+                "it holds a {} lock that is not plain ({:?})",
+                describe(lock),
+                lock.mode
+            );
+            return Err(Error::unsupported(
+                fact,
+                "try again when the lock is released",
+            ));
         }
     };
     let r#type = match lock.access {
-        LockAccess::Read => libc::F_RDLCK,
-        LockAccess::Write => libc::F_WRLCK,
-        _ => libc::F_UNLCK,
+        LockAccess::Read => F_RDLCK,
+        LockAccess::Write => F_WRLCK,
+        _ => F_UNLCK,
     };
-    let r#type = u32::try_from(i32::from(r#type)).unwrap_or(0);
     let len = lock.end.map_or(0, |end| end - lock.start + 1);
-    Ok(pb::FileLockEntry { flag, r#type, pid, fd, start: lock.start, len })
+    Ok(pb::FileLockEntry {
+        flag,
+        r#type,
+        pid,
+        fd,
+        start: lock.start,
+        len,
+    })
 }
 
 /// Takes the lock again, in the process that had it.
 pub(crate) fn retake(lock: &pb::FileLockEntry, program: &mut Program) -> Result<()> {
     let fd = lock.fd;
-    let reads = lock.r#type == u32::try_from(i32::from(libc::F_RDLCK)).unwrap_or(0);
+    let reads = lock.r#type == F_RDLCK;
     match lock.flag {
         POSIX => {
             let what = program.bytes(flock(lock));
@@ -111,7 +136,10 @@ pub(crate) fn retake(lock: &pb::FileLockEntry, program: &mut Program) -> Result<
             program.fcntl(fd, libc::F_SETLEASE, lock.r#type);
         }
         other => {
-            return Err(Error::corrupt("filelocks.img", format!("kind {other} of lock is not known")));
+            return Err(Error::corrupt(
+                "filelocks.img",
+                format!("kind {other} of lock is not known"),
+            ));
         }
     }
     Ok(())
@@ -138,7 +166,14 @@ mod tests {
     fn each_kind_is_taken_by_its_own_call() {
         let mut program = Program::new();
         for (flag, kind) in [(POSIX, 1), (OFD, 0), (FLOCK, 0), (LEASE, 1)] {
-            let lock = pb::FileLockEntry { flag, r#type: kind, pid: 7, fd: 3, start: 10, len: 5 };
+            let lock = pb::FileLockEntry {
+                flag,
+                r#type: kind,
+                pid: 7,
+                fd: 3,
+                start: 10,
+                len: 5,
+            };
             retake(&lock, &mut program).expect("known kinds");
         }
         expect![[r#"

@@ -1,6 +1,8 @@
 //! Everything opened in the tracer, under numbers that no task needs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use criu_image::id::FileId;
@@ -17,10 +19,12 @@ use crate::{owner, raise};
 const O_PATH: u32 = libc::O_PATH.cast_unsigned();
 const O_NOFOLLOW: u32 = libc::O_NOFOLLOW.cast_unsigned();
 /// Flags that act when a file is opened and are no state of it.
-const ONE_TIME: u32 = (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC).cast_unsigned();
+const ONE_TIME: u32 =
+    (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC).cast_unsigned();
 const ALWAYS: u32 = (libc::O_CLOEXEC | libc::O_NOCTTY).cast_unsigned();
 /// What `F_SETFL` can set; `O_ASYNC` needs the number the task knows, so it comes later.
-const SETTABLE: u32 = (libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME).cast_unsigned();
+const SETTABLE: u32 =
+    (libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME).cast_unsigned();
 /// Descriptors that we open besides those of the tasks, at any time.
 const SPARE: usize = 256;
 
@@ -38,18 +42,19 @@ impl Files<'_> {
             for (id, opened) in group.into_iter().zip(opened) {
                 let opened = match opened {
                     Opened::Here(fd) => Opened::Here(self.settle_here(id, fd, &mut numbers)?),
+                    Opened::Given(fd) => Opened::Given(numbers.lift(fd)?),
                     Opened::There => Opened::There,
                 };
                 self.opened.insert(id, opened);
             }
         }
-        self.raised.end();
-        Ok(())
+        self.raised.end()
     }
 
     fn open_group(&mut self, group: &[FileId]) -> Result<Vec<Opened>> {
         let kind = self.all[&group[0]].kind;
-        let entries: Vec<pb::FileEntry> = group.iter().map(|id| self.all[id].entry.clone()).collect();
+        let entries: Vec<pb::FileEntry> =
+            group.iter().map(|id| self.all[id].entry.clone()).collect();
         let _span = tracing::debug_span!("file", id = group[0].get(), kind = kind.name()).entered();
         kind.open(self, &entries.iter().collect::<Vec<_>>())
     }
@@ -61,7 +66,10 @@ impl Files<'_> {
         let mut leader: BTreeMap<FileId, FileId> = BTreeMap::new();
         for (id, saved) in self.all.iter().filter(|(_, saved)| !saved.part) {
             match saved.kind.twins(&saved.entry) {
-                Some(key) => twins.entry((saved.entry.r#type, key)).or_default().push(*id),
+                Some(key) => twins
+                    .entry((saved.entry.r#type, key))
+                    .or_default()
+                    .push(*id),
                 None => drop(groups.insert(*id, vec![*id])),
             }
         }
@@ -69,7 +77,13 @@ impl Files<'_> {
         for (first, group) in &groups {
             leader.extend(group.iter().map(|id| (*id, *first)));
         }
-        let mut order = Order { files: self, groups: &groups, leader: &leader, done: BTreeMap::new(), list: Vec::new() };
+        let mut order = Order {
+            files: self,
+            groups: &groups,
+            leader: &leader,
+            done: BTreeMap::new(),
+            list: Vec::new(),
+        };
         for first in groups.keys() {
             order.visit(*first)?;
         }
@@ -113,7 +127,10 @@ impl Order<'_, '_> {
                 return Ok(());
             }
             Some(false) => {
-                return Err(Error::corrupt("files.img", format!("file {first} needs itself")));
+                return Err(Error::corrupt(
+                    "files.img",
+                    format!("file {first} needs itself"),
+                ));
             }
             None => {}
         }
@@ -121,7 +138,12 @@ impl Order<'_, '_> {
         for id in group {
             let saved = &self.files.all[id];
             for needed in saved.kind.after(&saved.entry) {
-                let missing = || Error::corrupt("files.img", format!("file {id} needs {needed}, which is not there"));
+                let missing = || {
+                    Error::corrupt(
+                        "files.img",
+                        format!("file {id} needs {needed}, which is not there"),
+                    )
+                };
                 let needed = *self.leader.get(&needed).ok_or_else(missing)?;
                 if needed != first {
                     self.visit(needed)?;
@@ -145,18 +167,24 @@ impl Numbers {
         let highest = used.last().copied().unwrap_or(-1).max(2);
         let above = usize::try_from(highest).unwrap_or(0) + 1;
         let wanted = (above + count + SPARE) as u64;
-        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(Error::kernel("getrlimit"))?;
+        let (soft, hard) =
+            getrlimit(Resource::RLIMIT_NOFILE).map_err(Error::kernel("getrlimit"))?;
         let mut limit = soft;
         if soft < wanted {
             limit = wanted;
             if setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted)).is_err() {
                 limit = hard;
-                setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(Error::kernel("setrlimit"))?;
+                setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+                    .map_err(Error::kernel("setrlimit"))?;
             }
         }
-        if limit <= highest.cast_unsigned().into() {
+        let free = limit.saturating_sub(used.len() as u64);
+        if limit <= highest.cast_unsigned().into() || free < (count + SPARE) as u64 {
             return Err(Error::unsupported(
-                format!("a task has descriptor {highest}, and the limit here is {limit}"),
+                format!(
+                    "tasks have {} descriptors up to {highest}, and the limit here is {limit}",
+                    used.len()
+                ),
                 format!("raise the limit: `ulimit -Hn {wanted}`"),
             ));
         }
@@ -184,24 +212,28 @@ impl Numbers {
 
 /// Opens the path of an entry here.
 pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Result<i32> {
-    let entry = files.paths.get(&id).ok_or_else(|| Error::corrupt("files.img", format!("file {id} has no path")))?;
+    let entry = files
+        .paths
+        .get(&id)
+        .ok_or_else(|| Error::corrupt("files.img", format!("file {id} has no path")))?;
     let flags = flags.unwrap_or(entry.flags);
     let name = entry.name.clone();
     if let Some(given) = files.inherited(&name) {
         let mut program = Program::new();
         let fd = program.fcntl(given, libc::F_DUPFD_CLOEXEC, 0);
-        return Ok(Local.run(&program)?.fd(fd));
+        return Ok(Local.run(&program)?.fd(fd)); // A part of another file, such as a FIFO.
     }
     if entry.ext() {
         return Err(Error::unsupported(
-            format!("{} was declared external", String::from_utf8_lossy(&name)),
-            format!("give it with --inherit-fd fd[N]:{}", String::from_utf8_lossy(&name)),
+            format!("{} was declared external", name.escape_ascii()),
+            format!("give it with --inherit-fd fd[N]:{}", name.escape_ascii()),
         ));
     }
     let path = from_root(files, &name);
     match files.remaps.get(&id) {
         Some(Remap::Ghost(ghost)) => {
-            let missing = || Error::corrupt("remap-fpath.img", format!("ghost {ghost} was not made"));
+            let missing =
+                || Error::corrupt("remap-fpath.img", format!("ghost {ghost} was not made"));
             let through = files.raised.path(*ghost).ok_or_else(missing)?;
             // The link in /proc must be followed, and the inode is the one.
             let born = (libc::O_TMPFILE & !libc::O_DIRECTORY).cast_unsigned();
@@ -212,12 +244,16 @@ pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Res
             openat(Path::new(&through), flags & !libc::O_NOCTTY.cast_unsigned())
         }
         Some(Remap::Linked(at)) => {
-            let at = files.paths.get(at).ok_or_else(|| Error::corrupt("files.img", format!("file {at} has no path")))?;
+            let at = files
+                .paths
+                .get(at)
+                .ok_or_else(|| Error::corrupt("files.img", format!("file {at} has no path")))?;
             let at = from_root(files, &at.name);
             let lent = raise::lend_name(&at, &path)?;
             let fd = openat(if lent { &path } else { &at }, flags);
             if lent {
-                unlinkat(AT_FDCWD, &path, UnlinkatFlags::NoRemoveDir).map_err(Error::kernel("unlinkat"))?;
+                unlinkat(AT_FDCWD, &path, UnlinkatFlags::NoRemoveDir)
+                    .map_err(Error::kernel("unlinkat"))?;
             }
             fd
         }
@@ -226,7 +262,6 @@ pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Res
 }
 
 fn openat(path: &Path, flags: u32) -> Result<i32> {
-    use std::os::unix::ffi::OsStrExt;
     let mut program = Program::new();
     let path = program.cstr(path.as_os_str().as_bytes());
     let fd = program.openat(libc::AT_FDCWD, path, flags & !ONE_TIME | ALWAYS, 0);
@@ -235,14 +270,12 @@ fn openat(path: &Path, flags: u32) -> Result<i32> {
 
 /// A path of a task as it is reached from here.
 pub(crate) fn from_root(files: &Files<'_>, path: &[u8]) -> PathBuf {
-    use std::os::unix::ffi::OsStrExt;
-    match files.options.root {
-        Some(root) => {
-            let start = path.iter().take_while(|byte| **byte == b'/').count();
-            PathBuf::from(format!("/proc/self/fd/{root}")).join(std::ffi::OsStr::from_bytes(&path[start..]))
-        }
-        None => Path::new("/").join(std::ffi::OsStr::from_bytes(path)),
-    }
+    let below = path.strip_prefix(b"/").unwrap_or(path);
+    let root = match files.options.root {
+        Some(root) => format!("/proc/self/fd/{root}/"),
+        None => "/".to_owned(),
+    };
+    PathBuf::from(OsString::from_vec([root.as_bytes(), below].concat()))
 }
 
 /// A path as the subject of a failure.
@@ -266,7 +299,13 @@ impl Files<'_> {
             let path = from_root(self, &name.name);
             match unlinkat(AT_FDCWD, &path, UnlinkatFlags::NoRemoveDir) {
                 Ok(()) | Err(nix::errno::Errno::ENOENT) => {}
-                Err(errno) => return Err(Error::Kernel { call: "unlinkat", errno }).within(|| object(&path)),
+                Err(errno) => {
+                    return Err(Error::Kernel {
+                        call: "unlinkat",
+                        errno,
+                    })
+                    .within(|| object(&path));
+                }
             }
         }
         Ok(())

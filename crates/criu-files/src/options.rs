@@ -9,6 +9,8 @@ pub struct DumpOptions {
     pub link_remap: bool,
     /// Whether locks are dumped (`--file-locks`); without it they are refused.
     pub file_locks: bool,
+    /// Whether any device node of the same number will do (`--evasive-devices`).
+    pub evasive_devices: bool,
     /// What is kept to know files again (`--file-validation`).
     pub validation: Validation,
     /// Files that are given at restore: mount id and inode number (`--external file[mnt_id:inode]`).
@@ -22,8 +24,6 @@ pub struct RestoreOptions {
     pub validation: Validation,
     /// Whether permissions may have changed (`--skip-file-rwx-check`).
     pub skip_permissions: bool,
-    /// Whether any device node of the same number will do (`--evasive-devices`).
-    pub evasive_devices: bool,
     /// Descriptors of ours that take the place of files: `pipe:[4711]`, `file[1f:2a]`, a path.
     pub inherited: Vec<(String, i32)>,
     /// A directory that paths start from (`--root`), by descriptor.

@@ -30,14 +30,19 @@ pub(crate) fn read(fd: i32, vpid: impl Fn(Pid) -> Pid) -> Result<pb::FownEntry> 
     let signum = u32::try_from(outcome.value(signal)).unwrap_or(0);
     let (pid_type, pid) = (word(outcome.bytes(owner), 0), word(outcome.bytes(owner), 1));
     if pid == 0 {
-        return Ok(pb::FownEntry { signum, ..pb::FownEntry::default() });
+        return Ok(pb::FownEntry {
+            signum,
+            ..pb::FownEntry::default()
+        });
     }
     Ok(pb::FownEntry {
         uid: word(outcome.bytes(uids), 0),
         euid: word(outcome.bytes(uids), 1),
         signum,
         pid_type,
-        pid: vpid(Pid::from_raw(pid.cast_signed())).as_raw().cast_unsigned(),
+        pid: vpid(Pid::from_raw(pid.cast_signed()))
+            .as_raw()
+            .cast_unsigned(),
     })
 }
 
@@ -74,7 +79,13 @@ mod tests {
 
     #[test]
     fn another_users_owner_is_set_in_his_name() {
-        let owner = pb::FownEntry { uid: 1000, euid: 1000, signum: 29, pid_type: 1, pid: 77 };
+        let owner = pb::FownEntry {
+            uid: 1000,
+            euid: 1000,
+            signum: 29,
+            pid_type: 1,
+            pid: 77,
+        };
         let mut program = Program::new();
         set_signal(&owner, 5, &mut program);
         set_owner(&owner, 5, &mut program);

@@ -17,21 +17,39 @@ use nix::unistd::{pipe2, read};
 const DEFAULT_SIZE: u32 = 64 << 10;
 
 /// Writes what waits behind a readable end, once a pipe.
-pub(crate) fn keep(cx: &mut dyn DumpCx, file: &OpenFile, pipe_id: u32, desc: &'static Desc) -> Result<()> {
+pub(crate) fn keep(
+    cx: &mut dyn DumpCx,
+    file: &OpenFile,
+    pipe_id: u32,
+    desc: &'static Desc,
+) -> Result<()> {
     let size = fcntl(&file.fd, FcntlArg::F_GETPIPE_SZ).map_err(Error::kernel("fcntl"))?;
     let (data, mut packets) = peek(&file.fd, size)?;
-    let whole = packets.split_last().is_none_or(|(_, before)| before.iter().all(|length| *length as usize == page()));
+    let whole = packets
+        .split_last()
+        .is_none_or(|(_, before)| before.iter().all(|length| *length as usize == page()));
     // A stream comes in full pieces, whatever it was written in. Only one end may be in packet mode.
     if whole && file.flags() & libc::O_DIRECT.cast_unsigned() == 0 {
         packets.clear();
     }
     let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
-    let entry = pb::PipeDataEntry { pipe_id, bytes, size: Some(size.cast_unsigned()) };
+    let entry = pb::PipeDataEntry {
+        pipe_id,
+        bytes,
+        size: Some(size.cast_unsigned()),
+    };
     cx.append(desc, (), &entry, &data)?;
     if !packets.is_empty() {
-        let fifo = std::ptr::eq(desc, desc::FIFO_DATA);
-        let ext = pb::PipeExtEntry { pipe_id, fifo: Some(fifo), packets };
-        let ext = pb::FilesExtEntry { pipe: Some(ext), ..pb::FilesExtEntry::default() };
+        let fifo = desc.stem == desc::FIFO_DATA.stem;
+        let ext = pb::PipeExtEntry {
+            pipe_id,
+            fifo: Some(fifo),
+            packets,
+        };
+        let ext = pb::FilesExtEntry {
+            pipe: Some(ext),
+            ..pb::FilesExtEntry::default()
+        };
         cx.append(desc::FILES_EXT, (), &ext, &[])?;
     }
     Ok(())
@@ -39,16 +57,27 @@ pub(crate) fn keep(cx: &mut dyn DumpCx, file: &OpenFile, pipe_id: u32, desc: &'s
 
 /// The data, and the lengths of the pieces it comes in.
 fn peek(end: impl AsFd, size: i32) -> Result<(Vec<u8>, Vec<u32>)> {
-    let (ours, into) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(Error::kernel("pipe2"))?;
+    let (ours, into) =
+        pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(Error::kernel("pipe2"))?;
     // Each buffer of the pipe takes one of ours, however few bytes are in it.
     let room = match fcntl(&into, FcntlArg::F_SETPIPE_SZ(size)) {
         Ok(room) => room,
         Err(Errno::EPERM | Errno::ENOMEM) => grow(&into, size),
-        Err(errno) => return Err(Error::Kernel { call: "fcntl", errno }),
+        Err(errno) => {
+            return Err(Error::Kernel {
+                call: "fcntl",
+                errno,
+            });
+        }
     };
     let mut program = Program::new();
     let (from, to) = (end.as_fd().as_raw_fd(), into.as_raw_fd());
-    let args = [from.into(), to.into(), i32::MAX.into(), libc::SPLICE_F_NONBLOCK.into()];
+    let args = [
+        from.into(),
+        to.into(),
+        i32::MAX.into(),
+        libc::SPLICE_F_NONBLOCK.into(),
+    ];
     let copied = program.call(Sysno::tee, args);
     program.tolerate();
     match Local.run(&program)?.get(copied) {
@@ -80,7 +109,10 @@ fn grow(pipe: &OwnedFd, wanted: i32) -> i32 {
 /// A buffer of a pipe, and the largest packet.
 fn page() -> usize {
     let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE);
-    size.ok().flatten().and_then(|size| usize::try_from(size).ok()).unwrap_or(4096)
+    size.ok()
+        .flatten()
+        .and_then(|size| usize::try_from(size).ok())
+        .unwrap_or(4096)
 }
 
 fn drain(pipe: &OwnedFd) -> Result<(Vec<u8>, Vec<u32>)> {
@@ -93,7 +125,12 @@ fn drain(pipe: &OwnedFd) -> Result<(Vec<u8>, Vec<u32>)> {
                 data.extend(&buffer[..length]);
                 lengths.push(u32::try_from(length).unwrap_or(0));
             }
-            Err(errno) => return Err(Error::Kernel { call: "read", errno }),
+            Err(errno) => {
+                return Err(Error::Kernel {
+                    call: "read",
+                    errno,
+                });
+            }
         }
     }
 }
@@ -122,12 +159,32 @@ impl Waiting {
     }
 
     fn load(store: &dyn Store) -> Result<Self> {
-        let mut all = Self { pipes: index(store, desc::PIPES_DATA)?, fifos: index(store, desc::FIFO_DATA)? };
-        for entry in store.entries::<pb::FilesExtEntry>(desc::FILES_EXT, ())?.unwrap_or_default() {
-            let Some(pipe) = entry.message.pipe else { continue };
-            let map = if pipe.fifo() { &mut all.fifos } else { &mut all.pipes };
-            let Some(content) = map.get_mut(&pipe.pipe_id) else { continue };
-            if pipe.packets.iter().map(|length| u64::from(*length)).sum::<u64>() != content.data.len() as u64 {
+        let mut all = Self {
+            pipes: index(store, desc::PIPES_DATA)?,
+            fifos: index(store, desc::FIFO_DATA)?,
+        };
+        for entry in store
+            .entries::<pb::FilesExtEntry>(desc::FILES_EXT, ())?
+            .unwrap_or_default()
+        {
+            let Some(pipe) = entry.message.pipe else {
+                continue;
+            };
+            let map = if pipe.fifo() {
+                &mut all.fifos
+            } else {
+                &mut all.pipes
+            };
+            let Some(content) = map.get_mut(&pipe.pipe_id) else {
+                continue;
+            };
+            if pipe
+                .packets
+                .iter()
+                .map(|length| u64::from(*length))
+                .sum::<u64>()
+                != content.data.len() as u64
+            {
                 let why = format!("packets of pipe {} are not all of its data", pipe.pipe_id);
                 return Err(Error::corrupt("criu-rs-files.img", why));
             }
@@ -139,8 +196,15 @@ impl Waiting {
 
 fn index(store: &dyn Store, desc: &'static Desc) -> Result<HashMap<u32, Content>> {
     let mut map = HashMap::new();
-    for entry in store.entries::<pb::PipeDataEntry>(desc, ())?.unwrap_or_default() {
-        let content = Content { size: entry.size, data: entry.extra.clone(), packets: Vec::new() };
+    for entry in store
+        .entries::<pb::PipeDataEntry>(desc, ())?
+        .unwrap_or_default()
+    {
+        let content = Content {
+            size: entry.size,
+            data: entry.extra.clone(),
+            packets: Vec::new(),
+        };
         if map.insert(entry.pipe_id, content).is_some() {
             let why = format!("pipe {} has data twice", entry.pipe_id);
             return Err(Error::corrupt(desc.file_name(()), why));
@@ -164,7 +228,9 @@ impl Content {
         let mut data = self.data.clone();
         let packets = packet_end.filter(|_| !data.is_empty());
         let lengths: Vec<usize> = match packets {
-            Some(_) if !self.packets.is_empty() => self.packets.iter().map(|length| *length as usize).collect(),
+            Some(_) if !self.packets.is_empty() => {
+                self.packets.iter().map(|length| *length as usize).collect()
+            }
             _ if data.is_empty() => Vec::new(),
             _ => vec![data.len()],
         };
@@ -201,12 +267,16 @@ mod tests {
 
     #[test]
     fn packets_are_told_apart() {
-        let (out, into) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_DIRECT).expect("a pipe");
+        let (out, into) =
+            pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_DIRECT).expect("a pipe");
         let mut into = std::fs::File::from(into);
         for packet in ["one", "three", "fourth"] {
             into.write_all(packet.as_bytes()).expect("room");
         }
         let (data, packets) = peek(&out, 65536).expect("tee");
-        assert_eq!((data.as_slice(), packets), (&b"onethreefourth"[..], vec![3, 5, 6]));
+        assert_eq!(
+            (data.as_slice(), packets),
+            (&b"onethreefourth"[..], vec![3, 5, 6])
+        );
     }
 }

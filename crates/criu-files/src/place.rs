@@ -23,7 +23,11 @@ impl Files<'_> {
             sources.push(self.source(table, entry, program)?);
         }
         for (entry, source) in entries.iter().zip(sources) {
-            let flags = if entry.flags & FD_CLOEXEC == 0 { 0 } else { O_CLOEXEC };
+            let flags = if entry.flags & FD_CLOEXEC == 0 {
+                0
+            } else {
+                O_CLOEXEC
+            };
             match source {
                 Source::Number(fd) => program.dup3(fd, entry.fd, flags),
                 Source::Result(fd) => program.dup3(fd, entry.fd, flags),
@@ -40,10 +44,19 @@ impl Files<'_> {
         Ok(())
     }
 
-    /// Ties files to each other, those whose home this table is.
+    /// Ties files to each other, those that have their home in this table.
     fn relate(&mut self, table: FdTableId, program: &mut Program) -> Result<()> {
-        let at_home = self.homes.iter().filter(|(_, (home, _))| *home == table);
-        let ids: Vec<FileId> = at_home.map(|(id, _)| *id).filter(|id| self.all[id].kind.relates()).collect();
+        let first = self.tables.keys().next().copied();
+        let ids: Vec<FileId> = self
+            .all
+            .iter()
+            .filter(|(id, saved)| {
+                // What is only in flight has no home: any will do.
+                let home = self.homes.get(id).map(|(home, _)| *home).or(first);
+                saved.kind.relates() && home == Some(table)
+            })
+            .map(|(id, _)| *id)
+            .collect();
         for id in ids {
             let saved = &self.all[&id];
             let (kind, entry) = (saved.kind, saved.entry.clone());
@@ -52,18 +65,29 @@ impl Files<'_> {
         Ok(())
     }
 
-    fn source(&self, table: FdTableId, entry: &pb::FdinfoEntry, program: &mut Program) -> Result<Source> {
+    fn source(
+        &self,
+        table: FdTableId,
+        entry: &pb::FdinfoEntry,
+        program: &mut Program,
+    ) -> Result<Source> {
         let id = FileId::new(entry.id);
         match self.opened.get(&id) {
-            Some(Opened::Here(fd)) => return Ok(Source::Number(*fd)),
+            Some(Opened::Here(fd) | Opened::Given(fd)) => return Ok(Source::Number(*fd)),
             Some(Opened::There) => {}
-            None => return Err(Error::corrupt("files.img", format!("file {id} is not open"))),
+            None => {
+                return Err(Error::corrupt(
+                    "files.img",
+                    format!("file {id} is not open"),
+                ));
+            }
         }
         let saved = &self.all[&id];
         let fresh = match self.homes.get(&id) {
             Some((home, number)) if (*home, *number) != (table, entry.fd.cast_signed()) => {
                 let pid = self.tasks.get(home).copied();
-                let unknown = || Error::corrupt("pstree.img", format!("nobody has descriptor table {home}"));
+                let unknown =
+                    || Error::corrupt("pstree.img", format!("nobody has descriptor table {home}"));
                 if *home == table {
                     // Another number of the same table: found when it is placed.
                     return Ok(Source::Number(*number));
@@ -82,7 +106,10 @@ impl Files<'_> {
 
     fn entries(&self, table: FdTableId) -> Result<&[pb::FdinfoEntry]> {
         let missing = || Error::corrupt(format!("fdinfo-{table}.img"), "it is missing");
-        self.tables.get(&table).map(Vec::as_slice).ok_or_else(missing)
+        self.tables
+            .get(&table)
+            .map(Vec::as_slice)
+            .ok_or_else(missing)
     }
 
     /// Adds the calls that need every descriptor of every task in its place: owners of signals, locks. They run in
@@ -97,13 +124,18 @@ impl Files<'_> {
                 owner::set_owner(&owner, *number, program);
             }
             if let Some(flags) = saved.kind.flags(&saved.entry)
+                && !matches!(self.opened.get(id), Some(Opened::Given(_)))
                 && flags & O_ASYNC != 0
             {
                 program.fcntl(*number, libc::F_SETFL, flags);
             }
         }
         let pid = self.tasks.get(&table).map(|pid| pid.get());
-        for lock in self.locks.iter().filter(|lock| u32::try_from(lock.pid).ok() == pid) {
+        for lock in self
+            .locks
+            .iter()
+            .filter(|lock| u32::try_from(lock.pid).ok() == pid)
+        {
             locks::retake(lock, program)?;
         }
         Ok(())
@@ -124,7 +156,12 @@ impl Files<'_> {
     pub fn fs_program(&self, fs: &pb::FsEntry, program: &mut Program) -> Result<()> {
         let root = FileId::new(fs.root_id);
         let path = self.paths.get(&root);
-        let path = path.ok_or_else(|| Error::corrupt("fs.img", format!("its root is file {root}, which is not there")))?;
+        let path = path.ok_or_else(|| {
+            Error::corrupt(
+                "fs.img",
+                format!("its root is file {root}, which is not there"),
+            )
+        })?;
         if path.name != b"/" || self.options.root.is_some() {
             let fd = self.directory(root, program)?;
             program.fchdir(fd);
@@ -141,7 +178,7 @@ impl Files<'_> {
 
     fn directory(&self, id: FileId, program: &mut Program) -> Result<criu_tracee::Arg> {
         match self.opened.get(&id) {
-            Some(Opened::Here(fd)) => Ok((*fd).into()),
+            Some(Opened::Here(fd) | Opened::Given(fd)) => Ok((*fd).into()),
             Some(Opened::There) => {
                 let saved = &self.all[&id];
                 Ok(saved.kind.open_there(&saved.entry, program)?.into())

@@ -27,25 +27,40 @@ use crate::{open, xattr};
 const TMPFILE: u32 = (libc::O_TMPFILE & !libc::O_DIRECTORY).cast_unsigned();
 
 /// The inodes that live only by being open here, and directories that must go again.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Raised {
     inodes: HashMap<u32, OwnedFd>,
     directories: Vec<PathBuf>,
+    undressed: Vec<Ghost>,
 }
 
 impl Raised {
     /// A path through which an inode can be opened.
     pub(crate) fn path(&self, ghost: u32) -> Option<String> {
-        self.inodes.get(&ghost).map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()))
+        let fd = self.inodes.get(&ghost)?;
+        Some(format!("/proc/self/fd/{}", fd.as_raw_fd()))
     }
 
-    /// Removes what was made only for the while.
-    pub(crate) fn end(&mut self) {
+    /// When all are open: removes what was made only for the while, and gives directories, whose times that
+    /// changed, their own.
+    pub(crate) fn end(&mut self) -> Result<()> {
+        self.remove();
+        for ghost in self.undressed.drain(..) {
+            if let Some(fd) = self.inodes.get(&ghost.id) {
+                dress(&ghost, fd).within(|| open::object(&ghost.path))?;
+            }
+        }
         self.inodes.clear();
+        Ok(())
+    }
+
+    fn remove(&mut self) {
         for directory in self.directories.drain(..).rev() {
             match unlinkat(AT_FDCWD, &directory, UnlinkatFlags::RemoveDir) {
                 Ok(()) | Err(Errno::ENOENT | Errno::ENOTEMPTY) => {}
-                Err(errno) => tracing::warn!(path = %directory.display(), %errno, "a directory could not be removed"),
+                Err(errno) => {
+                    tracing::warn!(path = %directory.display(), %errno, "a directory could not be removed");
+                }
             }
         }
     }
@@ -53,7 +68,7 @@ impl Raised {
 
 impl Drop for Raised {
     fn drop(&mut self) {
-        self.end();
+        self.remove();
     }
 }
 
@@ -79,7 +94,10 @@ pub(crate) fn all(files: &mut Files<'_>) -> Result<()> {
             ghosts.insert(*id, load(files, *id, *file)?);
         }
     }
-    let exts = files.store.entries::<pb::FilesExtEntry>(desc::FILES_EXT, ())?.unwrap_or_default();
+    let exts = files
+        .store
+        .entries::<pb::FilesExtEntry>(desc::FILES_EXT, ())?
+        .unwrap_or_default();
     for ext in exts.into_iter().filter_map(|entry| entry.message.ghost) {
         if let Some(ghost) = ghosts.get_mut(&ext.ghost_id) {
             ghost.ext = ext;
@@ -87,15 +105,24 @@ pub(crate) fn all(files: &mut Files<'_>) -> Result<()> {
     }
     let mut ghosts: Vec<Ghost> = ghosts.into_values().collect();
     // Directories first, outer ones before inner ones: others may lie in them.
-    ghosts.sort_by_key(|ghost| (!is(ghost, libc::S_IFDIR), ghost.path.components().count(), ghost.id));
+    ghosts.sort_by_key(|ghost| {
+        (
+            !is(ghost, libc::S_IFDIR),
+            ghost.path.components().count(),
+            ghost.id,
+        )
+    });
     for ghost in &ghosts {
         let fd = make(&mut files.raised, ghost).within(|| open::object(&ghost.path))?;
         files.raised.inodes.insert(ghost.id, fd);
     }
-    // Times of directories last: making files in them changed them.
-    for ghost in ghosts.iter().rev() {
-        let fd = &files.raised.inodes[&ghost.id];
-        dress(ghost, fd).within(|| open::object(&ghost.path))?;
+    for ghost in ghosts {
+        if is(&ghost, libc::S_IFDIR) {
+            files.raised.undressed.push(ghost);
+        } else {
+            let fd = &files.raised.inodes[&ghost.id];
+            dress(&ghost, fd).within(|| open::object(&ghost.path))?;
+        }
     }
     Ok(())
 }
@@ -111,7 +138,9 @@ fn load(files: &Files<'_>, id: u32, file: FileId) -> Result<Ghost> {
         .store
         .reader(desc::GHOST_FILE, ImageId::from(id))?
         .ok_or_else(|| broken("it is missing"))?;
-    let first = reader.read::<pb::GhostFileEntry>()?.ok_or_else(|| broken("it is empty"))?;
+    let first = reader
+        .read::<pb::GhostFileEntry>()?
+        .ok_or_else(|| broken("it is empty"))?;
     let entry = first.message;
     let mut content = Vec::new();
     if entry.chunks() {
@@ -121,7 +150,10 @@ fn load(files: &Files<'_>, id: u32, file: FileId) -> Result<Ghost> {
     } else {
         content.push((0, first.extra));
     }
-    let path = files.paths.get(&file).ok_or_else(|| broken("nobody has it open"))?;
+    let path = files
+        .paths
+        .get(&file)
+        .ok_or_else(|| broken("nobody has it open"))?;
     Ok(Ghost {
         id,
         entry,
@@ -142,7 +174,13 @@ fn make(raised: &mut Raised, ghost: &Ghost) -> Result<OwnedFd> {
         let made = match SFlag::from_bits_truncate(ghost.entry.mode & libc::S_IFMT) {
             SFlag::S_IFDIR => mkdirat(AT_FDCWD, &path, Mode::S_IRWXU),
             SFlag::S_IFLNK => symlinkat(ghost.entry.symlnk_target(), AT_FDCWD, &path),
-            format => mknodat(AT_FDCWD, &path, format, Mode::S_IRUSR | Mode::S_IWUSR, ghost.entry.rdev().into()),
+            format => mknodat(
+                AT_FDCWD,
+                &path,
+                format,
+                Mode::S_IRUSR | Mode::S_IWUSR,
+                ghost.entry.rdev().into(),
+            ),
         };
         match made {
             Err(Errno::EEXIST) => continue,
@@ -157,7 +195,10 @@ fn make(raised: &mut Raised, ghost: &Ghost) -> Result<OwnedFd> {
         }
         return fd;
     }
-    Err(Error::Kernel { call: "mknodat", errno: Errno::EEXIST })
+    Err(Error::Kernel {
+        call: "mknodat",
+        errno: Errno::EEXIST,
+    })
 }
 
 /// The old name, and others in case somebody has that by now.
@@ -175,14 +216,22 @@ fn unlink(path: &Path) -> Result<()> {
 }
 
 fn make_parents(raised: &mut Raised, directory: &Path) -> Result<()> {
-    let missing: Vec<&Path> = directory.ancestors().take_while(|path| !path.exists()).collect();
+    let missing: Vec<&Path> = directory
+        .ancestors()
+        .take_while(|path| !path.exists())
+        .collect();
     for path in missing.into_iter().rev() {
         match mkdirat(AT_FDCWD, path, Mode::S_IRWXU) {
             Ok(()) => raised.directories.push(path.to_owned()),
             Err(Errno::EEXIST) => {}
             // Read-only: the file will be made elsewhere.
             Err(Errno::EROFS | Errno::EACCES) => return Ok(()),
-            Err(errno) => return Err(Error::Kernel { call: "mkdirat", errno }),
+            Err(errno) => {
+                return Err(Error::Kernel {
+                    call: "mkdirat",
+                    errno,
+                });
+            }
         }
     }
     Ok(())
@@ -191,10 +240,12 @@ fn make_parents(raised: &mut Raised, directory: &Path) -> Result<()> {
 fn regular(ghost: &Ghost, parent: &Path) -> Result<OwnedFd> {
     let file = new_file(ghost, parent)?;
     for (offset, bytes) in &ghost.content {
-        file.write_all_at(bytes, *offset).map_err(Error::io("pwrite64"))?;
+        file.write_all_at(bytes, *offset)
+            .map_err(Error::io("pwrite64"))?;
     }
     if ghost.entry.chunks() {
-        file.set_len(ghost.entry.size()).map_err(Error::io("ftruncate"))?;
+        file.set_len(ghost.entry.size())
+            .map_err(Error::io("ftruncate"))?;
     }
     Ok(file.into())
 }
@@ -232,25 +283,43 @@ fn dress(ghost: &Ghost, fd: &OwnedFd) -> Result<()> {
     let mut program = Program::new();
     if (stat.st_uid, stat.st_gid) != (entry.uid, entry.gid) {
         let at = program.cstr(&path);
-        let args = [libc::AT_FDCWD.into(), at.into(), entry.uid.into(), entry.gid.into(), 0.into()];
+        let args = [
+            libc::AT_FDCWD.into(),
+            at.into(),
+            entry.uid.into(),
+            entry.gid.into(),
+            0.into(),
+        ];
         program.call(criu_tracee::Sysno::fchownat, args);
     }
     xattr::write(&path, &ghost.ext.xattrs, &mut program);
     if !is(ghost, libc::S_IFLNK) {
         let at = program.cstr(&path);
         let mode = entry.mode & 0o7777;
-        program.call(criu_tracee::Sysno::fchmodat, [libc::AT_FDCWD.into(), at.into(), mode.into()]);
+        program.call(
+            criu_tracee::Sysno::fchmodat,
+            [libc::AT_FDCWD.into(), at.into(), mode.into()],
+        );
     }
     Local.run(&program)?;
     if let (Some(atime), Some(mtime)) = (&entry.atim, &entry.mtim) {
         let time = |time: &pb::Timeval, below: u32| {
-            let nanos = time.tv_usec.saturating_mul(1000).saturating_add(below.into());
+            let nanos = time
+                .tv_usec
+                .saturating_mul(1000)
+                .saturating_add(below.into());
             nix::sys::time::TimeSpec::new(time.tv_sec.cast_signed(), nanos.cast_signed())
         };
         let atime = time(atime, ghost.ext.atim_nsec());
         let mtime = time(mtime, ghost.ext.mtim_nsec());
-        nix::sys::stat::utimensat(AT_FDCWD, path.as_str(), &atime, &mtime, nix::sys::stat::UtimensatFlags::FollowSymlink)
-            .map_err(Error::kernel("utimensat"))?;
+        nix::sys::stat::utimensat(
+            AT_FDCWD,
+            path.as_str(),
+            &atime,
+            &mtime,
+            nix::sys::stat::UtimensatFlags::FollowSymlink,
+        )
+        .map_err(Error::kernel("utimensat"))?;
     }
     Ok(())
 }
@@ -260,6 +329,9 @@ pub(crate) fn lend_name(from: &Path, to: &Path) -> Result<bool> {
     match nix::unistd::linkat(AT_FDCWD, from, AT_FDCWD, to, AtFlags::empty()) {
         Ok(()) => Ok(true),
         Err(Errno::EEXIST | Errno::ENOENT | Errno::EROFS | Errno::EACCES) => Ok(false),
-        Err(errno) => Err(Error::Kernel { call: "linkat", errno }),
+        Err(errno) => Err(Error::Kernel {
+            call: "linkat",
+            errno,
+        }),
     }
 }

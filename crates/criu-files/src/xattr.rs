@@ -21,21 +21,32 @@ pub(crate) fn read(file: &OpenFile) -> Result<Vec<pb::XattrEntry>> {
         return Ok(Vec::new());
     };
     let mut all = Vec::new();
-    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+    for name in names
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+    {
         let value = ask(|program, room| {
             let path = program.cstr(&path);
             let name = program.cstr(name);
-            program.call(Sysno::getxattr, [path.into(), name.into(), room.into(), MAX.into()])
+            program.call(
+                Sysno::getxattr,
+                [path.into(), name.into(), room.into(), MAX.into()],
+            )
         })?;
         if let Some(value) = value {
-            all.push(pb::XattrEntry { name: name.to_vec(), value });
+            all.push(pb::XattrEntry {
+                name: name.to_vec(),
+                value,
+            });
         }
     }
     Ok(all)
 }
 
 /// What one call puts into 64 KiB; `None` if there is no such thing here.
-fn ask(call: impl FnOnce(&mut Program, criu_tracee::Blob) -> criu_tracee::Ret) -> Result<Option<Vec<u8>>> {
+fn ask(
+    call: impl FnOnce(&mut Program, criu_tracee::Blob) -> criu_tracee::Ret,
+) -> Result<Option<Vec<u8>>> {
     let mut program = Program::new();
     let room = program.room(MAX);
     let length = call(&mut program, room);
@@ -44,7 +55,14 @@ fn ask(call: impl FnOnce(&mut Program, criu_tracee::Blob) -> criu_tracee::Ret) -
             let length = usize::try_from(outcome.value(length)).unwrap_or(0);
             Ok(outcome.bytes(room).get(..length).map(<[u8]>::to_vec))
         }
-        Err(error) if matches!(error.errno(), Some(Errno::ENOTSUP | Errno::ENODATA | Errno::EPERM)) => Ok(None),
+        Err(error)
+            if matches!(
+                error.errno(),
+                Some(Errno::ENOTSUP | Errno::ENODATA | Errno::EPERM)
+            ) =>
+        {
+            Ok(None)
+        }
         Err(error) => Err(Error::from(error)),
     }
 }
@@ -56,7 +74,16 @@ pub(crate) fn write(path: &str, xattrs: &[pb::XattrEntry], program: &mut Program
         let name = program.cstr(&xattr.name);
         let value = program.bytes(xattr.value.clone());
         let size = xattr.value.len();
-        program.call(Sysno::setxattr, [path.into(), name.into(), value.into(), size.into(), 0.into()]);
+        program.call(
+            Sysno::setxattr,
+            [
+                path.into(),
+                name.into(),
+                value.into(),
+                size.into(),
+                0.into(),
+            ],
+        );
         program.tolerate();
     }
 }

@@ -231,8 +231,14 @@ pub trait DumpCx {
     /// The path of a file as an entry with this id, or the entry's own id: remaps and ghosts are taken care of.
     fn path(&mut self, file: &OpenFile, id: FileId) -> Result<pb::RegFileEntry>;
 
+    /// The file of a descriptor that is on its way through a socket; `fd` is a copy of it.
+    fn in_flight(&mut self, fd: OwnedFd) -> Result<FileId>;
+
     /// Adds an entry that is a part of another file, such as the path of a FIFO. `make` gets its id.
-    fn part(&mut self, make: &mut dyn FnMut(&mut dyn DumpCx, FileId) -> Result<pb::FileEntry>) -> Result<FileId>;
+    fn part(
+        &mut self,
+        make: &mut dyn FnMut(&mut dyn DumpCx, FileId) -> Result<pb::FileEntry>,
+    ) -> Result<FileId>;
 
     /// The file of the first descriptor that fits, likely ones first: those numbered `fd`, then those
     /// of the inode `ino`. Every table is known by then if this is called from [`FileKind::relations`].
@@ -257,7 +263,9 @@ impl dyn DumpCx + '_ {
         entry: &M,
         extra: &[u8],
     ) -> Result<()> {
-        self.with_image(desc, id.into(), &mut |image| image.write_with_extra(entry, extra))
+        self.with_image(desc, id.into(), &mut |image| {
+            image.write_with_extra(entry, extra)
+        })
     }
 }
 
@@ -294,7 +302,10 @@ pub type Cache = std::collections::HashMap<std::any::TypeId, Rc<dyn Any>>;
 
 impl dyn RestoreCx + '_ {
     /// What `make` gives, made on the first call for its type: an index of an image, usually.
-    pub fn cached<T: 'static>(&mut self, make: impl FnOnce(&dyn Store) -> Result<T>) -> Result<Rc<T>> {
+    pub fn cached<T: 'static>(
+        &mut self,
+        make: impl FnOnce(&dyn Store) -> Result<T>,
+    ) -> Result<Rc<T>> {
         let key = std::any::TypeId::of::<T>();
         if let Some(known) = self.cache().get(&key).cloned() {
             return Ok(known.downcast().expect("the key is the type"));
@@ -310,6 +321,8 @@ impl dyn RestoreCx + '_ {
 pub enum Opened {
     /// In the tracer, under this number.
     Here(i32),
+    /// The same, but it was given by the user: its flags and its position are not ours to set.
+    Given(i32),
     /// Not yet: [`FileKind::open_there`] does it in a task.
     There,
 }
@@ -333,7 +346,12 @@ pub trait FileKind: Sync {
     const RELATES: bool = false;
 
     /// Adds what refers to other files, when all files of all tasks are known.
-    fn relations(&self, cx: &mut dyn DumpCx, file: &OpenFile, entry: &mut Self::Entry) -> Result<()> {
+    fn relations(
+        &self,
+        cx: &mut dyn DumpCx,
+        file: &OpenFile,
+        entry: &mut Self::Entry,
+    ) -> Result<()> {
         let _nothing = (cx, file, entry);
         Ok(())
     }
@@ -373,12 +391,20 @@ pub trait FileKind: Sync {
     /// Makes in a task what [`FileKind::open`] left.
     fn open_there(&self, entry: &Self::Entry, program: &mut Program) -> Result<Ret> {
         let _nothing = (entry, program);
-        Err(Error::corrupt("files.img", format!("a file of kind {} cannot be opened in a task", Self::NAME)))
+        Err(Error::corrupt(
+            "files.img",
+            format!("a file of kind {} cannot be opened in a task", Self::NAME),
+        ))
     }
 
     /// Ties it to other files. Runs in one task, where every file is open under its number of
     /// [`RestoreCx::file`] and all the numbers of the task itself are still free for use.
-    fn relate(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry, program: &mut Program) -> Result<()> {
+    fn relate(
+        &self,
+        cx: &mut dyn RestoreCx,
+        entry: &Self::Entry,
+        program: &mut Program,
+    ) -> Result<()> {
         let _nothing = (cx, entry, program);
         Ok(())
     }
@@ -399,14 +425,24 @@ pub trait AnyFileKind: Sync {
     fn claims(&self, file: &OpenFile) -> bool;
     fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::FileEntry>;
     fn relates(&self) -> bool;
-    fn relations(&self, cx: &mut dyn DumpCx, file: &OpenFile, entry: &mut pb::FileEntry) -> Result<()>;
+    fn relations(
+        &self,
+        cx: &mut dyn DumpCx,
+        file: &OpenFile,
+        entry: &mut pb::FileEntry,
+    ) -> Result<()>;
     fn twins(&self, entry: &pb::FileEntry) -> Option<u64>;
     fn parts(&self, entry: &pb::FileEntry) -> Vec<FileId>;
     fn after(&self, entry: &pb::FileEntry) -> Vec<FileId>;
     fn numbers(&self, entry: &pb::FileEntry) -> Vec<i32>;
     fn open(&self, cx: &mut dyn RestoreCx, entries: &[&pb::FileEntry]) -> Result<Vec<Opened>>;
     fn open_there(&self, entry: &pb::FileEntry, program: &mut Program) -> Result<Ret>;
-    fn relate(&self, cx: &mut dyn RestoreCx, entry: &pb::FileEntry, program: &mut Program) -> Result<()>;
+    fn relate(
+        &self,
+        cx: &mut dyn RestoreCx,
+        entry: &pb::FileEntry,
+        program: &mut Program,
+    ) -> Result<()>;
     fn arm(&self, entry: &pb::FileEntry, fd: i32, program: &mut Program) -> Result<()>;
     fn flags(&self, entry: &pb::FileEntry) -> Option<u32>;
     fn owner(&self, entry: &pb::FileEntry) -> Option<pb::FownEntry>;
@@ -420,7 +456,10 @@ fn member<E: FileEntry>(file: &pb::FileEntry) -> Result<&E> {
             let why = format!("entry {} holds a {} of id {}", file.id, E::NAME, entry.id());
             Err(Error::corrupt("files.img", why))
         }
-        None => Err(Error::corrupt("files.img", format!("entry {} has no {}", file.id, E::NAME))),
+        None => Err(Error::corrupt(
+            "files.img",
+            format!("entry {} has no {}", file.id, E::NAME),
+        )),
     }
 }
 
@@ -443,7 +482,12 @@ impl<K: FileKind> AnyFileKind for K {
     fn relates(&self) -> bool {
         K::RELATES
     }
-    fn relations(&self, cx: &mut dyn DumpCx, file: &OpenFile, entry: &mut pb::FileEntry) -> Result<()> {
+    fn relations(
+        &self,
+        cx: &mut dyn DumpCx,
+        file: &OpenFile,
+        entry: &mut pb::FileEntry,
+    ) -> Result<()> {
         let mut own: K::Entry = member::<K::Entry>(entry)?.clone();
         FileKind::relations(self, cx, file, &mut own)?;
         *entry = own.into_file();
@@ -453,22 +497,36 @@ impl<K: FileKind> AnyFileKind for K {
         K::Entry::of(entry).and_then(|entry| FileKind::twins(self, entry))
     }
     fn parts(&self, entry: &pb::FileEntry) -> Vec<FileId> {
-        K::Entry::of(entry).map(|entry| FileKind::parts(self, entry)).unwrap_or_default()
+        K::Entry::of(entry)
+            .map(|entry| FileKind::parts(self, entry))
+            .unwrap_or_default()
     }
     fn after(&self, entry: &pb::FileEntry) -> Vec<FileId> {
-        K::Entry::of(entry).map(|entry| FileKind::after(self, entry)).unwrap_or_default()
+        K::Entry::of(entry)
+            .map(|entry| FileKind::after(self, entry))
+            .unwrap_or_default()
     }
     fn numbers(&self, entry: &pb::FileEntry) -> Vec<i32> {
-        K::Entry::of(entry).map(|entry| FileKind::numbers(self, entry)).unwrap_or_default()
+        K::Entry::of(entry)
+            .map(|entry| FileKind::numbers(self, entry))
+            .unwrap_or_default()
     }
     fn open(&self, cx: &mut dyn RestoreCx, entries: &[&pb::FileEntry]) -> Result<Vec<Opened>> {
-        let own = entries.iter().map(|entry| member(entry)).collect::<Result<Vec<&K::Entry>>>()?;
+        let own = entries
+            .iter()
+            .map(|entry| member(entry))
+            .collect::<Result<Vec<&K::Entry>>>()?;
         self.open_twins(cx, &own)
     }
     fn open_there(&self, entry: &pb::FileEntry, program: &mut Program) -> Result<Ret> {
         FileKind::open_there(self, member(entry)?, program)
     }
-    fn relate(&self, cx: &mut dyn RestoreCx, entry: &pb::FileEntry, program: &mut Program) -> Result<()> {
+    fn relate(
+        &self,
+        cx: &mut dyn RestoreCx,
+        entry: &pb::FileEntry,
+        program: &mut Program,
+    ) -> Result<()> {
         FileKind::relate(self, cx, member(entry)?, program)
     }
     fn arm(&self, entry: &pb::FileEntry, fd: i32, program: &mut Program) -> Result<()> {

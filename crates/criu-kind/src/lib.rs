@@ -1,6 +1,6 @@
 //! The contract: what a kind is, what it is given, and how it fails.
 //!
-//! Invariants: no I/O, no syscalls; subsystems depend on this crate and not on each other. A leaf
+//! Invariants: no I/O, no syscalls (but in [`testing`]); subsystems depend on this crate and not on each other. A leaf
 //! returns a bare [`Error`]; the walker that called it adds the [`Subject`], once.
 #![forbid(unsafe_code)]
 
@@ -8,10 +8,12 @@ mod aspect;
 mod error;
 mod file;
 mod mapped;
+pub mod testing;
 
 pub use aspect::{Answer, Aspect, Draft, Saved, ThreadView};
 pub use error::{Error, Result, Subject, Within};
 pub use file::{
-    AnyFileKind, Cache, DumpCx, FileEntry, FileKind, Inode, Kernel, OpenFile, Opened, RestoreCx, Slot,
+    AnyFileKind, Cache, DumpCx, FileEntry, FileKind, Inode, Kernel, OpenFile, Opened, RestoreCx,
+    Slot,
 };
 pub use mapped::{FileFds, MappedFiles};

@@ -24,7 +24,11 @@ pub fn clear(tracee: &mut Tracee, ground: &Ground) -> Result<()> {
     }
     if let Some(vdso) = &ground.vdso {
         for part in &vdso.parts {
-            remap(&mut program, part, ground.park + (part.start - vdso.span.start));
+            remap(
+                &mut program,
+                part,
+                ground.park + (part.start - vdso.span.start),
+            );
         }
     }
     tracee.run(&program)?;

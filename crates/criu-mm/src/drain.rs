@@ -124,7 +124,12 @@ fn describe(
             len,
             offset,
         };
-        if run.readable { &mut inside } else { &mut outside }.push(piece);
+        if run.readable {
+            &mut inside
+        } else {
+            &mut outside
+        }
+        .push(piece);
         offset += len;
     }
     pagemap.finish()?;
@@ -174,16 +179,27 @@ pub(crate) fn new_pages(store: &dyn Store, options: &mut DrainOptions) -> Result
 /// Writes captures, each of another process.
 pub(crate) fn write(tracees: &mut [Tracee], captures: &[Capture]) -> Result<()> {
     let mut left: BTreeMap<usize, Vec<Piece>> = BTreeMap::new();
-    let busy: Vec<usize> = (0..captures.len()).filter(|i| !captures[*i].inside.is_empty()).collect();
-    let files: Vec<_> =
-        busy.iter().map(|i| (captures[*i].tracee, captures[*i].file.as_fd())).collect();
-    let numbers = if files.is_empty() { Vec::new() } else { hand_over(tracees, &files)? };
+    let busy: Vec<usize> = (0..captures.len())
+        .filter(|i| !captures[*i].inside.is_empty())
+        .collect();
+    let files: Vec<_> = busy
+        .iter()
+        .map(|i| (captures[*i].tracee, captures[*i].file.as_fd()))
+        .collect();
+    let numbers = if files.is_empty() {
+        Vec::new()
+    } else {
+        hand_over(tracees, &files)?
+    };
     let mut writers = Vec::new();
     for (index, number) in busy.into_iter().zip(numbers) {
         match number {
             Some(fd) => writers.push((index, Writer::new(&captures[index].inside, fd))),
             None => {
-                let all = captures[index].inside.iter().flat_map(|transfer| transfer.rest(0));
+                let all = captures[index]
+                    .inside
+                    .iter()
+                    .flat_map(|transfer| transfer.rest(0));
                 left.entry(index).or_default().extend(all);
             }
         }
@@ -198,7 +214,9 @@ pub(crate) fn write(tracees: &mut [Tracee], captures: &[Capture]) -> Result<()> 
         .collect();
     let outcomes = run_all(tracees, &jobs)?;
     for ((index, writer), outcome) in writers.iter().zip(&outcomes) {
-        left.entry(*index).or_default().extend(writer.left(&captures[*index].inside, outcome));
+        left.entry(*index)
+            .or_default()
+            .extend(writer.left(&captures[*index].inside, outcome));
     }
     let mut buffer = vec![0; BUFFER];
     for (index, capture) in captures.iter().enumerate() {
@@ -292,7 +310,9 @@ fn put_back_borrowed(tracee: &Tracee, capture: &Capture) -> Result<()> {
 }
 
 pub(crate) fn subject(tracee: &Tracee) -> Subject {
-    let comm = ProcDir::open(tracee.pid()).and_then(|proc| proc.stat()).map(|stat| stat.comm);
+    let comm = ProcDir::open(tracee.pid())
+        .and_then(|proc| proc.stat())
+        .map(|stat| stat.comm);
     Subject::Task {
         pid: tracee.pid().as_raw(),
         comm: String::from_utf8_lossy(&comm.unwrap_or_default()).into_owned(),

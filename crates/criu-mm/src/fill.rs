@@ -81,7 +81,8 @@ pub fn fill(
     let outcomes = run_all(tracees, &programs.collect::<Vec<_>>())?;
     for ((job, plan), outcome) in jobs.iter().zip(&plans).zip(&outcomes) {
         let tracee = &tracees[job.tracee];
-        plan.complete(tracee, job.image, outcome).within(|| subject(tracee))?;
+        plan.complete(tracee, job.image, outcome)
+            .within(|| subject(tracee))?;
         stats.pages_compared += plan.compared.pages;
         stats.pages_skipped_cow += plan.compared.equal;
         stats.pages_restored += plan.pages;
@@ -135,7 +136,12 @@ pub(crate) fn plan(job: &FillJob<'_>, materials: &Materials<'_>) -> Result<Plan>
             }
         };
         let writable = prot & prot::WRITE != 0;
-        if writable { &mut reads } else { &mut plan.by_hand }.extend(pages);
+        if writable {
+            &mut reads
+        } else {
+            &mut plan.by_hand
+        }
+        .extend(pages);
     }
     plan.read(image, &reads);
     let all = reads.iter().chain(&plan.by_hand);
@@ -170,12 +176,19 @@ impl Plan {
     /// made: the old executable must not be mapped, the new one may.
     fn describe(&mut self, job: &FillJob<'_>, files: &dyn FileFds) -> Result<()> {
         let mm = &job.image.mm;
-        let same = job.parent.is_some_and(|parent| parent.mm.exe_file_id == mm.exe_file_id);
-        let exe = if same { -1 } else { files.fd(FileId::new(mm.exe_file_id))? };
+        let same = job
+            .parent
+            .is_some_and(|parent| parent.mm.exe_file_id == mm.exe_file_id);
+        let exe = if same {
+            -1
+        } else {
+            files.fd(FileId::new(mm.exe_file_id))?
+        };
         let was_disabled = job.parent.and_then(|parent| parent.mm.thp_disabled);
         if mm.thp_disabled() != was_disabled.unwrap_or(false) {
             let disable = u32::from(mm.thp_disabled());
-            self.program.prctl(libc::PR_SET_THP_DISABLE, disable, 0, 0, 0);
+            self.program
+                .prctl(libc::PR_SET_THP_DISABLE, disable, 0, 0, 0);
         }
         set_mm_map(&mut self.program, mm, exe);
         Ok(())
@@ -196,7 +209,9 @@ impl Plan {
         };
         let flags = vma.flags & KEPT | anonymous | map::FIXED_NOREPLACE;
         let offset = if anonymous == 0 { vma.pgoff } else { 0 };
-        let at = self.program.mmap(vma.start, vma.end - vma.start, prot, flags, fd, offset);
+        let at = self
+            .program
+            .mmap(vma.start, vma.end - vma.start, prot, flags, fd, offset);
         self.placed.push((at, vma.start));
         Ok(())
     }
@@ -205,13 +220,15 @@ impl Plan {
     fn take_over(&mut self, vma: &pb::VmaEntry, kept: Kept, prot: u32) -> Vec<Stored> {
         let (start, end) = (kept.range.start, kept.range.end);
         if vma.end > end {
-            self.program.mremap(start, end - start, vma.end - start, 0, 0);
+            self.program
+                .mremap(start, end - start, vma.end - start, 0, 0);
         }
         if prot != kept.prot {
             self.program.mprotect(start, vma.end - start, prot);
         }
         for range in &kept.discards {
-            self.program.madvise(range.start, range.end - range.start, madv::DONTNEED);
+            self.program
+                .madvise(range.start, range.end - range.start, madv::DONTNEED);
         }
         kept.reads
     }
@@ -278,7 +295,10 @@ impl Plan {
 /// The file of a mapping: its id is in a field made for more.
 pub(crate) fn file_id(vma: &pb::VmaEntry) -> Result<FileId> {
     u32::try_from(vma.shmid).map(FileId::new).map_err(|_| {
-        Error::corrupt("mm", format!("mapping {:#x} has the file id {}", vma.start, vma.shmid))
+        Error::corrupt(
+            "mm",
+            format!("mapping {:#x} has the file id {}", vma.start, vma.shmid),
+        )
     })
 }
 
@@ -314,7 +334,12 @@ fn set_mm_map(program: &mut Program, mm: &pb::MmEntry, exe: i32) {
 /// The vector up to its end mark: what kernels keep behind it differs in length.
 fn auxv(words: &[u64]) -> Vec<u8> {
     let pairs = words.chunks(2);
-    let used = pairs.clone().position(|pair| pair[0] == 0).map_or(words.len(), |at| 2 * at + 2);
+    let used = pairs
+        .clone()
+        .position(|pair| pair[0] == 0)
+        .map_or(words.len(), |at| 2 * at + 2);
     let used = &words[..used.min(words.len())];
-    used.iter().flat_map(|word| word.to_ne_bytes()[..Native::WORD].to_vec()).collect()
+    used.iter()
+        .flat_map(|word| word.to_ne_bytes()[..Native::WORD].to_vec())
+        .collect()
 }

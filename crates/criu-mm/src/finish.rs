@@ -29,7 +29,10 @@ pub fn finish(tracees: &mut [Tracee], jobs: &[FillJob<'_>], ground: &Ground) -> 
     for (job, plan) in jobs.iter().zip(&plans) {
         for (at, code) in &plan.jumps {
             let tracee = &tracees[job.tracee];
-            tracee.memory().write(*at, code).within(|| subject(tracee))?;
+            tracee
+                .memory()
+                .write(*at, code)
+                .within(|| subject(tracee))?;
         }
     }
     let programs = jobs.iter().zip(&plans).map(|(job, plan)| Job {
@@ -82,12 +85,14 @@ pub(crate) fn plan(image: &SpaceImage, ground: &Ground) -> Result<Plan> {
         }
     }
     for guard in image.guards() {
-        plan.program.madvise(guard.start, guard.end - guard.start, madv::GUARD_INSTALL);
+        plan.program
+            .madvise(guard.start, guard.end - guard.start, madv::GUARD_INSTALL);
     }
     for named in image.ext.iter().flat_map(|ext| &ext.vma_names) {
         let name = plan.program.cstr(&named.name);
         let size = named.end.saturating_sub(named.start);
-        plan.program.prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, named.start, size, name);
+        plan.program
+            .prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, named.start, size, name);
         plan.hint("a name of memory");
     }
     plan.settle_vdso(fate, ground);
@@ -123,13 +128,18 @@ impl Plan {
         match fate {
             Fate::Gone => {
                 for part in &own.parts {
-                    self.program.munmap(parked(part).start, part.end - part.start);
+                    self.program
+                        .munmap(parked(part).start, part.end - part.start);
                 }
             }
             Fate::Home(home) => {
                 for part in &own.parts {
                     let from = parked(part);
-                    remap(&mut self.program, &from, home + (part.start - own.span.start));
+                    remap(
+                        &mut self.program,
+                        &from,
+                        home + (part.start - own.span.start),
+                    );
                 }
             }
             Fate::Proxy(jumps) => self.jumps = jumps,

@@ -42,10 +42,17 @@ impl Ground {
         let memory = File::open("/proc/self/mem").map_err(Error::io("open(/proc/self/mem)"))?;
         let vdso = OwnVdso::find(&maps, &memory)?;
         let size = Nursery::size_for(threads);
-        let park = vdso.as_ref().map_or(0, |vdso| vdso.span.end - vdso.span.start);
-        let busy = own.into_iter().chain(images.iter().flat_map(SpaceImage::busy));
+        let park = vdso
+            .as_ref()
+            .map_or(0, |vdso| vdso.span.end - vdso.span.start);
+        let busy = own
+            .into_iter()
+            .chain(images.iter().flat_map(SpaceImage::busy));
         let at = hole(busy.collect(), size + park, highest).ok_or_else(|| {
-            let fact = format!("no address range of {} bytes is free in all processes", size + park);
+            let fact = format!(
+                "no address range of {} bytes is free in all processes",
+                size + park
+            );
             Error::unsupported(fact, "restore fewer processes at once")
         })?;
         Ok(Self {
@@ -63,7 +70,10 @@ impl Ground {
 
     /// What is not the program's until all is done.
     pub(crate) fn kept(&self) -> Range<u64> {
-        let span = self.vdso.as_ref().map_or(0, |vdso| vdso.span.end - vdso.span.start);
+        let span = self
+            .vdso
+            .as_ref()
+            .map_or(0, |vdso| vdso.span.end - vdso.span.start);
         self.nursery.start..self.park + span
     }
 }
@@ -71,25 +81,30 @@ impl Ground {
 /// The lowest hole of `size` bytes in `busy`, with a margin around it, below `highest`.
 pub(crate) fn hole(mut busy: Vec<Range<u64>>, size: u64, highest: u64) -> Option<u64> {
     busy.sort_by_key(|range| range.start);
-    [FROM, page_size().max(0x1_0000)].into_iter().find_map(|from| {
-        let mut at = from;
-        for range in &busy {
-            if range.start.saturating_sub(MARGIN) >= at.checked_add(size)? {
-                break;
+    [FROM, page_size().max(0x1_0000)]
+        .into_iter()
+        .find_map(|from| {
+            let mut at = from;
+            for range in &busy {
+                if range.start.saturating_sub(MARGIN) >= at.checked_add(size)? {
+                    break;
+                }
+                at = at.max(range.end.checked_add(MARGIN)?);
             }
-            at = at.max(range.end.checked_add(MARGIN)?);
-        }
-        // 64 KiB: the largest page of any machine here.
-        let at = at.checked_next_multiple_of(0x1_0000)?;
-        let free = busy.iter().all(|range| {
-            range.end <= at || range.start.saturating_sub(MARGIN) >= at + size
-        });
-        (free && at.checked_add(size)? <= highest).then_some(at)
-    })
+            // 64 KiB: the largest page of any machine here.
+            let at = at.checked_next_multiple_of(0x1_0000)?;
+            let free = busy
+                .iter()
+                .all(|range| range.end <= at || range.start.saturating_sub(MARGIN) >= at + size);
+            (free && at.checked_add(size)? <= highest).then_some(at)
+        })
 }
 
 #[cfg(test)]
-#[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
+#[allow(
+    clippy::single_range_in_vec_init,
+    reason = "a list of one range is meant"
+)]
 mod tests {
     use super::*;
 
@@ -99,7 +114,10 @@ mod tests {
     fn the_first_hole_that_fits() {
         assert_eq!(hole(vec![], 0x1000, TOP), Some(FROM));
         let low = 0x5000..FROM + 0x1000;
-        assert_eq!(hole(vec![low.clone()], 0x1000, TOP), Some(FROM + MARGIN + 0x1_0000));
+        assert_eq!(
+            hole(vec![low.clone()], 0x1000, TOP),
+            Some(FROM + MARGIN + 0x1_0000)
+        );
         // Too small a gap between the two.
         let next = FROM + 4 * MARGIN..FROM + 5 * MARGIN;
         let at = hole(vec![next, low], 3 * MARGIN, TOP).expect("above");
@@ -108,7 +126,10 @@ mod tests {
 
     #[test]
     fn below_when_all_above_is_taken() {
-        assert_eq!(hole(vec![FROM - (1 << 30)..TOP], 1 << 20, TOP), Some(0x1_0000));
+        assert_eq!(
+            hole(vec![FROM - (1 << 30)..TOP], 1 << 20, TOP),
+            Some(0x1_0000)
+        );
         assert_eq!(hole(vec![0..TOP], 1 << 20, TOP), None);
         assert_eq!(hole(vec![0..u64::MAX], 1 << 20, u64::MAX), None);
         assert_eq!(hole(vec![], u64::MAX, TOP), None);

@@ -68,7 +68,11 @@ impl SpaceImage {
     fn check(id: VPid, mm: pb::MmEntry, ext: Option<pb::MmExtEntry>, pages: Pages) -> Result<Self> {
         let image = desc::MM.file_name(id);
         let corrupt = |why: String| Error::corrupt(&image, why);
-        let real = mm.vmas.iter().take_while(|vma| vma.status & status::GUARD == 0).count();
+        let real = mm
+            .vmas
+            .iter()
+            .take_while(|vma| vma.status & status::GUARD == 0)
+            .count();
         let (vmas, guards) = mm.vmas.split_at(real);
         let mut end = 0;
         for vma in vmas {
@@ -80,12 +84,15 @@ impl SpaceImage {
             end = vma.end;
         }
         for guard in guards {
-            let at = |why: &str| corrupt(format!("guard {:#x}-{:#x}: {why}", guard.start, guard.end));
+            let at =
+                |why: &str| corrupt(format!("guard {:#x}-{:#x}: {why}", guard.start, guard.end));
             if guard.status != status::GUARD {
                 return Err(at("a mapping follows the guards"));
             }
             check_range(guard, at)?;
-            if !covered(vmas, guard.start..guard.end, |vma| backing(vma) != Backing::Kernel) {
+            if !covered(vmas, guard.start..guard.end, |vma| {
+                backing(vma) != Backing::Kernel
+            }) {
                 return Err(at("outside of the mappings"));
             }
         }
@@ -102,7 +109,10 @@ impl SpaceImage {
                     && vma.end - vma.start == u64::from(ring.ring_len)
             };
             if !vmas.iter().any(|vma| place(&vma)) {
-                return Err(corrupt(format!("no mapping of the AIO ring {:#x}", ring.id)));
+                return Err(corrupt(format!(
+                    "no mapping of the AIO ring {:#x}",
+                    ring.id
+                )));
             }
         }
         if mm.mm_saved_auxv.len() > MOST_AUXV {
@@ -129,7 +139,10 @@ impl SpaceImage {
 
     /// Ranges of addresses that it needs.
     pub(crate) fn busy(&self) -> impl Iterator<Item = Range<u64>> {
-        let vmas = self.vmas().iter().filter(|vma| backing(vma) != Backing::Kernel);
+        let vmas = self
+            .vmas()
+            .iter()
+            .filter(|vma| backing(vma) != Backing::Kernel);
         vmas.map(|vma| vma.start..vma.end)
     }
 
@@ -138,7 +151,11 @@ impl SpaceImage {
         let private = vma.flags & map::SHARED == 0;
         let small = vma.end - vma.start <= WRITABLE_WHILE_FILLED;
         let filled = self.pages.within(vma.start, vma.end).next().is_some();
-        if private && small && filled { vma.prot | prot::WRITE } else { vma.prot }
+        if private && small && filled {
+            vma.prot | prot::WRITE
+        } else {
+            vma.prot
+        }
     }
 }
 
@@ -212,14 +229,19 @@ fn check_vma(vma: &pb::VmaEntry, at: impl Fn(&str) -> Error) -> Result<()> {
     if !fits {
         return Err(at("has a status that contradicts its flags"));
     }
-    if !vma.pgoff.is_multiple_of(page_size()) || vma.pgoff.checked_add(vma.end - vma.start).is_none() {
+    if !vma.pgoff.is_multiple_of(page_size())
+        || vma.pgoff.checked_add(vma.end - vma.start).is_none()
+    {
         return Err(at("has an impossible offset"));
     }
     let refused = [
         (status::SYSVIPC, "System V shared memory"),
         (status::SOCKET, "memory of a packet socket"),
         (status::SHSTK, "a shadow stack"),
-        (status::EXT_PLUGIN, "memory of a device, restored by a plugin"),
+        (
+            status::EXT_PLUGIN,
+            "memory of a device, restored by a plugin",
+        ),
     ];
     match refused.iter().find(|(bit, _)| vma.status & bit != 0) {
         Some((_, fact)) => Err(Error::unsupported(
@@ -278,7 +300,10 @@ pub(crate) mod tests {
         let mut content = Vec::new();
         for (start, end, byte) in runs {
             writer.push(*start, (end - start) / page_size(), PageFlags::PRESENT)?;
-            content.resize(content.len() + usize::try_from(end - start).expect("small"), *byte);
+            content.resize(
+                content.len() + usize::try_from(end - start).expect("small"),
+                *byte,
+            );
         }
         writer.finish()?;
         store.finish()?;

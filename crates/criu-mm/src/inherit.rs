@@ -49,7 +49,9 @@ pub(crate) fn inherit(
         return Ok(all);
     }
     for (vma, kept) in child.vmas().iter().zip(&mut all) {
-        let after = parent.vmas().partition_point(|other| other.start <= vma.start);
+        let after = parent
+            .vmas()
+            .partition_point(|other| other.start <= vma.start);
         let Some(other) = after.checked_sub(1).map(|index| &parent.vmas()[index]) else {
             continue;
         };
@@ -111,11 +113,18 @@ fn compare(
     let page = page_size();
     let (mut ours, mut theirs) = (vec![0; BLOCK as usize], vec![0; BLOCK as usize]);
     // What the child has beyond the common part, if that is to grow.
-    kept.reads.extend(child.pages.within(kept.range.end, vma.end));
+    kept.reads
+        .extend(child.pages.within(kept.range.end, vma.end));
     let mut common_reads = Vec::new();
     let mut at = kept.range.start;
-    let mut old = parent.pages.within(kept.range.start, kept.range.end).peekable();
-    let mut new = child.pages.within(kept.range.start, kept.range.end).peekable();
+    let mut old = parent
+        .pages
+        .within(kept.range.start, kept.range.end)
+        .peekable();
+    let mut new = child
+        .pages
+        .within(kept.range.start, kept.range.end)
+        .peekable();
     while at < kept.range.end {
         while old.peek().is_some_and(|run| run.end <= at) {
             old.next();
@@ -126,7 +135,9 @@ fn compare(
         // Up to where both stay what they are.
         let inside = |run: Option<&Stored>| run.is_some_and(|run| run.start <= at);
         let edge = |run: Option<&Stored>| {
-            run.map_or(kept.range.end, |run| if run.start <= at { run.end } else { run.start })
+            run.map_or(kept.range.end, |run| {
+                if run.start <= at { run.end } else { run.start }
+            })
         };
         let (had, has) = (inside(old.peek()), inside(new.peek()));
         let mut end = edge(old.peek()).min(edge(new.peek()));
@@ -139,7 +150,9 @@ fn compare(
                 child.pages.read(at, &mut ours[..length])?;
                 parent.pages.read(at, &mut theirs[..length])?;
                 let size = usize::try_from(page).unwrap_or(4096);
-                let pairs = ours[..length].chunks(size).zip(theirs[..length].chunks(size));
+                let pairs = ours[..length]
+                    .chunks(size)
+                    .zip(theirs[..length].chunks(size));
                 for (index, (ours, theirs)) in pairs.enumerate() {
                     let from = at + index as u64 * page;
                     compared.pages += 1;
@@ -190,19 +203,35 @@ mod tests {
     fn equal_pages_stay_others_come_and_go() {
         let parent = image(
             vec![vma(0x1_0000, 0x2_0000)],
-            &[(0x1_0000, 0x1_2000, 1), (0x1_2000, 0x1_4000, 2), (0x1_8000, 0x1_9000, 3)],
+            &[
+                (0x1_0000, 0x1_2000, 1),
+                (0x1_2000, 0x1_4000, 2),
+                (0x1_8000, 0x1_9000, 3),
+            ],
         );
         let child = image(
             vec![vma(0x1_0000, 0x2_0000)],
-            &[(0x1_0000, 0x1_2000, 1), (0x1_2000, 0x1_5000, 9), (0x1_f000, 0x2_0000, 4)],
+            &[
+                (0x1_0000, 0x1_2000, 1),
+                (0x1_2000, 0x1_5000, 9),
+                (0x1_f000, 0x2_0000, 4),
+            ],
         );
         let mut compared = Compared::default();
-        let all = inherit(&child.expect("good"), &parent.expect("good"), &mut compared).expect("read");
+        let all =
+            inherit(&child.expect("good"), &parent.expect("good"), &mut compared).expect("read");
         let kept = all[0].as_ref().expect("kept");
         assert_eq!((compared.pages, compared.equal), (4, 2));
         assert_eq!(kept.discards, [0x1_8000..0x1_9000]);
-        let reads: Vec<_> = kept.reads.iter().map(|run| (run.start, run.end, run.offset)).collect();
-        assert_eq!(reads, [(0x1_2000, 0x1_5000, 0x2000), (0x1_f000, 0x2_0000, 0x5000)]);
+        let reads: Vec<_> = kept
+            .reads
+            .iter()
+            .map(|run| (run.start, run.end, run.offset))
+            .collect();
+        assert_eq!(
+            reads,
+            [(0x1_2000, 0x1_5000, 0x2000), (0x1_f000, 0x2_0000, 0x5000)]
+        );
     }
 
     #[test]
@@ -225,10 +254,16 @@ mod tests {
         let parent = image(vec![vma(0x1000, 0x3000)], &[(0x1000, 0x3000, 1)]).expect("good");
         let mut child = image(vec![vma(0x1000, 0x3000)], &[(0x1000, 0x3000, 2)]).expect("good");
         let mut compared = Compared::default();
-        assert_eq!(inherit(&child, &parent, &mut compared).expect("read"), [None]);
+        assert_eq!(
+            inherit(&child, &parent, &mut compared).expect("read"),
+            [None]
+        );
         assert_eq!(compared.pages, 2);
         child.mm.exe_file_id = 5;
-        assert_eq!(inherit(&child, &parent, &mut compared).expect("read"), [None]);
+        assert_eq!(
+            inherit(&child, &parent, &mut compared).expect("read"),
+            [None]
+        );
         assert_eq!(compared.pages, 2, "another program: not even compared");
     }
 }

@@ -39,5 +39,8 @@ pub use survey::{Questions, Space, SurveyOptions, survey};
 /// Bytes in a page of this machine.
 pub fn page_size() -> u64 {
     let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE);
-    size.ok().flatten().and_then(|size| u64::try_from(size).ok()).unwrap_or(4096)
+    size.ok()
+        .flatten()
+        .and_then(|size| u64::try_from(size).ok())
+        .unwrap_or(4096)
 }

@@ -59,7 +59,9 @@ impl Pages {
     /// The runs within `start..end`, cut to it.
     pub(crate) fn within(&self, start: u64, end: u64) -> impl Iterator<Item = Stored> {
         let first = self.runs.partition_point(|run| run.end <= start);
-        let runs = self.runs[first..].iter().take_while(move |run| run.start < end);
+        let runs = self.runs[first..]
+            .iter()
+            .take_while(move |run| run.start < end);
         runs.map(move |run| run.cut(start, end))
     }
 
@@ -97,8 +99,13 @@ fn load(store: &dyn Store, desc: &'static Desc, id: ImageId) -> Result<Option<Pa
     let mut pages = Pages::default();
     if pagemap.pages_len() > 0 {
         let name = desc::PAGES.file_name(pagemap.pages_id());
-        let file = store.open(&name)?.ok_or_else(|| Error::corrupt(&image, format!("{name} is missing")))?;
-        let length = file.metadata().map_err(Error::io("fstat(pages image)"))?.len();
+        let file = store
+            .open(&name)?
+            .ok_or_else(|| Error::corrupt(&image, format!("{name} is missing")))?;
+        let length = file
+            .metadata()
+            .map_err(Error::io("fstat(pages image)"))?
+            .len();
         pagemap.check_pages_len(&name, length)?;
         pages.files.push(file);
     }
@@ -113,14 +120,20 @@ fn load(store: &dyn Store, desc: &'static Desc, id: ImageId) -> Result<Option<Pa
             });
         } else if extent.flags.contains(PageFlags::PARENT) {
             if parent.is_none() {
-                let from = store.parent()?.map(|store| load(&*store, desc, id.clone())).transpose()?;
+                let from = store
+                    .parent()?
+                    .map(|store| load(&*store, desc, id.clone()))
+                    .transpose()?;
                 parent = Some(from.flatten().unwrap_or_default());
             }
             if let Some(parent) = &parent {
                 pages.take_from(parent, extent, &image)?;
             }
         } else {
-            let why = format!("the pages at {:#x} are lazy and not in the image", extent.vaddr);
+            let why = format!(
+                "the pages at {:#x} are lazy and not in the image",
+                extent.vaddr
+            );
             return Err(Error::corrupt(&image, why));
         }
     }
@@ -161,7 +174,10 @@ impl Pages {
             });
         }
         if at < end {
-            return Err(Error::corrupt(image, format!("the parent has no page at {at:#x}")));
+            return Err(Error::corrupt(
+                image,
+                format!("the parent has no page at {at:#x}"),
+            ));
         }
         Ok(())
     }
@@ -181,15 +197,42 @@ mod tests {
         let pages = Pages {
             files: Vec::new(),
             runs: vec![
-                Stored { start: 0x1000, end: 0x4000, file: 0, offset: 0x8000 },
-                Stored { start: 0x6000, end: 0x7000, file: 1, offset: 0 },
+                Stored {
+                    start: 0x1000,
+                    end: 0x4000,
+                    file: 0,
+                    offset: 0x8000,
+                },
+                Stored {
+                    start: 0x6000,
+                    end: 0x7000,
+                    file: 1,
+                    offset: 0,
+                },
             ],
         };
-        let extent = |vaddr, nr_pages| Extent { vaddr, nr_pages, flags: PageFlags::PARENT, offset: 0 };
+        let extent = |vaddr, nr_pages| Extent {
+            vaddr,
+            nr_pages,
+            flags: PageFlags::PARENT,
+            offset: 0,
+        };
         let mut child = Pages::default();
-        child.take_from(&pages, &extent(0x2000, 2), "x").expect("there");
-        assert_eq!(child.runs, [Stored { start: 0x2000, end: 0x4000, file: 0, offset: 0x9000 }]);
-        child.take_from(&pages, &extent(0x6000, 2), "x").expect_err("not there");
+        child
+            .take_from(&pages, &extent(0x2000, 2), "x")
+            .expect("there");
+        assert_eq!(
+            child.runs,
+            [Stored {
+                start: 0x2000,
+                end: 0x4000,
+                file: 0,
+                offset: 0x9000
+            }]
+        );
+        child
+            .take_from(&pages, &extent(0x6000, 2), "x")
+            .expect_err("not there");
     }
 
     #[test]
@@ -200,14 +243,27 @@ mod tests {
         writer.push(0x10000, 1, PageFlags::PRESENT).expect("push");
         writer.push(0x13000, 1, PageFlags::PRESENT).expect("push");
         writer.finish().expect("finish");
-        store.create("pages-1.img").expect("new").write_all_at(&[7; 0x2000], 0).expect("write");
+        store
+            .create("pages-1.img")
+            .expect("new")
+            .write_all_at(&[7; 0x2000], 0)
+            .expect("write");
         store.finish().expect("finish");
-        let pages = Pages::load(&store, desc::PAGEMAP, 7u32).expect("good").expect("there");
+        let pages = Pages::load(&store, desc::PAGEMAP, 7u32)
+            .expect("good")
+            .expect("there");
         let mut bytes = [1; 0x4000];
         pages.read(0x10000, &mut bytes).expect("read");
-        assert!(bytes[..0x1000].iter().all(|b| *b == 7) && bytes[0x1000..0x3000].iter().all(|b| *b == 0));
+        assert!(
+            bytes[..0x1000].iter().all(|b| *b == 7)
+                && bytes[0x1000..0x3000].iter().all(|b| *b == 0)
+        );
         store.insert("pages-1.img", &[7; 0x1fff]).expect("replaced");
         Pages::load(&store, desc::PAGEMAP, 7u32).expect_err("too short");
-        assert!(Pages::load(&store, desc::PAGEMAP, 8u32).expect("none").is_none());
+        assert!(
+            Pages::load(&store, desc::PAGEMAP, 8u32)
+                .expect("none")
+                .is_none()
+        );
     }
 }

@@ -21,7 +21,10 @@ pub(crate) fn hand_over(
     let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
     let made = program.socketpair(libc::AF_UNIX, kind, 0, fds);
     program.tolerate();
-    let jobs: Vec<Job<'_>> = files.iter().map(|(tracee, _)| job(*tracee, &program)).collect();
+    let jobs: Vec<Job<'_>> = files
+        .iter()
+        .map(|(tracee, _)| job(*tracee, &program))
+        .collect();
     for outcome in run_all(tracees, &jobs)? {
         pairs.push(outcome.get(made).ok().map(|_| {
             let fds = outcome.bytes(fds);
@@ -34,7 +37,9 @@ pub(crate) fn hand_over(
         receivers.push(receive(*pair, sent));
     }
     let programs = files.iter().zip(&receivers);
-    let jobs: Vec<Job<'_>> = programs.map(|((tracee, _), got)| job(*tracee, &got.program)).collect();
+    let jobs: Vec<Job<'_>> = programs
+        .map(|((tracee, _), got)| job(*tracee, &got.program))
+        .collect();
     let outcomes = run_all(tracees, &jobs)?;
     let numbers = receivers.iter().zip(&outcomes).map(|(receiver, outcome)| {
         let (call, control) = receiver.answer?;
@@ -70,7 +75,11 @@ fn receive(pair: Option<(i32, i32)>, sent: bool) -> Receiver {
             program.link(message, 3 * Native::WORD, 1);
             program.link(message, 4 * Native::WORD, control);
             program.link(message, 5 * Native::WORD, FD_AT + 8);
-            let call = program.recvmsg(receiver, message, libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT);
+            let call = program.recvmsg(
+                receiver,
+                message,
+                libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT,
+            );
             program.tolerate();
             answer = Some((call, control));
         }
@@ -108,7 +117,9 @@ fn job(tracee: usize, program: &Program) -> Job<'_> {
 }
 
 fn int(bytes: &[u8], at: usize) -> i32 {
-    let bytes = bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+    let bytes = bytes
+        .get(at..at + 4)
+        .and_then(|bytes| bytes.try_into().ok());
     bytes.map_or(-1, i32::from_ne_bytes)
 }
 

@@ -115,7 +115,10 @@ impl Scanner {
                 inverted: PagemapScan::PFNZERO | not,
                 returned: guard,
             };
-            match scan.scan(pagemap, area.start, area.end, regions).map_err(Error::from) {
+            match scan
+                .scan(pagemap, area.start, area.end, regions)
+                .map_err(Error::from)
+            {
                 Err(error) if error.errno() == Some(Errno::EINVAL) && guard != 0 => {
                     self.way = Way::Scan;
                 }
@@ -135,7 +138,9 @@ impl Scanner {
     ) -> Result<()> {
         const ENTRIES: u64 = 8192;
         let page = page_size();
-        let zero = *self.zero_frame.get_or_insert_with(|| zero_frame().unwrap_or(0));
+        let zero = *self
+            .zero_frame
+            .get_or_insert_with(|| zero_frame().unwrap_or(0));
         let mut buffer = vec![0; (ENTRIES * 8) as usize];
         let mut at = area.start;
         while at < area.end {
@@ -262,8 +267,16 @@ mod tests {
             categories: 0,
         };
         let mut runs = Vec::new();
-        split(&area, &region, &[page, 3 * page + 9, 3 * page + 99], &mut runs);
-        let got: Vec<_> = runs.iter().map(|r| (r.start / page, r.end / page, r.lazy)).collect();
+        split(
+            &area,
+            &region,
+            &[page, 3 * page + 9, 3 * page + 99],
+            &mut runs,
+        );
+        let got: Vec<_> = runs
+            .iter()
+            .map(|r| (r.start / page, r.end / page, r.lazy))
+            .collect();
         assert_eq!(got, [(2, 3, true), (3, 4, false), (4, 6, true)]);
     }
 }

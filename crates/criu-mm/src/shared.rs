@@ -116,7 +116,9 @@ fn drain_one(
     pagemap.finish()?;
     stats.shared_written += offset / page_size();
     let bytes: u64 = inside.iter().map(|piece| piece.len).sum();
-    let limited = spaces[widest.tracee].file_limit.is_some_and(|limit| offset > limit);
+    let limited = spaces[widest.tracee]
+        .file_limit
+        .is_some_and(|limit| offset > limit);
     if !options.in_target || limited || bytes < SMALL {
         outside.append(&mut inside);
     }
@@ -159,7 +161,10 @@ fn data(object: &File, size: u64) -> Result<Vec<(u64, u64)>> {
         let Some(start) = seek(at, Whence::SeekData)? else {
             break;
         };
-        let end = seek(start, Whence::SeekHole)?.unwrap_or(size).next_multiple_of(page).min(size);
+        let end = seek(start, Whence::SeekHole)?
+            .unwrap_or(size)
+            .next_multiple_of(page)
+            .min(size);
         let start = start & !(page - 1);
         if start >= end {
             break;
@@ -218,23 +223,28 @@ impl Shared {
     /// Brings in the content. A task does it, so that the memory is counted as its own; any one will do.
     pub fn fill(&self, tracee: &mut Tracee) -> Result<()> {
         for (id, object) in &self.objects {
-            object.fill(tracee).within(|| Subject::Object(format!("shared memory {id}")))?;
+            object
+                .fill(tracee)
+                .within(|| Subject::Object(format!("shared memory {id}")))?;
         }
         Ok(())
     }
 
     /// Descriptors that every task inherits.
     pub fn files(&self) -> impl Iterator<Item = &File> {
-        self.objects.values().flat_map(|object| {
-            std::iter::once(&object.file).chain(object.pages.files())
-        })
+        self.objects
+            .values()
+            .flat_map(|object| std::iter::once(&object.file).chain(object.pages.files()))
     }
 
     /// The number of the descriptor of an object.
     pub(crate) fn fd(&self, id: ShmId) -> Result<i32> {
         match self.objects.get(&id) {
             Some(object) => Ok(object.file.as_raw_fd()),
-            None => Err(Error::corrupt("mm", format!("shared memory {id} was not collected"))),
+            None => Err(Error::corrupt(
+                "mm",
+                format!("shared memory {id} was not collected"),
+            )),
         }
     }
 }
@@ -261,13 +271,20 @@ impl Object {
                 at += len;
             }
         }
-        debug_assert!(self.pages.runs().last().is_none_or(|run| run.end <= self.size));
+        debug_assert!(
+            self.pages
+                .runs()
+                .last()
+                .is_none_or(|run| run.end <= self.size)
+        );
         let outcome = tracee.run(&program)?;
         let mut buffer = vec![0; 256 << 10];
         for (ret, at, len) in sent {
             let mut done = u64::try_from(outcome.get(ret).unwrap_or(0)).unwrap_or(0);
             while done < len {
-                let size = buffer.len().min(usize::try_from(len - done).unwrap_or(usize::MAX));
+                let size = buffer
+                    .len()
+                    .min(usize::try_from(len - done).unwrap_or(usize::MAX));
                 self.pages.read(at + done, &mut buffer[..size])?;
                 self.file
                     .write_all_at(&buffer[..size], at + done)

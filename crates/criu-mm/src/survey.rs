@@ -92,7 +92,11 @@ pub fn survey(
         let smap = smap.map_err(criu_proc::Error::from)?;
         let class = link_mode(proc, &smap)
             .and_then(|link| classify(&smap, link, &around))
-            .and_then(|class| class.map(|class| lookup.file(tracee, files, &smap, class)).transpose());
+            .and_then(|class| {
+                class
+                    .map(|class| lookup.file(tracee, files, &smap, class))
+                    .transpose()
+            });
         match class.within(|| subject(&smap)) {
             Ok(Some(entry)) => {
                 areas.extend(area(&entry, &smap));
@@ -106,7 +110,11 @@ pub fn survey(
     Error::all(problems)?;
     join_vvar(&mut vmas);
     let stat = proc.stat()?;
-    let word = if compat { WordSize::Four } else { native_word() };
+    let word = if compat {
+        WordSize::Four
+    } else {
+        native_word()
+    };
     let aios = vmas.iter().filter(|vma| vma.status & status::AIORING != 0);
     let limit = proc.limits()?;
     Ok(Space {
@@ -156,7 +164,10 @@ impl Space {
     pub fn answer(&mut self, outcome: &Outcome, questions: Questions) {
         self.mm.mm_brk = outcome.value(questions.brk).cast_unsigned();
         // Newer kernels answer with a mask of modes.
-        self.mm.thp_disabled = outcome.get(questions.thp_disabled).ok().map(|mode| mode != 0);
+        self.mm.thp_disabled = outcome
+            .get(questions.thp_disabled)
+            .ok()
+            .map(|mode| mode != 0);
     }
 }
 
@@ -185,9 +196,18 @@ impl Lookup {
                 {
                     *id
                 }
-                _ => files.mapped(tracee.pid(), vma.start..vma.end, writable)?.get().into(),
+                _ => files
+                    .mapped(tracee.pid(), vma.start..vma.end, writable)?
+                    .get()
+                    .into(),
             };
-            self.last = Some((vma.dev, vma.inode, mode, vma.name.clone().into_owned(), entry.shmid));
+            self.last = Some((
+                vma.dev,
+                vma.inode,
+                mode,
+                vma.name.clone().into_owned(),
+                entry.shmid,
+            ));
         }
         Ok(entry)
     }

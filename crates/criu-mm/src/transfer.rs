@@ -128,7 +128,10 @@ mod tests {
 
     #[test]
     fn runs_are_joined_by_their_place_in_the_file() {
-        let all = transfers([piece(1000, 10, 0), piece(5000, 20, 10), piece(9000, 5, 50)], 100);
+        let all = transfers(
+            [piece(1000, 10, 0), piece(5000, 20, 10), piece(9000, 5, 50)],
+            100,
+        );
         assert_eq!(all.len(), 2);
         assert_eq!(all[0].parts, [(1000, 10), (5000, 20)]);
         assert_eq!((all[1].offset, all[1].len()), (50, 5));

@@ -175,30 +175,44 @@ mod tests {
     fn own() -> OwnVdso {
         let maps = std::fs::read("/proc/self/maps").expect("maps");
         let memory = File::open("/proc/self/mem").expect("mem");
-        OwnVdso::find(&maps, &memory).expect("readable").expect("there is one")
+        OwnVdso::find(&maps, &memory)
+            .expect("readable")
+            .expect("there is one")
     }
 
     fn images_vdso(own: &OwnVdso, shift: u64) -> SpaceImage {
         let mut vdso = vma(0x10_0000, 0x10_0000 + (own.code.end - own.code.start));
         (vdso.status, vdso.prot) = (vdso.status | status::VDSO, prot::READ | prot::EXEC);
         let distance = own.code.start - own.span.start + shift;
-        let mut vvar = vma(vdso.start - distance, vdso.start - distance + own.data_size());
+        let mut vvar = vma(
+            vdso.start - distance,
+            vdso.start - distance + own.data_size(),
+        );
         vvar.status |= status::VVAR;
         let runs = [(vdso.start, vdso.end, 0)];
         let mut all = vec![vvar, vdso];
         all.sort_by_key(|vma| vma.start);
         let image = image(all, &runs).expect("good");
-        image.pages.files()[0].write_all_at(&own.bytes, 0).expect("memfd");
+        image.pages.files()[0]
+            .write_all_at(&own.bytes, 0)
+            .expect("memfd");
         image
     }
 
     #[test]
     fn the_same_kernel_moves_it_home() {
         let own = own();
-        assert!(functions(&own.bytes).iter().any(|(name, _)| name.contains("clock_gettime")));
+        assert!(
+            functions(&own.bytes)
+                .iter()
+                .any(|(name, _)| name.contains("clock_gettime"))
+        );
         let image = images_vdso(&own, 0);
         let home = 0x10_0000 - (own.code.start - own.span.start);
-        assert_eq!(fate(&image, Some(&own), 0).expect("decided"), Fate::Home(home));
+        assert_eq!(
+            fate(&image, Some(&own), 0).expect("decided"),
+            Fate::Home(home)
+        );
     }
 
     #[test]
@@ -209,7 +223,11 @@ mod tests {
             panic!("not alike");
         };
         assert!(jumps.len() >= 3, "{jumps:x?}");
-        assert!(jumps.iter().all(|(at, _)| (0x10_0000..0x10_2000).contains(at)));
+        assert!(
+            jumps
+                .iter()
+                .all(|(at, _)| (0x10_0000..0x10_2000).contains(at))
+        );
     }
 
     #[test]

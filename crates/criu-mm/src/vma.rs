@@ -65,7 +65,10 @@ pub(crate) fn classify(
         {
             status::REGULAR | status::MEMFD | of_file(shared)
         }
-        MapName::Path { path, deleted: true } if **path == *b"/secretmem" => {
+        MapName::Path {
+            path,
+            deleted: true,
+        } if **path == *b"/secretmem" => {
             return Err(Error::unsupported(
                 "memory of memfd_secret(2), which nobody but the process may read",
                 "close it before the dump",
@@ -238,12 +241,25 @@ mod tests {
 
     #[test]
     fn private_memory() {
-        let heap = entry("1000-3000 rw-p 00000000 00:00 0 [heap]", "rd wr mr mw me ac");
+        let heap = entry(
+            "1000-3000 rw-p 00000000 00:00 0 [heap]",
+            "rd wr mr mw me ac",
+        );
         assert_eq!(
-            (heap.start, heap.end, heap.prot, heap.flags, heap.status, heap.fd),
+            (
+                heap.start,
+                heap.end,
+                heap.prot,
+                heap.flags,
+                heap.status,
+                heap.fd
+            ),
             (0x1000, 0x3000, 3, map::PRIVATE | map::ANONYMOUS, 0x221, -1)
         );
-        let stack = entry("1000-3000 rw-p 00000000 00:00 0 [stack]", "rd wr gd lo dd hg");
+        let stack = entry(
+            "1000-3000 rw-p 00000000 00:00 0 [stack]",
+            "rd wr gd lo dd hg",
+        );
         assert_eq!(
             stack.flags,
             map::PRIVATE | map::ANONYMOUS | map::GROWSDOWN | map::LOCKED
@@ -263,26 +279,47 @@ mod tests {
             (text.entry.status, text.entry.pgoff, text.entry.fdflags),
             (0x41, 0x5000, Some(0))
         );
-        let shm = entry("1000-3000 rw-s 00000000 00:01 99 /dev/zero (deleted)", "rd wr sh");
+        let shm = entry(
+            "1000-3000 rw-s 00000000 00:01 99 /dev/zero (deleted)",
+            "rd wr sh",
+        );
         assert_eq!((shm.status, shm.shmid), (0x101, 99));
         assert_eq!(shm.flags, map::SHARED | map::ANONYMOUS);
-        let memfd = entry("1000-3000 rw-p 00000000 00:01 99 /memfd:a (deleted)", "rd wr");
+        let memfd = entry(
+            "1000-3000 rw-p 00000000 00:01 99 /memfd:a (deleted)",
+            "rd wr",
+        );
         assert_eq!(memfd.status, 0x4041);
     }
 
     #[test]
     fn the_kernels_own() {
-        let vdso = entry("1000-3000 r-xp 00000000 00:00 0 [vdso]", "rd ex mr mw me de");
+        let vdso = entry(
+            "1000-3000 r-xp 00000000 00:00 0 [vdso]",
+            "rd ex mr mw me de",
+        );
         assert_eq!(vdso.status, 0x209);
         let mut vvar = vec![
-            entry("1000-5000 r--p 00000000 00:00 0 [vvar]", "rd mr pf io de dd"),
-            entry("5000-7000 r--p 00000000 00:00 0 [vvar_vclock]", "rd mr pf io"),
+            entry(
+                "1000-5000 r--p 00000000 00:00 0 [vvar]",
+                "rd mr pf io de dd",
+            ),
+            entry(
+                "5000-7000 r--p 00000000 00:00 0 [vvar_vclock]",
+                "rd mr pf io",
+            ),
             vdso,
         ];
         join_vvar(&mut vvar);
-        assert_eq!((vvar.len(), vvar[0].start, vvar[0].end), (2, 0x1000, 0x7000));
+        assert_eq!(
+            (vvar.len(), vvar[0].start, vvar[0].end),
+            (2, 0x1000, 0x7000)
+        );
         assert_eq!(vvar[0].status, 0x1201);
-        let gate = entry("ffffffffff600000-ffffffffff601000 --xp 0 00:00 0 [vsyscall]", "ex");
+        let gate = entry(
+            "ffffffffff600000-ffffffffff601000 --xp 0 00:00 0 [vsyscall]",
+            "ex",
+        );
         assert_eq!(gate.status, 0x204);
     }
 

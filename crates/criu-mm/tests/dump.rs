@@ -42,22 +42,35 @@ fn dump(victim: &Victim, store: &Memory, in_target: bool) -> (Space, Stats, u64)
     let mut files = Files::default();
     let mut tracee = Tracee::seize(victim.pid()).expect("seize");
     let proc = ProcDir::open(victim.pid()).expect("it lives");
-    let before = std::fs::read_dir(format!("/proc/{}/fd", victim.pid())).expect("fds").count();
-    let options = SurveyOptions { allow_uprobes: false };
+    let before = std::fs::read_dir(format!("/proc/{}/fd", victim.pid()))
+        .expect("fds")
+        .count();
+    let options = SurveyOptions {
+        allow_uprobes: false,
+    };
     let mut space = survey(&proc, &tracee, &mut files, &options).expect("survey");
-    let rseq = tracee.threads()[0].stopped().expect("stopped").rseq().expect("ptrace");
+    let rseq = tracee.threads()[0]
+        .stopped()
+        .expect("stopped")
+        .rseq()
+        .expect("ptrace");
     let rseq = rseq.map_or(0, |conf| conf.rseq_abi_pointer);
     let mut program = Program::new();
     let questions = Space::ask(&mut program);
     let outcome = tracee.run(&program).expect("run");
     space.answer(&outcome, questions);
-    let mut options = DrainOptions { in_target, next_pages: 1 };
+    let mut options = DrainOptions {
+        in_target,
+        next_pages: 1,
+    };
     let mut tracees = [tracee];
     let mut spaces = [space];
     let stats = drain(&mut tracees, &mut spaces, store, &mut options).expect("drain");
     let [tracee] = tracees;
     tracee.release().expect("release");
-    let after = std::fs::read_dir(format!("/proc/{}/fd", victim.pid())).expect("fds").count();
+    let after = std::fs::read_dir(format!("/proc/{}/fd", victim.pid()))
+        .expect("fds")
+        .count();
     assert_eq!(before, after, "nothing is left in its table of descriptors");
     let [space] = spaces;
     space.write(store).expect("write");
@@ -74,7 +87,9 @@ fn what_is_written_is_what_the_process_has() {
         let store = Memory::new();
         let (space, stats, rseq) = dump(&victim, &store, in_target);
         let id = space.id;
-        let pagemap = Pagemap::read(&store, desc::PAGEMAP, id, PAGE).expect("good").expect("there");
+        let pagemap = Pagemap::read(&store, desc::PAGEMAP, id, PAGE)
+            .expect("good")
+            .expect("there");
         let pages = store.open("pages-1.img").expect("open").expect("there");
         assert_eq!(pages.metadata().expect("stat").len(), pagemap.pages_len());
         assert_eq!(stats.pages_written, pagemap.pages_len() / PAGE);
@@ -84,8 +99,12 @@ fn what_is_written_is_what_the_process_has() {
             assert!(extent.flags.contains(PageFlags::PRESENT));
             for page in 0..extent.nr_pages {
                 let (mut theirs, mut ours) = ([0; PAGE as usize], [0; PAGE as usize]);
-                memory.read_exact_at(&mut theirs, extent.vaddr + page * PAGE).expect("mem");
-                pages.read_exact_at(&mut ours, extent.offset + page * PAGE).expect("image");
+                memory
+                    .read_exact_at(&mut theirs, extent.vaddr + page * PAGE)
+                    .expect("mem");
+                pages
+                    .read_exact_at(&mut ours, extent.offset + page * PAGE)
+                    .expect("image");
                 let at = extent.vaddr + page * PAGE;
                 // The kernel writes the number of the processor there when it likes.
                 if (at..at + PAGE).contains(&rseq) {
@@ -93,7 +112,11 @@ fn what_is_written_is_what_the_process_has() {
                     theirs[area..area + 32].copy_from_slice(&ours[area..area + 32]);
                 }
                 let differ = theirs.iter().zip(&ours).position(|(a, b)| a != b);
-                assert_eq!(differ.map(|i| (i, theirs[i], ours[i])), None, "page {at:x}\n{maps}");
+                assert_eq!(
+                    differ.map(|i| (i, theirs[i], ours[i])),
+                    None,
+                    "page {at:x}\n{maps}"
+                );
             }
         }
         check_entries(&space, &maps);
@@ -117,7 +140,11 @@ fn check_entries(space: &Space, maps: &str) {
     assert!(mm.mm_brk >= mm.mm_start_brk && mm.mm_start_brk != 0);
     assert_eq!(mm.thp_disabled, Some(false));
     assert_eq!(mm.mm_saved_auxv.len() % 2, 0);
-    let shared: Vec<_> = mm.vmas.iter().filter(|vma| vma.status & 1 << 8 != 0).collect();
+    let shared: Vec<_> = mm
+        .vmas
+        .iter()
+        .filter(|vma| vma.status & 1 << 8 != 0)
+        .collect();
     assert_eq!(shared.len(), 1);
     assert!(mm.vmas.iter().any(|vma| vma.madv == Some(1 << 16)));
 }

@@ -41,7 +41,11 @@ impl Aspect for Affinity {
 
     fn dress(&self, saved: &Saved<'_>, program: &mut Program) -> Result<()> {
         if let Some(ext) = saved.ext.filter(|ext| !ext.affinity.is_empty()) {
-            let mask: Vec<u8> = ext.affinity.iter().flat_map(|word| word.to_le_bytes()).collect();
+            let mask: Vec<u8> = ext
+                .affinity
+                .iter()
+                .flat_map(|word| word.to_le_bytes())
+                .collect();
             let length = mask.len();
             let mask = program.bytes(mask);
             program.sched_setaffinity(0, length, mask);
@@ -53,7 +57,10 @@ impl Aspect for Affinity {
 
 /// Whether the mask has every processor of a list like `0-3,8`.
 fn holds_all(mask: &[u64], list: &str) -> bool {
-    let has = |cpu: usize| mask.get(cpu / 64).is_some_and(|word| word >> (cpu % 64) & 1 == 1);
+    let has = |cpu: usize| {
+        mask.get(cpu / 64)
+            .is_some_and(|word| word >> (cpu % 64) & 1 == 1)
+    };
     list.trim().split(',').all(|range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         match (first.parse::<usize>(), last.parse::<usize>()) {
@@ -81,8 +88,12 @@ mod tests {
     fn a_wish_is_set_if_it_can_be() {
         let mut thread = Thread::new();
         thread.ext.affinity = vec![2];
-        check_dress(&Affinity, &thread, expect![[r#"
+        check_dress(
+            &Affinity,
+            &thread,
+            expect![[r#"
             $0 = sched_setaffinity(0, 8, <0200000000000000>) ?
-        "#]]);
+        "#]],
+        );
     }
 }

@@ -40,7 +40,12 @@ impl Aspect for Altstack {
             let mut bytes = vec![0; LAYOUT.bytes];
             put(&mut bytes, LAYOUT.sp, WORD, sas.ss_sp);
             put(&mut bytes, LAYOUT.size, WORD, sas.ss_size);
-            put(&mut bytes, LAYOUT.flags, 4, (sas.ss_flags & !SS_ONSTACK).into());
+            put(
+                &mut bytes,
+                LAYOUT.flags,
+                4,
+                (sas.ss_flags & !SS_ONSTACK).into(),
+            );
             let stack = program.bytes(bytes);
             program.sigaltstack(stack, 0);
         }

@@ -83,6 +83,25 @@ pub fn occupier(pid: i32) -> String {
     }
 }
 
+/// Names a task, for those who see it only dead.
+pub fn name(process: &mut Tracee, comm: &[u8]) -> Result<()> {
+    const PR_SET_NAME: i32 = 15;
+    let mut program = Program::new();
+    let comm = program.cstr(comm);
+    program.prctl(PR_SET_NAME, comm, 0, 0, 0);
+    process.run(&program)?;
+    Ok(())
+}
+
+/// Makes a task the reaper of its orphans: before the first helper ends.
+pub fn adopt_orphans(process: &mut Tracee) -> Result<()> {
+    const PR_SET_CHILD_SUBREAPER: i32 = 36;
+    let mut program = Program::new();
+    program.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+    process.run(&program)?;
+    Ok(())
+}
+
 /// Makes a session.
 pub fn setsid(process: &mut Tracee) -> Result<()> {
     let mut program = Program::new();

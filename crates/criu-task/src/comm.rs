@@ -29,7 +29,10 @@ impl Aspect for Comm {
 
     fn dress(&self, saved: &Saved<'_>, program: &mut Program) -> Result<()> {
         // Images before CRIU 3.11 have the leader's name only.
-        let comm = entries::thread(saved)?.comm.as_ref().unwrap_or(&entries::task(saved)?.comm);
+        let comm = entries::thread(saved)?
+            .comm
+            .as_ref()
+            .unwrap_or(&entries::task(saved)?.comm);
         let name = program.cstr(&comm[..comm.len().min(LENGTH - 1)]);
         program.prctl(PR_SET_NAME, name, 0, 0, 0);
         Ok(())
@@ -46,8 +49,12 @@ mod tests {
     fn a_long_name_is_cut_as_the_kernel_cuts_it() {
         let mut thread = Thread::new();
         thread.core_thread().comm = Some(b"a name of its own, and long".to_vec());
-        check_dress(&Comm, &thread, expect![[r#"
+        check_dress(
+            &Comm,
+            &thread,
+            expect![[r#"
             $0 = prctl(15, "a name of its o", 0, 0, 0)
-        "#]]);
+        "#]],
+        );
     }
 }

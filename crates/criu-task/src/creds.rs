@@ -71,7 +71,9 @@ impl Aspect for Creds {
                 cap_bnd: halves(status.cap_bounding),
                 cap_amb: halves(status.cap_ambient.unwrap_or(0)),
                 secbits: result(securebits),
-                groups: (0..groups.len() / 4).map(|at| int(groups, 4 * at)).collect(),
+                groups: (0..groups.len() / 4)
+                    .map(|at| int(groups, 4 * at))
+                    .collect(),
                 no_new_privs: creds.no_new_privs,
                 ..pb::CredsEntry::default()
             };
@@ -86,8 +88,14 @@ impl Aspect for Creds {
         let caps = Caps::of(creds);
         let missing = caps.permitted & !saved.now.cap_permitted;
         if missing != 0 {
-            let fact = format!("capability {} is not ours to give", missing.trailing_zeros());
-            return Err(Error::unsupported(fact, "restore with all capabilities of the task"));
+            let fact = format!(
+                "capability {} is not ours to give",
+                missing.trailing_zeros()
+            );
+            return Err(Error::unsupported(
+                fact,
+                "restore with all capabilities of the task",
+            ));
         }
         let same_ids = same_ids(creds, saved.now);
         if !same_ids {
@@ -96,7 +104,11 @@ impl Aspect for Creds {
         let now = Caps::now(saved.now);
         if caps != now {
             // Everything the thread has stays in force until the end.
-            let all = Caps { effective: now.permitted, permitted: now.permitted, ..caps };
+            let all = Caps {
+                effective: now.permitted,
+                permitted: now.permitted,
+                ..caps
+            };
             set(&all, program);
             if now.ambient & !caps.ambient != 0 {
                 program.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
@@ -132,8 +144,7 @@ fn change_ids(creds: &pb::CredsEntry, program: &mut Program) {
 /// numbers, and all are set.
 fn same_ids(creds: &pb::CredsEntry, now: &Status) -> bool {
     let (uid, gid) = (now.uid, now.gid);
-    [creds.uid, creds.euid, creds.suid, creds.fsuid]
-        == [uid.real, uid.effective, uid.saved, uid.fs]
+    [creds.uid, creds.euid, creds.suid, creds.fsuid] == [uid.real, uid.effective, uid.saved, uid.fs]
         && [creds.gid, creds.egid, creds.sgid, creds.fsgid]
             == [gid.real, gid.effective, gid.saved, gid.fs]
         && creds.groups == now.groups
@@ -149,7 +160,11 @@ struct Ids {
 
 impl Ids {
     fn room(program: &mut Program) -> Self {
-        Self { real: program.room(4), effective: program.room(4), saved: program.room(4) }
+        Self {
+            real: program.room(4),
+            effective: program.room(4),
+            saved: program.room(4),
+        }
     }
 }
 
@@ -198,11 +213,18 @@ fn set(caps: &Caps, program: &mut Program) {
 
 fn halves(caps: u64) -> Vec<u32> {
     let [a, b, c, d, e, f, g, h] = caps.to_le_bytes();
-    vec![u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])]
+    vec![
+        u32::from_le_bytes([a, b, c, d]),
+        u32::from_le_bytes([e, f, g, h]),
+    ]
 }
 
 fn joined(halves: &[u32]) -> u64 {
-    halves.iter().take(2).rev().fold(0, |all, half| all << 32 | u64::from(*half))
+    halves
+        .iter()
+        .take(2)
+        .rev()
+        .fold(0, |all, half| all << 32 | u64::from(*half))
 }
 
 fn bits(caps: u64) -> impl Iterator<Item = u32> {
@@ -249,7 +271,10 @@ mod tests {
         creds.cap_bnd = halves(ALL & !(1 << 21 | 1 << 39));
         creds.secbits = 0x40 | 0x80;
         thread.core_thread().creds = Some(creds);
-        check_dress(&Creds, &thread, expect![[r#"
+        check_dress(
+            &Creds,
+            &thread,
+            expect![[r#"
             $0 = setgroups(2, <040000001b000000>)
             $1 = prctl(28, 4, 0, 0, 0)
             $2 = setresgid(100, 100, 100)
@@ -262,7 +287,8 @@ mod tests {
             $9 = prctl(24, 21, 0, 0, 0)
             $10 = prctl(24, 39, 0, 0, 0)
             $11 = capset(<2205082000000000>, <000400000004000000040000000000000000000000000000>)
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
@@ -271,7 +297,9 @@ mod tests {
         let mut creds = root();
         creds.cap_prm = halves(ALL | 1 << 24);
         thread.core_thread().creds = Some(creds);
-        let error = Creds.dress(&thread.saved(), &mut Program::new()).expect_err("CAP_SYS_RESOURCE");
+        let error = Creds
+            .dress(&thread.saved(), &mut Program::new())
+            .expect_err("CAP_SYS_RESOURCE");
         assert_eq!(error.to_string(), "capability 24 is not ours to give");
     }
 }

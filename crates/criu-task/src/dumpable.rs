@@ -29,7 +29,9 @@ impl Aspect for Dumpable {
     }
 
     fn dress(&self, saved: &Saved<'_>, program: &mut Program) -> Result<()> {
-        if saved.leader && let Some(dumpable) = saved.mm.dumpable {
+        if saved.leader
+            && let Some(dumpable) = saved.mm.dumpable
+        {
             program.prctl(PR_SET_DUMPABLE, u32::from(dumpable == 1), 0, 0, 0);
         }
         Ok(())
@@ -46,9 +48,13 @@ mod tests {
     fn two_becomes_none() {
         let mut thread = Thread::new();
         thread.mm.dumpable = Some(2);
-        check_dress(&Dumpable, &thread, expect![[r#"
+        check_dress(
+            &Dumpable,
+            &thread,
+            expect![[r#"
             $0 = prctl(4, 0, 0, 0, 0)
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]

@@ -15,12 +15,20 @@ pub(crate) fn task_of(draft: &mut Draft) -> &mut pb::TaskCoreEntry {
 
 /// What a saved thread has for itself.
 pub(crate) fn thread<'a>(saved: &Saved<'a>) -> Result<&'a pb::ThreadCoreEntry> {
-    saved.core.thread_core.as_ref().ok_or_else(|| missing(saved.vtid, "thread_core"))
+    saved
+        .core
+        .thread_core
+        .as_ref()
+        .ok_or_else(|| missing(saved.vtid, "thread_core"))
 }
 
 /// What all threads of a saved process share.
 pub(crate) fn task<'a>(saved: &Saved<'a>) -> Result<&'a pb::TaskCoreEntry> {
-    saved.leader_core.tc.as_ref().ok_or_else(|| missing(saved.vpid, "tc"))
+    saved
+        .leader_core
+        .tc
+        .as_ref()
+        .ok_or_else(|| missing(saved.vpid, "tc"))
 }
 
 fn missing(id: i32, what: &str) -> Error {

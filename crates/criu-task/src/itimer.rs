@@ -36,10 +36,17 @@ impl Aspect for Itimers {
     }
 
     fn dress(&self, saved: &Saved<'_>, program: &mut Program) -> Result<()> {
-        let Some(timers) = entries::task(saved)?.timers.as_ref().filter(|_| saved.leader) else {
+        let Some(timers) = entries::task(saved)?
+            .timers
+            .as_ref()
+            .filter(|_| saved.leader)
+        else {
             return Ok(());
         };
-        for (kind, timer) in KINDS.into_iter().zip([timers.real, timers.virt, timers.prof]) {
+        for (kind, timer) in KINDS
+            .into_iter()
+            .zip([timers.real, timers.virt, timers.prof])
+        {
             if timer != pb::ItimerEntry::default() {
                 let value = [timer.isec, timer.iusec, timer.vsec, timer.vusec];
                 let value = program.bytes(words(&value));
@@ -70,9 +77,18 @@ mod tests {
     fn one_that_does_not_run_is_not_set() {
         let mut thread = Thread::new();
         let timers = thread.task().timers.get_or_insert_default();
-        timers.prof = pb::ItimerEntry { isec: 0, iusec: 0x2710, vsec: 0, vusec: 0x11 };
-        check_dress(&Itimers, &thread, expect![[r#"
+        timers.prof = pb::ItimerEntry {
+            isec: 0,
+            iusec: 0x2710,
+            vsec: 0,
+            vusec: 0x11,
+        };
+        check_dress(
+            &Itimers,
+            &thread,
+            expect![[r#"
             $0 = setitimer(2, <0000000000000000102700000000000000000000000000001100000000000000>, 0)
-        "#]]);
+        "#]],
+        );
     }
 }

@@ -53,7 +53,13 @@ impl Aspect for Loginuid {
         if let (Some(wanted), Some(is)) = (wanted, read(task)?)
             && wanted != is
         {
-            tracing::warn!(pid = saved.vpid, tid = saved.vtid, wanted, is, "loginuid cannot be set");
+            tracing::warn!(
+                pid = saved.vpid,
+                tid = saved.vtid,
+                wanted,
+                is,
+                "loginuid cannot be set"
+            );
         }
         Ok(())
     }
@@ -66,7 +72,10 @@ fn read(task: &ProcDir) -> Result<Option<u32>> {
             let uid = criu_proc::dec(FILE, &text).map_err(criu_proc::Error::from)?;
             Ok(Some(uid))
         }
-        Err(criu_proc::Error::Kernel { errno: Errno::ENOENT, .. }) => Ok(None),
+        Err(criu_proc::Error::Kernel {
+            errno: Errno::ENOENT,
+            ..
+        }) => Ok(None),
         Err(error) => Err(Error::from(error)),
     }
 }

@@ -38,13 +38,16 @@ impl Aspect for Membarrier {
                 Ok(mask) => u32::try_from(mask).unwrap_or(0),
                 Err(_) => barriers.into_iter().map(works).sum(),
             };
-            entries::task_of(draft).membarrier_registration_mask = Some(mask).filter(|mask| *mask != 0);
+            entries::task_of(draft).membarrier_registration_mask =
+                Some(mask).filter(|mask| *mask != 0);
             Ok(())
         }))
     }
 
     fn dress(&self, saved: &Saved<'_>, program: &mut Program) -> Result<()> {
-        let mask = entries::task(saved)?.membarrier_registration_mask.unwrap_or(0);
+        let mask = entries::task(saved)?
+            .membarrier_registration_mask
+            .unwrap_or(0);
         if mask >> 31 != 0 {
             return Err(Error::corrupt("core", "no such membarrier registration"));
         }
@@ -65,9 +68,13 @@ mod tests {
     fn each_bit_is_a_call() {
         let mut thread = Thread::new();
         thread.task().membarrier_registration_mask = Some(1 << 4 | 1 << 8);
-        check_dress(&Membarrier, &thread, expect![[r#"
+        check_dress(
+            &Membarrier,
+            &thread,
+            expect![[r#"
             $0 = membarrier(16, 0, 0)
             $1 = membarrier(256, 0, 0)
-        "#]]);
+        "#]],
+        );
     }
 }

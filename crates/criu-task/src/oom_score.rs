@@ -47,7 +47,11 @@ impl Aspect for OomScore {
         let mut file = File::from(task.open_file(FILE, OFlag::O_WRONLY)?);
         match file.write_all(wanted.to_string().as_bytes()) {
             Err(error) if error.raw_os_error() == Some(Errno::EACCES as i32) => {
-                tracing::warn!(pid = saved.vpid, wanted, "oom_score_adj needs CAP_SYS_RESOURCE");
+                tracing::warn!(
+                    pid = saved.vpid,
+                    wanted,
+                    "oom_score_adj needs CAP_SYS_RESOURCE"
+                );
                 Ok(())
             }
             other => other.map_err(Error::io("write(/proc/PID/oom_score_adj)")),

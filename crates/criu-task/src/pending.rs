@@ -47,15 +47,22 @@ impl Aspect for Pending {
 }
 
 fn queue(infos: &[SigInfo]) -> pb::SignalQueueEntry {
-    let entry = |info: &SigInfo| pb::SiginfoEntry { siginfo: info.as_bytes().to_vec() };
-    pb::SignalQueueEntry { signals: infos.iter().map(entry).collect() }
+    let entry = |info: &SigInfo| pb::SiginfoEntry {
+        siginfo: info.as_bytes().to_vec(),
+    };
+    pb::SignalQueueEntry {
+        signals: infos.iter().map(entry).collect(),
+    }
 }
 
 fn infos(queue: Option<&pb::SignalQueueEntry>) -> Result<Vec<SigInfo>> {
     let signals = queue.map_or(&[][..], |queue| &queue.signals);
     let info = |entry: &pb::SiginfoEntry| {
         SigInfo::from_bytes(&entry.siginfo).ok_or_else(|| {
-            Error::corrupt("core", format!("a siginfo of {} bytes", entry.siginfo.len()))
+            Error::corrupt(
+                "core",
+                format!("a siginfo of {} bytes", entry.siginfo.len()),
+            )
         })
     };
     signals.iter().map(info).collect()
@@ -66,21 +73,29 @@ fn infos(queue: Option<&pb::SignalQueueEntry>) -> Result<Vec<SigInfo>> {
 pub fn closing_signal<'a>(cores: impl IntoIterator<Item = &'a pb::CoreEntry>) -> Result<i32> {
     let mut busy = Vec::new();
     for core in cores {
-        let own = core.thread_core.as_ref().and_then(|thread| thread.signals_p.as_ref());
+        let own = core
+            .thread_core
+            .as_ref()
+            .and_then(|thread| thread.signals_p.as_ref());
         let shared = core.tc.as_ref().and_then(|task| task.signals_s.as_ref());
         for queue in [own, shared] {
             busy.extend(infos(queue)?.iter().map(SigInfo::signal));
         }
     }
     // None that job control acts on as soon as it is sent.
-    [libc_signals::SIGURG, libc_signals::SIGWINCH, libc_signals::SIGUSR1, libc_signals::SIGUSR2]
-        .into_iter()
-        .chain(40..64)
-        .find(|signal| !busy.contains(signal))
-        .ok_or_else(|| {
-            let fact = "every signal is pending";
-            Error::unsupported(fact, "deliver some before the dump")
-        })
+    [
+        libc_signals::SIGURG,
+        libc_signals::SIGWINCH,
+        libc_signals::SIGUSR1,
+        libc_signals::SIGUSR2,
+    ]
+    .into_iter()
+    .chain(40..64)
+    .find(|signal| !busy.contains(signal))
+    .ok_or_else(|| {
+        let fact = "every signal is pending";
+        Error::unsupported(fact, "deliver some before the dump")
+    })
 }
 
 /// Their numbers here, from nix.
@@ -108,28 +123,44 @@ mod tests {
     #[test]
     fn own_signals_before_those_of_the_process() {
         let mut thread = Thread::new();
-        thread.core_thread().signals_p = Some(pb::SignalQueueEntry { signals: vec![info(34)] });
-        thread.task().signals_s = Some(pb::SignalQueueEntry { signals: vec![info(10)] });
-        check_dress(&Pending, &thread, expect![[r#"
+        thread.core_thread().signals_p = Some(pb::SignalQueueEntry {
+            signals: vec![info(34)],
+        });
+        thread.task().signals_s = Some(pb::SignalQueueEntry {
+            signals: vec![info(10)],
+        });
+        check_dress(
+            &Pending,
+            &thread,
+            expect![[r#"
             $0 = rt_tgsigqueueinfo(7, 7, 34, <22000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000…>)
             $1 = rt_sigqueueinfo(7, 10, <0a000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000…>)
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_batch_closes_with_a_signal_that_is_not_queued() {
         let mut thread = Thread::new();
         assert_eq!(closing_signal([&thread.core]).expect("one"), 23);
-        thread.core_thread().signals_p = Some(pb::SignalQueueEntry { signals: vec![info(23)] });
-        thread.task().signals_s = Some(pb::SignalQueueEntry { signals: vec![info(28)] });
+        thread.core_thread().signals_p = Some(pb::SignalQueueEntry {
+            signals: vec![info(23)],
+        });
+        thread.task().signals_s = Some(pb::SignalQueueEntry {
+            signals: vec![info(28)],
+        });
         assert_eq!(closing_signal([&thread.core]).expect("one"), 10);
     }
 
     #[test]
     fn a_siginfo_of_another_size_is_no_siginfo() {
         let mut thread = Thread::new();
-        let short = pb::SiginfoEntry { siginfo: vec![1; 127] };
-        thread.task().signals_s = Some(pb::SignalQueueEntry { signals: vec![short] });
+        let short = pb::SiginfoEntry {
+            siginfo: vec![1; 127],
+        };
+        thread.task().signals_s = Some(pb::SignalQueueEntry {
+            signals: vec![short],
+        });
         assert!(Pending.dress(&thread.saved(), &mut Program::new()).is_err());
     }
 }

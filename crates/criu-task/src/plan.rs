@@ -211,13 +211,8 @@ impl Planner {
                 Some(leader) if self.node(leader).role == Role::Task => {
                     self.helper(0, sid, sid, leader)
                 }
-                Some(leader) if self.node(leader).role == Role::Helper => leader,
-                Some(_) => {
-                    return Err(Error::unsupported(
-                        format!("the leader {sid} of the session of task {pid} is a zombie"),
-                        "let its parent reap it before the dump",
-                    ));
-                }
+                // A dead leader, zombie or helper, lives long enough to bear its session.
+                Some(leader) => leader,
                 None => self.helper(sid, sid, sid, parent),
             };
             self.plan.nodes[at].creator = Some(creator);

@@ -73,7 +73,11 @@ impl Aspect for PosixTimers {
     }
 
     fn dress(&self, saved: &Saved<'_>, program: &mut Program) -> Result<()> {
-        let Some(timers) = entries::task(saved)?.timers.as_ref().filter(|_| saved.leader) else {
+        let Some(timers) = entries::task(saved)?
+            .timers
+            .as_ref()
+            .filter(|_| saved.leader)
+        else {
             return Ok(());
         };
         let mut all: Vec<&pb::PosixTimerEntry> = timers.posix.iter().collect();
@@ -100,7 +104,10 @@ impl Aspect for PosixTimers {
         if by_name {
             program.prctl(PR_TIMER_CREATE_RESTORE_IDS, 0, 0, 0, 0);
         }
-        for timer in all.iter().filter(|timer| (timer.vsec, timer.vnsec) != (0, 0)) {
+        for timer in all
+            .iter()
+            .filter(|timer| (timer.vsec, timer.vnsec) != (0, 0))
+        {
             let value = words(&[timer.isec, timer.insec, timer.vsec, timer.vnsec]);
             let value = program.bytes(value);
             program.timer_settime(timer.it_id, 0, value, 0);
@@ -126,7 +133,12 @@ fn create(program: &mut Program, timer: &pb::PosixTimerEntry) {
 fn filler(id: u32) -> pb::PosixTimerEntry {
     let clock_id = 1;
     let it_sigev_notify = SIGEV_NONE;
-    pb::PosixTimerEntry { it_id: id, clock_id, it_sigev_notify, ..pb::PosixTimerEntry::default() }
+    pb::PosixTimerEntry {
+        it_id: id,
+        clock_id,
+        it_sigev_notify,
+        ..pb::PosixTimerEntry::default()
+    }
 }
 
 fn notify(timer: &PosixTimer) -> u32 {
@@ -169,31 +181,43 @@ mod tests {
     fn a_gap_is_filled_and_emptied() {
         let mut thread = Thread::new();
         thread.task().timers.get_or_insert_default().posix = vec![timer(2, 5), timer(0, 0)];
-        check_dress(&PosixTimers, &thread, expect![[r#"
+        check_dress(
+            &PosixTimers,
+            &thread,
+            expect![[r#"
             $0 = timer_create(1, <11000000000000002200000004000000080000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000>, [4])
             $1 = timer_create(1, <00000000000000000000000001000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000>, <01000000>)
             $2 = timer_delete(1)
             $3 = timer_create(1, <11000000000000002200000004000000080000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000>, <02000000>)
             $4 = timer_settime(2, 0, <0000000000000000000000000000000005000000000000000000000000000000>, 0)
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_large_number_is_asked_for() {
         let mut thread = Thread::new();
         thread.task().timers.get_or_insert_default().posix = vec![timer(70_000, 5)];
-        check_dress(&PosixTimers, &thread, expect![[r#"
+        check_dress(
+            &PosixTimers,
+            &thread,
+            expect![[r#"
             $0 = prctl(77, 1, 0, 0, 0)
             $1 = timer_create(1, <11000000000000002200000004000000080000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000>, <70110100>)
             $2 = prctl(77, 0, 0, 0, 0)
             $3 = timer_settime(0x11170, 0, <0000000000000000000000000000000005000000000000000000000000000000>, 0)
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_number_is_one_timers() {
         let mut thread = Thread::new();
         thread.task().timers.get_or_insert_default().posix = vec![timer(3, 5), timer(3, 6)];
-        assert!(PosixTimers.dress(&thread.saved(), &mut Program::new()).is_err());
+        assert!(
+            PosixTimers
+                .dress(&thread.saved(), &mut Program::new())
+                .is_err()
+        );
     }
 }

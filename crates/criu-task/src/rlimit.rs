@@ -34,20 +34,32 @@ impl Aspect for Rlimits {
         Ok(Box::new(move |_, outcome, draft| {
             let rlimits = limits.into_iter().map(|limit| {
                 let bytes = outcome.bytes(limit);
-                pb::RlimitEntry { cur: number(bytes, 0, 8), max: number(bytes, 8, 8) }
+                pb::RlimitEntry {
+                    cur: number(bytes, 0, 8),
+                    max: number(bytes, 8, 8),
+                }
             });
-            entries::task_of(draft).rlimits = Some(pb::TaskRlimitsEntry { rlimits: rlimits.collect() });
+            entries::task_of(draft).rlimits = Some(pb::TaskRlimitsEntry {
+                rlimits: rlimits.collect(),
+            });
             Ok(())
         }))
     }
 
     fn dress(&self, saved: &Saved<'_>, program: &mut Program) -> Result<()> {
-        let Some(limits) = entries::task(saved)?.rlimits.as_ref().filter(|_| saved.leader) else {
+        let Some(limits) = entries::task(saved)?
+            .rlimits
+            .as_ref()
+            .filter(|_| saved.leader)
+        else {
             return Ok(());
         };
         for (resource, limit) in (0u32..).zip(&limits.rlimits) {
             if limit.cur > limit.max {
-                return Err(Error::corrupt("core", format!("rlimit {resource} above its maximum")));
+                return Err(Error::corrupt(
+                    "core",
+                    format!("rlimit {resource} above its maximum"),
+                ));
             }
             let limit = program.bytes([limit.cur.to_le_bytes(), limit.max.to_le_bytes()].concat());
             program.prlimit64(0, resource, limit, 0);
@@ -66,13 +78,23 @@ mod tests {
     fn limits_are_numbered_by_their_place() {
         let mut thread = Thread::new();
         let rlimits = vec![
-            pb::RlimitEntry { cur: u64::MAX, max: u64::MAX },
-            pb::RlimitEntry { cur: 0, max: 0x1000 },
+            pb::RlimitEntry {
+                cur: u64::MAX,
+                max: u64::MAX,
+            },
+            pb::RlimitEntry {
+                cur: 0,
+                max: 0x1000,
+            },
         ];
         thread.task().rlimits = Some(pb::TaskRlimitsEntry { rlimits });
-        check_dress(&Rlimits, &thread, expect![[r#"
+        check_dress(
+            &Rlimits,
+            &thread,
+            expect![[r#"
             $0 = prlimit64(0, 0, <ffffffffffffffffffffffffffffffff>, 0)
             $1 = prlimit64(0, 1, <00000000000000000010000000000000>, 0)
-        "#]]);
+        "#]],
+        );
     }
 }

@@ -21,7 +21,10 @@ impl Aspect for RobustList {
             let mut program = Program::new();
             let (head, length) = (program.room(WORD), program.room(WORD));
             let tid = view.thread.tid().as_raw();
-            program.call(Sysno::get_robust_list, [tid.into(), head.into(), length.into()]);
+            program.call(
+                Sysno::get_robust_list,
+                [tid.into(), head.into(), length.into()],
+            );
             let outcome = Local.run(&program)?;
             let thread = entries::thread_of(draft);
             thread.futex_rla = word(outcome.bytes(head), 0);

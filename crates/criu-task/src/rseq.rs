@@ -42,7 +42,9 @@ impl Aspect for Rseq {
     }
 
     fn dress(&self, saved: &Saved<'_>, program: &mut Program) -> Result<()> {
-        let rseq = entries::thread(saved)?.rseq_entry.filter(|rseq| rseq.rseq_abi_pointer != 0);
+        let rseq = entries::thread(saved)?
+            .rseq_entry
+            .filter(|rseq| rseq.rseq_abi_pointer != 0);
         if let Some(rseq) = rseq {
             program.rseq(rseq.rseq_abi_pointer, rseq.rseq_abi_size, 0, rseq.signature);
         }
@@ -52,7 +54,8 @@ impl Aspect for Rseq {
     /// A section that wants to go on: any call made in the thread would have made the kernel forget it.
     fn push(&self, saved: &Saved<'_>, task: &ProcDir) -> Result<()> {
         let rseq = entries::thread(saved)?.rseq_entry;
-        let Some((rseq, section)) = rseq.and_then(|rseq| Some((rseq, rseq.rseq_cs_pointer?))) else {
+        let Some((rseq, section)) = rseq.and_then(|rseq| Some((rseq, rseq.rseq_cs_pointer?)))
+        else {
             return Ok(());
         };
         let memory = File::from(task.open_file("mem", OFlag::O_RDWR)?);
@@ -86,9 +89,13 @@ mod tests {
             signature: 0x5305_3053,
             rseq_cs_pointer: None,
         });
-        check_dress(&Rseq, &thread, expect![[r#"
+        check_dress(
+            &Rseq,
+            &thread,
+            expect![[r#"
             $0 = rseq(0x7f001000, 32, 0, 0x53053053)
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]

@@ -34,7 +34,10 @@ impl Aspect for Sched {
             let (policy, flags) = (int(attr, 4), number(attr, 8, 8));
             if policy == SCHED_DEADLINE {
                 let fact = "a thread is scheduled by deadlines";
-                return Err(Error::unsupported(fact, "give it another policy for the dump"));
+                return Err(Error::unsupported(
+                    fact,
+                    "give it another policy for the dump",
+                ));
             }
             let reset = flags & SCHED_FLAG_RESET_ON_FORK != 0;
             let thread = entries::thread_of(draft);
@@ -78,9 +81,13 @@ mod tests {
         let core = thread.core_thread();
         core.sched_policy = Some(2 | SCHED_RESET_ON_FORK);
         (core.sched_nice, core.sched_prio) = (Some(-5), Some(10));
-        check_dress(&Sched, &thread, expect![[r#"
+        check_dress(
+            &Sched,
+            &thread,
+            expect![[r#"
             $0 = setpriority(0, 0, -5)
             $1 = sched_setattr(0, <30000000020000000100000000000000fbffffff0a000000000000000000000000000000000000000000000000000000>, 0)
-        "#]]);
+        "#]],
+        );
     }
 }

@@ -71,23 +71,28 @@ fn corrupt(why: &str) -> Error {
 
 /// Whether somebody with these credentials may not install filters.
 fn loses_the_right(creds: &pb::CredsEntry) -> bool {
-    let admin = creds.cap_eff.first().is_some_and(|caps| caps >> CAP_SYS_ADMIN & 1 == 1);
+    let admin = creds
+        .cap_eff
+        .first()
+        .is_some_and(|caps| caps >> CAP_SYS_ADMIN & 1 == 1);
     !admin && creds.no_new_privs.unwrap_or(0) == 0
 }
 
-/// The filters up to number `newest`, oldest first.
-fn chain(filters: &[pb::SeccompFilter], newest: u32) -> Result<Vec<&pb::SeccompFilter>> {
+/// The filters from number `oldest` on. `prev` leads to the next newer one: it is the filter that was
+/// *written* before.
+fn chain(filters: &[pb::SeccompFilter], oldest: u32) -> Result<Vec<&pb::SeccompFilter>> {
     let mut chain = Vec::new();
-    let mut next = Some(newest);
+    let mut next = Some(oldest);
     while let Some(index) = next {
-        let filter = filters.get(index as usize).ok_or_else(|| corrupt("no such filter"))?;
+        let filter = filters
+            .get(index as usize)
+            .ok_or_else(|| corrupt("no such filter"))?;
         chain.push(filter);
         next = filter.prev;
         if chain.len() > CHAIN {
             return Err(corrupt("a chain without an end"));
         }
     }
-    chain.reverse();
     Ok(chain)
 }
 
@@ -100,7 +105,11 @@ fn install(filter: &pb::SeccompFilter, program: &mut Program) -> Result<()> {
     if saved & !(FLAG_TSYNC | FLAG_LOG) != 0 {
         return Err(corrupt("a filter with unknown flags"));
     }
-    let tsync = if saved & FLAG_TSYNC == 0 { 0 } else { FLAG_TSYNC_ESRCH };
+    let tsync = if saved & FLAG_TSYNC == 0 {
+        0
+    } else {
+        FLAG_TSYNC_ESRCH
+    };
     // struct sock_fprog: length, padding, pointer.
     let mut bytes = vec![0; 2 * WORD];
     put(&mut bytes, 0, 2, count as u64);
@@ -118,12 +127,20 @@ mod tests {
     use expect_test::expect;
 
     fn filter(byte: u8, prev: Option<u32>, flags: u32) -> pb::SeccompFilter {
-        pb::SeccompFilter { filter: vec![byte; 8], prev, flags: Some(flags) }
+        pb::SeccompFilter {
+            filter: vec![byte; 8],
+            prev,
+            flags: Some(flags),
+        }
     }
 
     fn filtered(no_new_privs: bool) -> Thread {
         let mut thread = Thread::new();
-        thread.filters = vec![filter(1, None, 2), filter(9, None, 0), filter(2, Some(0), 1)];
+        thread.filters = vec![
+            filter(1, None, 1),
+            filter(9, None, 0),
+            filter(2, Some(0), 2),
+        ];
         let core = thread.core_thread();
         core.set_seccomp_mode(pb::SeccompMode::Filter);
         core.seccomp_filter = Some(2);
@@ -133,37 +150,71 @@ mod tests {
 
     #[test]
     fn a_chain_is_installed_oldest_first() {
-        check_dress(&Seccomp { before_creds: false }, &filtered(true), expect![[r#"
+        check_dress(
+            &Seccomp {
+                before_creds: false,
+            },
+            &filtered(true),
+            expect![[r#"
             $0 = seccomp(1, 2, <01000000000000000000000000000000>)
             $1 = seccomp(1, 17, <01000000000000000000000000000000>)
-        "#]]);
-        check_dress(&Seccomp { before_creds: true }, &filtered(true), expect![[""]]);
+        "#]],
+        );
+        check_dress(
+            &Seccomp { before_creds: true },
+            &filtered(true),
+            expect![[""]],
+        );
     }
 
     #[test]
     fn who_will_have_no_right_gets_them_early() {
-        check_dress(&Seccomp { before_creds: false }, &filtered(false), expect![[""]]);
-        check_dress(&Seccomp { before_creds: true }, &filtered(false), expect![[r#"
+        check_dress(
+            &Seccomp {
+                before_creds: false,
+            },
+            &filtered(false),
+            expect![[""]],
+        );
+        check_dress(
+            &Seccomp { before_creds: true },
+            &filtered(false),
+            expect![[r#"
             $0 = seccomp(1, 2, <01000000000000000000000000000000>)
             $1 = seccomp(1, 17, <01000000000000000000000000000000>)
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn strict_mode_comes_last() {
         let mut thread = filtered(false);
-        thread.core_thread().set_seccomp_mode(pb::SeccompMode::Strict);
+        thread
+            .core_thread()
+            .set_seccomp_mode(pb::SeccompMode::Strict);
         check_dress(&Seccomp { before_creds: true }, &thread, expect![[""]]);
-        check_dress(&Seccomp { before_creds: false }, &thread, expect![[r#"
+        check_dress(
+            &Seccomp {
+                before_creds: false,
+            },
+            &thread,
+            expect![[r#"
             $0 = seccomp(0, 0, 0)
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_ring_of_filters_is_refused() {
         let mut thread = filtered(true);
         thread.filters[0].prev = Some(2);
-        let dressed = Seccomp { before_creds: false }.dress(&thread.saved(), &mut Program::new());
-        assert_eq!(dressed.expect_err("a ring").to_string(), "seccomp: a chain without an end");
+        let dressed = Seccomp {
+            before_creds: false,
+        }
+        .dress(&thread.saved(), &mut Program::new());
+        assert_eq!(
+            dressed.expect_err("a ring").to_string(),
+            "seccomp: a chain without an end"
+        );
     }
 }

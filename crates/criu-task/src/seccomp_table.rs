@@ -1,6 +1,7 @@
 //! The seccomp filters of the whole tree, each once.
 //!
-//! A filter refers to the one that was there before it, so equal chains share their entries. If all
+//! A thread names its *oldest* filter, and `prev` leads from each to the next newer one: the field means
+//! "written before this", and CRIU writes the newest first. Equal chains share their entries. If all
 //! threads of a process have the same chain, it is the leader's, with `SECCOMP_FILTER_FLAG_TSYNC`, as CRIU
 //! writes it: filters that are installed thread by thread are alike but not the same, and a later TSYNC
 //! of the program itself would fail on them.
@@ -55,12 +56,16 @@ impl SeccompTable {
         Ok(())
     }
 
-    /// The number of the newest filter of a chain, given newest first.
+    /// The number of the oldest filter of a chain, given oldest first.
     fn chain(&mut self, chain: Vec<Filter>, synced: bool) -> Option<u32> {
         let mut prev = None;
         for (filter, flags) in chain.into_iter().rev() {
             let flags = flags | if synced { FLAG_TSYNC } else { 0 };
-            let entry = pb::SeccompFilter { filter, prev, flags: Some(flags) };
+            let entry = pb::SeccompFilter {
+                filter,
+                prev,
+                flags: Some(flags),
+            };
             let fresh = u32::try_from(self.filters.len()).ok()?;
             let number = *self.index.entry(entry.clone()).or_insert(fresh);
             if number == fresh {
@@ -73,7 +78,9 @@ impl SeccompTable {
 
     /// The content of `seccomp.img`.
     pub fn into_entry(self) -> pb::SeccompEntry {
-        pb::SeccompEntry { seccomp_filters: self.filters }
+        pb::SeccompEntry {
+            seccomp_filters: self.filters,
+        }
     }
 }
 
@@ -94,13 +101,24 @@ mod tests {
     fn equal_chains_are_stored_once() {
         let mut table = SeccompTable::new();
         let (old, new) = ((vec![1; 8], 2), (vec![2; 8], 0));
-        assert_eq!(table.chain(vec![new.clone(), old.clone()], false), Some(1));
-        assert_eq!(table.chain(vec![new.clone(), old.clone()], false), Some(1));
-        assert_eq!(table.chain(vec![old.clone()], false), Some(0));
-        // The same code upon another chain is another filter, and so is one for all threads.
-        assert_eq!(table.chain(vec![new.clone()], false), Some(2));
-        assert_eq!(table.chain(vec![new, old], true), Some(4));
-        let flags: Vec<_> = table.into_entry().seccomp_filters.iter().map(|f| f.flags).collect();
-        assert_eq!(flags, [Some(2), Some(0), Some(0), Some(3), Some(1)]);
+        assert_eq!(table.chain(vec![old.clone(), new.clone()], false), Some(1));
+        assert_eq!(table.chain(vec![old.clone(), new.clone()], false), Some(1));
+        assert_eq!(table.chain(vec![new.clone()], false), Some(0));
+        // The same code below another chain is another filter, and so is one for all threads.
+        assert_eq!(table.chain(vec![old.clone()], false), Some(2));
+        assert_eq!(table.chain(vec![old, new], true), Some(4));
+        let filters = table.into_entry().seccomp_filters;
+        let links: Vec<_> = filters.iter().map(|f| (f.prev, f.flags)).collect();
+        let (log, both) = (Some(2), Some(3));
+        assert_eq!(
+            links,
+            [
+                (None, Some(0)),
+                (Some(0), log),
+                (None, log),
+                (None, Some(1)),
+                (Some(3), both),
+            ]
+        );
     }
 }

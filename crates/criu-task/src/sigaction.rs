@@ -54,7 +54,10 @@ impl Aspect for Sigaction {
         }
         let actions = &entries::task(saved)?.sigactions;
         if !actions.is_empty() && actions.len() != signals().count() {
-            return Err(Error::corrupt("core", format!("{} sigactions", actions.len())));
+            return Err(Error::corrupt(
+                "core",
+                format!("{} sigactions", actions.len()),
+            ));
         }
         for (signal, action) in signals().zip(actions) {
             if action.compat_sigaction() && action.sigaction > 1 {

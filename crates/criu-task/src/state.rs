@@ -31,7 +31,9 @@ impl TaskState {
 
     /// From the number; `None` for one that no image of a task has.
     pub fn from_number(number: u32) -> Option<Self> {
-        [Self::Alive, Self::Dead, Self::Stopped].into_iter().find(|state| state.number() == number)
+        [Self::Alive, Self::Dead, Self::Stopped]
+            .into_iter()
+            .find(|state| state.number() == number)
     }
 }
 
@@ -70,7 +72,10 @@ pub fn core(view: &ThreadView<'_>, layout: &FpLayout) -> Result<Draft> {
     let tid = view.thread.vtid().as_raw().cast_unsigned();
     Ok(Draft {
         core,
-        ext: pb::TaskExtEntry { tid, ..pb::TaskExtEntry::default() },
+        ext: pb::TaskExtEntry {
+            tid,
+            ..pb::TaskExtEntry::default()
+        },
         dumpable: None,
         thp_disabled: None,
     })
@@ -82,8 +87,10 @@ fn processor_state(view: &ThreadView<'_>) -> Result<ThreadState<NativeRegs>> {
     for note in Native::MORE_NOTES {
         more.extend(stopped.regset_if_any(*note)?.map(|bytes| (*note, bytes)));
     }
-    let tls: Result<Vec<_>, _> =
-        Native::TLS_SLOTS.iter().map(|slot| stopped.thread_area(*slot)).collect();
+    let tls: Result<Vec<_>, _> = Native::TLS_SLOTS
+        .iter()
+        .map(|slot| stopped.thread_area(*slot))
+        .collect();
     Ok(ThreadState {
         regs: view.thread.natural().clone(),
         fp: stopped.regset(Native::FP_NOTE)?,
@@ -149,5 +156,8 @@ pub fn natural(saved: &Saved<'_>, layout: &FpLayout) -> Result<NewThread> {
         (_, Some(thread)) => (thread.blk_sigset.unwrap_or(0), thread.blk_sigset_extended),
         _ => return Err(Error::corrupt("core", "no thread_core")),
     };
-    Ok(NewThread { state, mask: to_sigset(low, extended) })
+    Ok(NewThread {
+        state,
+        mask: to_sigset(low, extended),
+    })
 }

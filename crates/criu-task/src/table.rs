@@ -46,7 +46,9 @@ pub const ASPECTS: &[&dyn Aspect] = &[
     // As late as may be: they tick.
     &crate::itimer::Itimers,
     // From here on the thread may not be able to make calls at all, unless filters are suspended.
-    &crate::seccomp::Seccomp { before_creds: false },
+    &crate::seccomp::Seccomp {
+        before_creds: false,
+    },
 ];
 
 /// Adds to `program` what only the thread itself can tell of itself. Run it there, then give the
@@ -95,7 +97,11 @@ impl Dressed {
         let criu_tracee::Error::Call(call) = &error else {
             return error.into();
         };
-        let name = self.ends.iter().find(|(end, _)| call.index < *end).map(|(_, name)| *name);
+        let name = self
+            .ends
+            .iter()
+            .find(|(end, _)| call.index < *end)
+            .map(|(_, name)| *name);
         let text = call.text.clone();
         let named: Result<()> = Err(error).within(|| Subject::Object(text));
         let named = match name {
@@ -112,7 +118,9 @@ pub fn dress(saved: &Saved<'_>, program: &mut Program) -> Result<Dressed> {
     let mut dressed = Dressed::default();
     for aspect in ASPECTS {
         let name = aspect.name();
-        aspect.dress(saved, program).within(|| Subject::Aspect(name))?;
+        aspect
+            .dress(saved, program)
+            .within(|| Subject::Aspect(name))?;
         dressed.ends.push((program.len(), name));
     }
     Ok(dressed)

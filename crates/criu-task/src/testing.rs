@@ -49,7 +49,11 @@ impl Thread {
     }
 
     pub(crate) fn task(&mut self) -> &mut pb::TaskCoreEntry {
-        self.leader.as_mut().unwrap_or(&mut self.core).tc.get_or_insert_default()
+        self.leader
+            .as_mut()
+            .unwrap_or(&mut self.core)
+            .tc
+            .get_or_insert_default()
     }
 
     pub(crate) fn saved(&self) -> Saved<'_> {
@@ -71,7 +75,9 @@ impl Thread {
 #[track_caller]
 pub(crate) fn check_dress(aspect: &dyn Aspect, thread: &Thread, expect: Expect) {
     let mut program = Program::new();
-    aspect.dress(&thread.saved(), &mut program).expect("nothing to refuse");
+    aspect
+        .dress(&thread.saved(), &mut program)
+        .expect("nothing to refuse");
     let mut paper = Dry::new();
     paper.run(&program).expect("paper is patient");
     expect.assert_eq(paper.listing());

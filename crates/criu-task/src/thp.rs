@@ -31,7 +31,9 @@ impl Aspect for Thp {
 
     fn dress(&self, saved: &Saved<'_>, program: &mut Program) -> Result<()> {
         // The memory of a new process starts with what its builder has.
-        if saved.leader && let Some(disabled) = saved.mm.thp_disabled {
+        if saved.leader
+            && let Some(disabled) = saved.mm.thp_disabled
+        {
             program.prctl(PR_SET_THP_DISABLE, u32::from(disabled), 0, 0, 0);
             if !disabled {
                 program.tolerate();

@@ -27,7 +27,10 @@ impl Aspect for Timerslack {
 
     fn dress(&self, saved: &Saved<'_>, program: &mut Program) -> Result<()> {
         // Real-time threads have none, which setting cannot say.
-        let slack = saved.ext.and_then(|ext| ext.timerslack_ns).filter(|slack| *slack != 0);
+        let slack = saved
+            .ext
+            .and_then(|ext| ext.timerslack_ns)
+            .filter(|slack| *slack != 0);
         if let Some(slack) = slack {
             program.prctl(PR_SET_TIMERSLACK, slack, 0, 0, 0);
         }

@@ -41,7 +41,10 @@ pub(crate) fn words(values: &[u64]) -> Vec<u8> {
 
 /// Ints one after the other.
 pub(crate) fn ints(values: &[u32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect()
 }
 
 /// A signal set of the kernel as the two numbers of an image: MIPS has 128 signals.

@@ -144,8 +144,14 @@ const F_GETOWN_EX: i32 = 16;
 const F_GETOWNER_UIDS: i32 = 17;
 
 /// Requests of ioctl(2), all with an address: bytes to be read, and the ticks of a timerfd.
-const IOCTLS: &[u64] = &[libc::FIONREAD as u64, TFD_IOC_SET_TICKS];
-const TFD_IOC_SET_TICKS: u64 = 0x4008_5400;
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "requests have the width of a long, which differs"
+)]
+const IOCTLS: &[u64] = &[
+    libc::FIONREAD as u64,
+    libc::_IOW::<u64>(b'T' as u32, 0) as u64,
+];
 
 const KCMP_EPOLL_TFD: u64 = 7;
 

@@ -86,7 +86,10 @@ impl Program {
     ///
     /// If there is no such call yet.
     pub fn ret(&self, index: usize) -> Ret {
-        assert!(index < self.calls.len(), "a result of a call of this program");
+        assert!(
+            index < self.calls.len(),
+            "a result of a call of this program"
+        );
         Ret(count(index))
     }
 

@@ -227,7 +227,10 @@ pub(crate) fn get_thread_area(tid: Pid, slot: u32) -> Result<Vec<u8>> {
 pub(crate) fn set_thread_area(tid: Pid, slot: u32, bytes: &[u8]) -> Result<()> {
     let call = "ptrace(PTRACE_SET_THREAD_AREA)";
     if bytes.len() != THREAD_AREA {
-        return Err(Error::Kernel { call, errno: Errno::EINVAL });
+        return Err(Error::Kernel {
+            call,
+            errno: Errno::EINVAL,
+        });
     }
     let at = bytes.as_ptr().expose_provenance();
     request(call, 26, tid, slot as usize, at).map(drop)
@@ -303,7 +306,7 @@ pub(crate) fn rseq_configuration(tid: Pid) -> Result<RseqConfiguration> {
     Ok(conf)
 }
 
-/// The BPF code of filter `index` (0 is the newest), 8 bytes an instruction, with its flags;
+/// The BPF code of filter `index` (0 is the oldest), 8 bytes an instruction, with its flags;
 /// `None` past the last.
 pub(crate) fn seccomp_filter(tid: Pid, index: u64) -> Result<Option<(Vec<u8>, u64)>> {
     let at = usize::try_from(index).unwrap_or(usize::MAX);

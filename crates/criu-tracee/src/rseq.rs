@@ -11,9 +11,8 @@ use crate::memory::Memory;
 use crate::ptrace::RseqConfiguration;
 use crate::stop::Stopped;
 
-/// Offsets in `struct rseq`.
+/// Offset in `struct rseq` of the pointer to the critical section; flags follow it.
 const RSEQ_CS: u64 = 8;
-const FLAGS: u64 = 16;
 
 /// `RSEQ_CS_FLAG_NO_RESTART_ON_SIGNAL`; kernels since 6.0 know it no more.
 const NO_RESTART_ON_SIGNAL: u32 = 1 << 1;
@@ -80,7 +79,7 @@ impl Area {
         let mut head = [0; 12];
         memory.read(at + RSEQ_CS, &mut head).ok()?;
         let section = u64::from_ne_bytes(head[..8].try_into().ok()?);
-        let area_flags = u32::from_ne_bytes(head[(FLAGS - RSEQ_CS) as usize..].try_into().ok()?);
+        let area_flags = u32::from_ne_bytes(head[8..].try_into().ok()?);
         if section == 0 {
             return None;
         }

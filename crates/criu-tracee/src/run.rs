@@ -48,11 +48,16 @@ pub struct Job<'p> {
 pub(crate) fn run(tracee: &mut Tracee, thread: usize, program: &Program) -> Result<Outcome> {
     tracing::trace!(target: "criu::program", tid = tracee.threads()[thread].tid().as_raw(), "\n{program}");
     let mut progress = Progress::new(program);
-    // Nobody else runs: the leader's room, by far the largest, is free.
-    while let Some((chunk, running)) = begin(tracee, thread, 0, &progress)? {
-        finish(tracee, thread, 0, &mut progress, &chunk, running)?;
-    }
+    run_rest(tracee, thread, &mut progress)?;
     Ok(progress.into_outcome())
+}
+
+/// Runs the rest of a program while nobody else runs: the leader's room, by far the largest, is free.
+fn run_rest(tracee: &mut Tracee, thread: usize, progress: &mut Progress<'_>) -> Result<()> {
+    while let Some((chunk, running)) = begin(tracee, thread, 0, progress)? {
+        finish(tracee, thread, 0, progress, &chunk, running)?;
+    }
+    Ok(())
 }
 
 /// Runs many programs at once, each in its own thread; the results are in the order of the jobs.
@@ -63,6 +68,7 @@ pub fn run_all(tracees: &mut [Tracee], jobs: &[Job<'_>]) -> Result<Vec<Outcome>>
     let mut progress: Vec<Progress<'_>> =
         jobs.iter().map(|job| Progress::new(job.program)).collect();
     let mut open: Vec<usize> = (0..jobs.len()).collect();
+    let mut large = Vec::new();
     let mut failed = None;
     while !open.is_empty() && failed.is_none() {
         let mut started = Vec::with_capacity(open.len());
@@ -76,6 +82,7 @@ pub fn run_all(tracees: &mut [Tracee], jobs: &[Job<'_>]) -> Result<Vec<Outcome>>
             ) {
                 Ok(Some((chunk, running))) => started.push((index, chunk, running)),
                 Ok(None) => {}
+                Err(Error::TooLarge { .. }) if job.thread != 0 => large.push(index),
                 Err(error) => {
                     failed.get_or_insert(error);
                     break;
@@ -97,6 +104,14 @@ pub fn run_all(tracees: &mut [Tracee], jobs: &[Job<'_>]) -> Result<Vec<Outcome>>
                     failed.get_or_insert(error);
                 }
             }
+        }
+    }
+    // What is too large for its thread's room goes on alone, in the leader's.
+    for index in large {
+        let job = &jobs[index];
+        if failed.is_none() {
+            let rest = run_rest(&mut tracees[job.tracee], job.thread, &mut progress[index]);
+            failed = rest.err();
         }
     }
     match failed {

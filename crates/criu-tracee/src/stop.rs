@@ -202,7 +202,7 @@ impl Stopped {
         }
     }
 
-    /// Its seccomp filter number `index`, newest first: BPF code and flags.
+    /// Its seccomp filter number `index`, in the order they were installed: BPF code and flags.
     pub fn seccomp_filter(&self, index: u64) -> Result<Option<(Vec<u8>, u64)>> {
         ptrace::seccomp_filter(self.tid, index)
     }

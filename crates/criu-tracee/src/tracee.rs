@@ -179,8 +179,12 @@ impl Tracee {
             for (slot, tid, running) in fresh {
                 match running.wait_held(deadline) {
                     Ok(held) => {
-                        let vtid = own_id(tid);
-                        found[slot].1.push(Thread::held(tid, vtid, held)?);
+                        let status = status(tid);
+                        let thread = Thread::held(tid, own_id(tid, &status), held)?;
+                        if !matches!(field(&status, "Seccomp"), "0" | "") {
+                            if_allowed(thread.stopped()?.suspend_seccomp(Hold::Dump))?;
+                        }
+                        found[slot].1.push(thread);
                     }
                     Err(Error::Gone(_)) => {}
                     Err(error) => return Err(error),
@@ -292,6 +296,15 @@ impl Tracee {
 
     pub(crate) fn thread_mut(&mut self, index: usize) -> &mut Thread {
         &mut self.threads[index]
+    }
+
+    /// Lets threads under seccomp filters run our calls until they are let go. Without `CAP_SYS_ADMIN`
+    /// filters stay in force, and what they forbid fails.
+    pub fn suspend_seccomp_if_allowed(&self) -> Result<()> {
+        for thread in &self.threads {
+            if_allowed(thread.stopped()?.suspend_seccomp(self.hold))?;
+        }
+        Ok(())
     }
 
     /// Ends batches with this signal from now on: one that the process does not have pending.
@@ -478,6 +491,8 @@ impl Tracee {
             Ok(_) => {
                 let thread = &mut self.threads[0];
                 let stopped = thread.stopped.take().ok_or(Error::Gone(thread.tid))?;
+                // A blocked signal would only be queued.
+                stopped.set_mask(&vec![0; Native::SIGSET])?;
                 match stopped.cont(signal)?.wait() {
                     Err(Error::Gone(_)) => {}
                     Err(error) => return Err(error),
@@ -510,6 +525,39 @@ impl Tracee {
             thread.put_back(&regs)?;
         }
         Ok(())
+    }
+
+    /// Stops a built process as by job control, so that it stays stopped when it is let go and none of
+    /// its queued signals comes first. After [`Tracee::leave`].
+    pub fn stop(&mut self, signal: i32) -> Result<()> {
+        let pid = self.pid;
+        let thread = &mut self.threads[0];
+        let stopped = thread.stopped.take().ok_or(Error::Gone(pid))?;
+        // All are blocked but the one that stops, and SIGSTOP, which cannot be.
+        let mut mask = vec![0xff; Native::SIGSET];
+        let bit = usize::try_from(signal - 1).unwrap_or(0);
+        mask[bit / 8] &= !(1 << (bit % 8));
+        stopped.set_mask(&mask)?;
+        kill(pid, Signal::SIGSTOP).call("kill")?;
+        let mut running = stopped.cont(0)?;
+        let mut deliver = signal;
+        loop {
+            let (stopped, stop) = running.wait()?;
+            running = match stop {
+                Stop::Signal(libc::SIGSTOP) => {
+                    let with = deliver;
+                    // If that signal does not stop it (its group is orphaned, say), SIGSTOP does.
+                    deliver = libc::SIGSTOP;
+                    stopped.cont(with)?
+                }
+                Stop::Group(_) => {
+                    stopped.set_mask(&thread.mask)?;
+                    thread.stopped = Some(stopped);
+                    return Ok(());
+                }
+                Stop::Signal(_) | Stop::Interrupt | Stop::Syscall => stopped.cont(0)?,
+            };
+        }
     }
 
     /// Lets go of a built process, leader last.
@@ -570,6 +618,17 @@ impl Drop for Tracee {
     }
 }
 
+/// Without `CAP_SYS_ADMIN`, or on a kernel without it, filters stay in force.
+fn if_allowed(result: Result<()>) -> Result<()> {
+    match result {
+        Err(Error::Kernel {
+            errno: Errno::EPERM | Errno::EINVAL,
+            ..
+        }) => Ok(()),
+        other => other,
+    }
+}
+
 fn gone_is_fine(result: Result<()>) -> Result<()> {
     match result {
         Err(
@@ -607,8 +666,8 @@ fn field<'a>(status: &'a str, name: &str) -> &'a str {
 }
 
 /// The id that the task has in its own pid namespace.
-fn own_id(tid: Pid) -> Pid {
-    field(&status(tid), "NSpid")
+fn own_id(tid: Pid, status: &str) -> Pid {
+    field(status, "NSpid")
         .split_ascii_whitespace()
         .next_back()
         .and_then(|id| id.parse().ok())

@@ -10,7 +10,7 @@ use criu_tracee::{FpLayout, Job, Program, Tracee, run_all};
 
 /// The core images of a tree.
 #[derive(Debug)]
-pub struct Described {
+pub(crate) struct Described {
     processes: Vec<Process>,
     zombies: Vec<(u32, pb::CoreEntry)>,
     filters: pb::SeccompEntry,
@@ -33,7 +33,12 @@ struct Seen {
 }
 
 /// Asks all threads, and completes `spaces`, which are those of `tracees`.
-pub fn describe(tree: &Tree, tracees: &mut [Tracee], spaces: &mut [Space], layout: &FpLayout) -> Result<Described> {
+pub(crate) fn describe(
+    tree: &Tree,
+    tracees: &mut [Tracee],
+    spaces: &mut [Space],
+    layout: &FpLayout,
+) -> Result<Described> {
     let mut nodes: Vec<Option<&Node>> = (0..tracees.len()).map(|_| None).collect();
     for node in &tree.nodes {
         if let Some(tracee) = node.tracee {
@@ -46,7 +51,13 @@ pub fn describe(tree: &Tree, tracees: &mut [Tracee], spaces: &mut [Space], layou
         for (index, thread) in held.threads().iter().enumerate() {
             let task = node(tracee).proc.thread(thread.tid())?;
             let (stat, status) = (task.stat()?, task.status()?);
-            seen.push(Seen { tracee, index, task, stat, status });
+            seen.push(Seen {
+                tracee,
+                index,
+                task,
+                stat,
+                status,
+            });
         }
     }
     let mut programs = Vec::with_capacity(seen.len());
@@ -54,7 +65,8 @@ pub fn describe(tree: &Tree, tracees: &mut [Tracee], spaces: &mut [Space], layou
     for one in &seen {
         let mut program = Program::new();
         let view = view(one, node(one.tracee), tracees);
-        let asked = criu_task::describe(&view, &mut program).within(|| node(one.tracee).subject())?;
+        let asked =
+            criu_task::describe(&view, &mut program).within(|| node(one.tracee).subject())?;
         let questions = (one.index == 0).then(|| Space::ask(&mut program));
         programs.push(program);
         answers.push((asked, questions));
@@ -62,7 +74,11 @@ pub fn describe(tree: &Tree, tracees: &mut [Tracee], spaces: &mut [Space], layou
     let jobs: Vec<Job<'_>> = seen
         .iter()
         .zip(&programs)
-        .map(|(one, program)| Job { tracee: one.tracee, thread: one.index, program })
+        .map(|(one, program)| Job {
+            tracee: one.tracee,
+            thread: one.index,
+            program,
+        })
         .collect();
     let outcomes = run_all(tracees, &jobs)?;
     let mut drafts = Vec::with_capacity(seen.len());
@@ -93,34 +109,66 @@ fn view<'a>(seen: &'a Seen, node: &'a Node, tracees: &'a [Tracee]) -> ThreadView
     }
 }
 
-fn collect(tree: &Tree, tracees: &[Tracee], seen: &[Seen], drafts: Vec<Draft>) -> Result<Described> {
+fn collect(
+    tree: &Tree,
+    tracees: &[Tracee],
+    seen: &[Seen],
+    drafts: Vec<Draft>,
+) -> Result<Described> {
     let mut filters = SeccompTable::new();
     let mut processes = Vec::new();
     let mut rest = seen;
     let mut drafts = drafts.into_iter();
     while let Some(first) = rest.first() {
-        let (own, others) = rest.split_at(rest.iter().take_while(|one| one.tracee == first.tracee).count());
+        let (own, others) = rest.split_at(
+            rest.iter()
+                .take_while(|one| one.tracee == first.tracee)
+                .count(),
+        );
         rest = others;
-        let node = tree.nodes.iter().find(|node| node.tracee == Some(first.tracee));
+        let node = tree
+            .nodes
+            .iter()
+            .find(|node| node.tracee == Some(first.tracee));
         let node = node.expect("every held process is a node of the tree");
         let mut threads: Vec<Draft> = drafts.by_ref().take(own.len()).collect();
-        let mut pairs: Vec<_> = own.iter().map(|one| view(one, node, tracees)).zip(threads.iter_mut()).collect();
+        let mut pairs: Vec<_> = own
+            .iter()
+            .map(|one| view(one, node, tracees))
+            .zip(threads.iter_mut())
+            .collect();
         filters.process(&mut pairs).within(|| node.subject())?;
-        let tids = own.iter().map(|one| tracees[one.tracee].threads()[one.index].vtid().as_raw().unsigned_abs());
-        processes.push(Process { pid: node.vpid.unsigned_abs(), threads: tids.zip(threads.drain(..)).collect() });
+        let tids = own.iter().map(|one| {
+            tracees[one.tracee].threads()[one.index]
+                .vtid()
+                .as_raw()
+                .unsigned_abs()
+        });
+        processes.push(Process {
+            pid: node.vpid.unsigned_abs(),
+            threads: tids.zip(threads.drain(..)).collect(),
+        });
     }
     let zombies = tree.nodes.iter().filter(|node| node.tracee.is_none());
-    let zombies = zombies.map(|node| (node.vpid.unsigned_abs(), criu_task::zombie(&node.stat))).collect();
-    Ok(Described { processes, zombies, filters: filters.into_entry() })
+    let zombies = zombies
+        .map(|node| (node.vpid.unsigned_abs(), criu_task::zombie(&node.stat)))
+        .collect();
+    Ok(Described {
+        processes,
+        zombies,
+        filters: filters.into_entry(),
+    })
 }
 
 impl Described {
     /// Writes `core-P`, `core-TID`, `seccomp` and our extension.
-    pub fn write(&self, store: &dyn Store) -> Result<()> {
+    pub(crate) fn write(&self, store: &dyn Store) -> Result<()> {
         for process in &self.processes {
             let mut ext = store.writer(desc::TASK_EXT, VPid::new(process.pid))?;
             for (tid, draft) in &process.threads {
-                store.write_entry(desc::CORE, VPid::new(*tid), &draft.core).within(|| Subject::Thread(tid.cast_signed()))?;
+                store
+                    .write_entry(desc::CORE, VPid::new(*tid), &draft.core)
+                    .within(|| Subject::Thread(tid.cast_signed()))?;
                 ext.write(&draft.ext)?;
             }
             ext.finish()?;

@@ -3,54 +3,80 @@
 //! Until *commit* every way out leaves the tasks as they were found: what holds them cures them when
 //! it is dropped, and the half-written images go with the store.
 
-use criu_files::Collector;
-use criu_image::{Directory, Durability, Manifest, Store};
+use criu_files::{Collector, KINDS, Names, Validation};
+use criu_image::{Directory, Durability, Manifest, Memory, Store};
 use criu_kind::{Error, Result, Within};
 use criu_mm::{DrainOptions, Space, SurveyOptions};
 use criu_task::{Node, Tree, freeze};
-use criu_tracee::Tracee;
+use criu_tracee::{Tracee, fp_layout};
 
 use crate::describe::{Described, describe};
 use crate::error::Failure;
 use crate::inventory::{self, Identities};
-use crate::options::{DumpOptions, EndState};
+use crate::options::{DumpOptions, EndState, FileValidation};
 use crate::progress::Progress;
 use crate::scripts::Action;
 use crate::stats::DumpStats;
 
 /// Dumps the tree of `options` into its images directory.
-pub fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Failure> {
+pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Failure> {
     let mut stats = DumpStats::start();
     let images = &options.tree.common.images;
-    options.tree.scripts.run(Action::PreDump, Some(options.root))?;
+    options
+        .tree
+        .scripts
+        .run(Action::PreDump, Some(options.root))?;
 
     progress.stage("freeze");
     let (tree, mut tracees) = at("freeze", freeze(options.root, options.timeout))?;
     stats.frozen();
     progress.stage("survey");
-    let mut survey = at("survey", Survey::of(&tree, &tracees, options))?;
     if options.tree.plan {
+        // On paper: what is written is forgotten.
+        let store = Memory::new();
+        let mut survey = at("survey", Survey::of(&tree, &tracees, options, &store))?;
         tracing::warn!(target: "criu", "plan:\n{}", survey.plan(&tree));
         return at("survey", survey.check());
     }
-    // Nothing is written before all refusals are known.
+    // Dropped before it is finished, it leaves nothing.
+    let store = at(
+        "store",
+        Directory::create(images, Durability::Manifest).map_err(Error::from),
+    )?;
+    let mut survey = at("survey", Survey::of(&tree, &tracees, options, &store))?;
     at("survey", survey.check())?;
-    let store = at("store", Directory::create(images, Durability::Manifest).map_err(Error::from))?;
     progress.stage("describe");
-    let described = at("describe", describe(&tree, &mut tracees, &mut survey.spaces))?;
+    let described = at(
+        "describe",
+        describe(&tree, &mut tracees, &mut survey.spaces, &fp_layout()),
+    )?;
     progress.stage("drain");
     let drained = at("drain", drain(&mut tracees, &mut survey.spaces, &store))?;
     stats.drained(&drained);
     progress.stage("commit");
-    at("commit", commit(&tree, survey, &described, &store))?;
+    let names = at("commit", commit(&tree, survey, &described, &store))?;
     tracing::info!("Dumping finished successfully");
 
-    let refused = options.tree.scripts.run(Action::PostDump, Some(options.root));
-    let end = if refused.is_err() { EndState::Running } else { options.end };
+    let refused = options
+        .tree
+        .scripts
+        .run(Action::PostDump, Some(options.root));
+    let end = if refused.is_err() {
+        EndState::Running
+    } else {
+        options.end
+    };
+    // Files of tasks that go on need no other names.
+    if end != EndState::Running {
+        names.keep();
+    }
     at("release", release(tracees, end))?;
     stats.released();
     progress.clear();
-    at("manifest", Manifest::build(images).map(drop).map_err(Error::from))?;
+    at(
+        "manifest",
+        Manifest::build(images).map(drop).map_err(Error::from),
+    )?;
     stats.write(&options.tree.common.work, options.tree.display_stats)?;
     refused
 }
@@ -60,24 +86,35 @@ fn at<T>(stage: &'static str, result: Result<T>) -> Result<T, Failure> {
 }
 
 /// What is known before anything of ours is in a task.
-struct Survey {
+struct Survey<'s> {
     /// In the order of the held processes.
     spaces: Vec<Space>,
-    files: Collector,
+    files: Collector<'s>,
     identities: Identities,
     problems: Vec<Error>,
 }
 
-impl Survey {
-    fn of(tree: &Tree, tracees: &[Tracee], options: &DumpOptions) -> Result<Self> {
+impl<'s> Survey<'s> {
+    fn of(
+        tree: &Tree,
+        tracees: &[Tracee],
+        options: &DumpOptions,
+        store: &'s dyn Store,
+    ) -> Result<Self> {
         let mut survey = Self {
             spaces: Vec::with_capacity(tracees.len()),
-            files: Collector::new(crate::describe::file_options(options)),
+            files: Collector::new(file_options(options), store, KINDS.iter().copied()),
             identities: Identities::of_dumper()?,
-            problems: inventory::shell_job(tree, options.tree.shell_job).err().into_iter().collect(),
+            problems: inventory::shell_job(tree, options.tree.shell_job)
+                .err()
+                .into_iter()
+                .collect(),
         };
-        let mut alive: Vec<(usize, &Node)> =
-            tree.nodes.iter().filter_map(|node| Some((node.tracee?, node))).collect();
+        let mut alive: Vec<(usize, &Node)> = tree
+            .nodes
+            .iter()
+            .filter_map(|node| Some((node.tracee?, node)))
+            .collect();
         alive.sort_by_key(|(tracee, _)| *tracee);
         for (tracee, node) in alive {
             if let Err(error) = survey.add(node, &tracees[tracee]).within(|| node.subject()) {
@@ -89,8 +126,10 @@ impl Survey {
 
     fn add(&mut self, node: &Node, tracee: &Tracee) -> Result<()> {
         let mut problems = Vec::new();
-        let options = SurveyOptions { allow_uprobes: false };
-        match criu_mm::survey(&node.proc, tracee, &mut self.files, options) {
+        let options = SurveyOptions {
+            allow_uprobes: false,
+        };
+        match criu_mm::survey(&node.proc, tracee, &mut self.files, &options) {
             Ok(space) => self.spaces.push(space),
             Err(error) => problems.push(error),
         }
@@ -110,7 +149,11 @@ impl Survey {
 
     fn plan(&self, tree: &Tree) -> String {
         let tasks = tree.nodes.iter().map(|node| {
-            let state = if node.tracee.is_some() { "alive" } else { "zombie" };
+            let state = if node.tracee.is_some() {
+                "alive"
+            } else {
+                "zombie"
+            };
             format!(
                 "task {} ({}) parent {} group {} session {}: {state}, {} threads\n",
                 node.vpid,
@@ -121,23 +164,61 @@ impl Survey {
                 node.stat.num_threads
             )
         });
-        tasks.chain([format!("{} problems", self.problems.len())]).collect()
+        tasks
+            .chain([format!("{} problems", self.problems.len())])
+            .collect()
     }
 }
 
-fn drain(tracees: &mut [Tracee], spaces: &mut [Space], store: &dyn Store) -> Result<criu_mm::Stats> {
-    criu_mm::drain(tracees, spaces, store, &mut DrainOptions::new(true))
+fn file_options(options: &DumpOptions) -> criu_files::DumpOptions {
+    criu_files::DumpOptions {
+        ghost_limit: options.ghost_limit,
+        link_remap: options.link_remap,
+        file_locks: options.file_locks,
+        evasive_devices: options.evasive_devices,
+        validation: validation(options.tree.validation),
+        external: Vec::new(),
+    }
 }
 
-fn commit(tree: &Tree, survey: Survey, described: &Described, store: &dyn Store) -> Result<()> {
+/// The option in the words of the files.
+pub(crate) fn validation(option: FileValidation) -> Validation {
+    match option {
+        FileValidation::Size => Validation::Size,
+        FileValidation::BuildId => Validation::BuildId,
+    }
+}
+
+fn drain(
+    tracees: &mut [Tracee],
+    spaces: &mut [Space],
+    store: &dyn Store,
+) -> Result<criu_mm::Stats> {
+    criu_mm::drain(
+        tracees,
+        spaces,
+        store,
+        &mut DrainOptions {
+            in_target: true,
+            next_pages: 1,
+        },
+    )
+}
+
+fn commit(
+    tree: &Tree,
+    survey: Survey<'_>,
+    described: &Described,
+    store: &dyn Store,
+) -> Result<Names> {
     for space in &survey.spaces {
         space.write(store)?;
     }
-    survey.files.finish(store)?;
+    let names = survey.files.finish()?;
     described.write(store)?;
     survey.identities.write(tree, store)?;
     store.finish()?;
-    Ok(())
+    Ok(names)
 }
 
 /// Ends or frees the tasks: children before parents.

@@ -15,20 +15,25 @@ use nix::unistd::Pid;
 const IMG_VERSION: u32 = 2;
 
 /// Refuses a tree whose root belongs to a session outside of it, unless that is wanted.
-pub fn shell_job(tree: &Tree, wanted: bool) -> Result<()> {
-    let Some(root) = tree.nodes.first() else { return Ok(()) };
+pub(crate) fn shell_job(tree: &Tree, wanted: bool) -> Result<()> {
+    let Some(root) = tree.nodes.first() else {
+        return Ok(());
+    };
     if root.vsid == root.vpid || wanted {
         return Ok(());
     }
     Err(Error::unsupported(
-        format!("task {} is not a session leader: its session {} is outside of the tree", root.pid, root.vsid),
+        format!(
+            "task {} is not a session leader: its session {} is outside of the tree",
+            root.pid, root.vsid
+        ),
         "use --shell-job (-j), or start the program with setsid",
     ))
 }
 
 /// Ids of the objects that tasks share, and where each task is in the file system.
 #[derive(Debug)]
-pub struct Identities {
+pub(crate) struct Identities {
     namespaces: HashMap<(&'static str, u64), u32>,
     own: pb::TaskKobjIdsEntry,
     tasks: HashMap<Pid, (pb::TaskKobjIdsEntry, pb::FsEntry)>,
@@ -51,9 +56,13 @@ fn set(ids: &mut pb::TaskKobjIdsEntry, kind: NsKind, id: u32) {
 
 impl Identities {
     /// Starts with the dumper's own namespaces: those of the tree must be the same.
-    pub fn of_dumper() -> Result<Self> {
-        let mut identities =
-            Self { namespaces: HashMap::new(), own: pb::TaskKobjIdsEntry::default(), tasks: HashMap::new(), next: 1 };
+    pub(crate) fn of_dumper() -> Result<Self> {
+        let mut identities = Self {
+            namespaces: HashMap::new(),
+            own: pb::TaskKobjIdsEntry::default(),
+            tasks: HashMap::new(),
+            next: 1,
+        };
         let me = ProcDir::open(Pid::this())?;
         for kind in NsKind::ALL {
             if let Some(inode) = namespace(&me, kind)? {
@@ -66,14 +75,21 @@ impl Identities {
     }
 
     /// Adds a task. A namespace that is not the dumper's own is refused.
-    pub fn add(&mut self, node: &Node, table: FdTableId, fs: pb::FsEntry) -> Result<()> {
+    pub(crate) fn add(&mut self, node: &Node, table: FdTableId, fs: pb::FsEntry) -> Result<()> {
         let own = self.next;
         self.next += 1;
-        let mut ids =
-            pb::TaskKobjIdsEntry { vm_id: own, files_id: table.get(), fs_id: own, sighand_id: own, ..Default::default() };
+        let mut ids = pb::TaskKobjIdsEntry {
+            vm_id: own,
+            files_id: table.get(),
+            fs_id: own,
+            sighand_id: own,
+            ..Default::default()
+        };
         let mut problems = Vec::new();
         for kind in NsKind::ALL {
-            let Some(inode) = namespace(&node.proc, kind)? else { continue };
+            let Some(inode) = namespace(&node.proc, kind)? else {
+                continue;
+            };
             match self.namespaces.get(&(kind.name(), inode)) {
                 Some(id) => set(&mut ids, kind, *id),
                 None => problems.push(Error::unsupported(
@@ -87,7 +103,7 @@ impl Identities {
     }
 
     /// Writes `pstree`, `ids-P`, `fs-P` and `inventory`.
-    pub fn write(&self, tree: &Tree, store: &dyn Store) -> Result<()> {
+    pub(crate) fn write(&self, tree: &Tree, store: &dyn Store) -> Result<()> {
         let mut pstree = store.writer(desc::PSTREE, ())?;
         for node in &tree.nodes {
             pstree.write(&pb::PstreeEntry {
@@ -124,9 +140,17 @@ impl Identities {
 fn threads(node: &Node) -> Result<Vec<u32>> {
     let mut tids = vec![raw(node.vpid)];
     if node.tracee.is_some() {
-        for tid in node.proc.threads()?.into_iter().filter(|tid| *tid != node.pid) {
+        for tid in node
+            .proc
+            .threads()?
+            .into_iter()
+            .filter(|tid| *tid != node.pid)
+        {
             let status = node.proc.thread(tid)?.status()?;
-            let own = status.ns_pid.and_then(|ids| ids.last().copied()).unwrap_or(tid);
+            let own = status
+                .ns_pid
+                .and_then(|ids| ids.last().copied())
+                .unwrap_or(tid);
             tids.push(raw(own.as_raw()));
         }
     }
@@ -141,7 +165,10 @@ fn namespace(proc: &ProcDir, kind: NsKind) -> Result<Option<u64>> {
     match proc.ns(kind.name()) {
         Ok(link) => Ok(Some(link.inode)),
         // This kernel has no such namespaces.
-        Err(criu_proc::Error::Kernel { errno: Errno::ENOENT, .. }) => Ok(None),
+        Err(criu_proc::Error::Kernel {
+            errno: Errno::ENOENT,
+            ..
+        }) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
@@ -155,10 +182,20 @@ fn uptime() -> Option<u64> {
 /// A random UUID.
 fn run_id() -> Result<String> {
     let mut bytes = [0; 16];
-    let mut random = std::fs::File::open("/dev/urandom").map_err(Error::io("open(/dev/urandom)"))?;
-    random.read_exact(&mut bytes).map_err(Error::io("read(/dev/urandom)"))?;
+    let mut random =
+        std::fs::File::open("/dev/urandom").map_err(Error::io("open(/dev/urandom)"))?;
+    random
+        .read_exact(&mut bytes)
+        .map_err(Error::io("read(/dev/urandom)"))?;
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok([&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-"))
+    Ok([
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..],
+    ]
+    .join("-"))
 }

@@ -8,6 +8,8 @@ use std::ffi::OsString;
 use std::io::Write;
 
 pub mod check;
+mod describe;
+mod dump;
 /// The command line and the configuration files.
 pub mod cli {
     pub mod argv;
@@ -22,11 +24,16 @@ pub mod cli {
 pub mod cpuinfo;
 pub mod error;
 mod explain;
+mod inventory;
+mod load;
 pub mod log;
 pub mod options;
 pub mod progress;
+mod restore;
 pub mod scripts;
+mod stats;
 pub mod verbs;
+mod world;
 pub mod x86_cpu;
 
 use cli::config::Surroundings;

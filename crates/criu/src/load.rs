@@ -2,112 +2,132 @@
 
 use std::collections::HashMap;
 
-use criu_files::Files;
 use criu_image::id::VPid;
 use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{Error, Result, Saved, Subject, Within};
 use criu_mm::SpaceImage;
-use criu_task::{End, Plan};
+use criu_proc::Status;
+use criu_task::{End, Plan, TaskState};
 
 /// One process of the images.
 #[derive(Debug)]
-pub struct Task {
+pub(crate) struct Task {
     /// Its place in the tree.
-    pub entry: pb::PstreeEntry,
+    pub(crate) entry: pb::PstreeEntry,
     /// What it was.
-    pub core: pb::CoreEntry,
+    pub(crate) core: pb::CoreEntry,
     /// Its other threads, in the order of the tree's entry.
-    pub threads: Vec<(i32, pb::CoreEntry)>,
+    pub(crate) threads: Vec<(i32, pb::CoreEntry)>,
     /// What lives in a process that is no zombie.
-    pub body: Option<Body>,
+    pub(crate) body: Option<Body>,
     ext: HashMap<u32, pb::TaskExtEntry>,
 }
 
 /// The parts of a living process.
 #[derive(Debug)]
-pub struct Body {
+pub(crate) struct Body {
     /// The objects it uses.
-    pub ids: pb::TaskKobjIdsEntry,
+    pub(crate) ids: pb::TaskKobjIdsEntry,
     /// Where it is in the file system.
-    pub fs: pb::FsEntry,
-    /// Its memory.
-    pub space: SpaceImage,
+    pub(crate) fs: pb::FsEntry,
+    /// Its memory: index in [`Model::spaces`].
+    pub(crate) space: usize,
 }
 
 impl Task {
     /// Its pid.
-    pub fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         self.entry.pid.cast_signed()
     }
 
     /// The subject of errors about it.
-    pub fn subject(&self) -> Subject {
-        let comm = self.core.tc.as_ref().map_or(&[][..], |tc| tc.comm.as_slice());
-        Subject::Task { pid: self.pid(), comm: String::from_utf8_lossy(comm).into_owned() }
-    }
-
-    /// What aspects are given of thread `index` (0: the leader).
-    pub fn saved<'a>(&'a self, body: &'a Body, index: usize) -> Saved<'a> {
-        let (vtid, core) = match index.checked_sub(1).and_then(|index| self.threads.get(index)) {
-            Some((tid, core)) => (*tid, core),
-            None => (self.pid(), &self.core),
-        };
-        Saved {
-            core,
-            leader_core: &self.core,
-            ext: self.ext.get(&vtid.unsigned_abs()),
-            mm: body.space.mm(),
-            leader: index == 0,
-            vtid,
-            vpid: self.pid(),
+    pub(crate) fn subject(&self) -> Subject {
+        let comm = self
+            .core
+            .tc
+            .as_ref()
+            .map_or(&[][..], |tc| tc.comm.as_slice());
+        Subject::Task {
+            pid: self.pid(),
+            comm: String::from_utf8_lossy(comm).into_owned(),
         }
     }
 }
 
 /// All of a dump.
 #[derive(Debug)]
-pub struct Model {
+pub(crate) struct Model {
     /// Parents before children.
-    pub tasks: Vec<Task>,
-    /// All open files.
-    pub files: Files,
+    pub(crate) tasks: Vec<Task>,
+    /// Their memory.
+    pub(crate) spaces: Vec<SpaceImage>,
     /// Seccomp filters.
-    pub seccomp: pb::SeccompEntry,
+    pub(crate) seccomp: pb::SeccompEntry,
 }
 
-const DEAD: u32 = 3;
-
 /// Reads and checks all images.
-pub fn model(store: &dyn Store) -> Result<Model> {
-    let inventory = store.entry::<pb::InventoryEntry>(desc::INVENTORY, ())?.message;
+pub(crate) fn model(store: &dyn Store) -> Result<Model> {
+    let inventory = store
+        .entry::<pb::InventoryEntry>(desc::INVENTORY, ())?
+        .message;
     if inventory.img_version > 2 {
-        return Err(Error::corrupt("inventory.img", format!("image version {}, newer than 2", inventory.img_version)));
+        return Err(Error::corrupt(
+            "inventory.img",
+            format!("image version {}, newer than 2", inventory.img_version),
+        ));
     }
     let pstree = store.entries::<pb::PstreeEntry>(desc::PSTREE, ())?;
     let pstree = pstree.ok_or_else(|| Error::corrupt("pstree.img", "it is missing"))?;
+    let mut spaces = Vec::new();
     let mut tasks = Vec::with_capacity(pstree.len());
     for entry in pstree {
         let pid = entry.message.pid;
-        tasks.push(task(store, entry.message).within(|| Subject::Task { pid: pid.cast_signed(), comm: String::new() })?);
+        tasks.push(
+            task(store, entry.message, &mut spaces).within(|| Subject::Task {
+                pid: pid.cast_signed(),
+                comm: String::new(),
+            })?,
+        );
     }
-    let seccomp = store.entries::<pb::SeccompEntry>(desc::SECCOMP, ())?.unwrap_or_default();
-    let seccomp = seccomp.into_iter().next().map(|entry| entry.message).unwrap_or_default();
-    let files = Files::load(store)?;
-    Ok(Model { tasks, files, seccomp })
+    let seccomp = store
+        .entries::<pb::SeccompEntry>(desc::SECCOMP, ())?
+        .unwrap_or_default();
+    let seccomp = seccomp
+        .into_iter()
+        .next()
+        .map(|entry| entry.message)
+        .unwrap_or_default();
+    Ok(Model {
+        tasks,
+        spaces,
+        seccomp,
+    })
 }
 
-fn task(store: &dyn Store, entry: pb::PstreeEntry) -> Result<Task> {
+fn task(store: &dyn Store, entry: pb::PstreeEntry, spaces: &mut Vec<SpaceImage>) -> Result<Task> {
     let id = VPid::new(entry.pid);
     let core = store.entry::<pb::CoreEntry>(desc::CORE, id)?.message;
     let Some(tc) = &core.tc else {
-        return Err(Error::corrupt(desc::CORE.file_name(id), "it has no task part"));
+        return Err(Error::corrupt(
+            desc::CORE.file_name(id),
+            "it has no task part",
+        ));
     };
     let mut ext = HashMap::new();
-    for entry in store.entries::<pb::TaskExtEntry>(desc::TASK_EXT, id)?.unwrap_or_default() {
+    for entry in store
+        .entries::<pb::TaskExtEntry>(desc::TASK_EXT, id)?
+        .unwrap_or_default()
+    {
         ext.insert(entry.tid, entry.message);
     }
-    if tc.task_state == DEAD {
-        return Ok(Task { entry, core, threads: Vec::new(), body: None, ext });
+    if tc.task_state == TaskState::Dead.number() {
+        return Ok(Task {
+            entry,
+            core,
+            threads: Vec::new(),
+            body: None,
+            ext,
+        });
     }
     let ids = match core.ids {
         Some(ids) => ids,
@@ -116,16 +136,50 @@ fn task(store: &dyn Store, entry: pb::PstreeEntry) -> Result<Task> {
     let fs = store.entry::<pb::FsEntry>(desc::FS, id)?.message;
     let mut threads = Vec::new();
     for tid in entry.threads.iter().filter(|tid| **tid != entry.pid) {
-        let core = store.entry::<pb::CoreEntry>(desc::CORE, VPid::new(*tid))?.message;
+        let core = store
+            .entry::<pb::CoreEntry>(desc::CORE, VPid::new(*tid))?
+            .message;
         threads.push((tid.cast_signed(), core));
     }
-    let space = SpaceImage::load(store, id)?;
-    Ok(Task { entry, core, threads, body: Some(Body { ids, fs, space }), ext })
+    spaces.push(SpaceImage::load(store, id)?);
+    let space = spaces.len() - 1;
+    Ok(Task {
+        entry,
+        core,
+        threads,
+        body: Some(Body { ids, fs, space }),
+        ext,
+    })
 }
 
 impl Model {
+    /// What aspects are given of thread `index` (0: the leader) of a task; `None` of a zombie.
+    pub(crate) fn saved<'a>(
+        &'a self,
+        task: &'a Task,
+        index: usize,
+        now: &'a Status,
+    ) -> Option<Saved<'a>> {
+        let body = task.body.as_ref()?;
+        let (vtid, core) = match index.checked_sub(1) {
+            None => (task.pid(), &task.core),
+            Some(other) => task.threads.get(other).map(|(tid, core)| (*tid, core))?,
+        };
+        Some(Saved {
+            core,
+            leader_core: &task.core,
+            ext: task.ext.get(&vtid.unsigned_abs()),
+            mm: &self.spaces[body.space].mm,
+            filters: &self.seccomp.seccomp_filters,
+            now,
+            leader: index == 0,
+            vtid,
+            vpid: task.pid(),
+        })
+    }
+
     /// How the tree is born.
-    pub fn plan(&self, shell_job: bool) -> Result<Plan> {
+    pub(crate) fn plan(&self, shell_job: bool) -> Result<Plan> {
         let processes: Vec<_> = self
             .tasks
             .iter()
@@ -134,23 +188,36 @@ impl Model {
                 let entry = &task.entry;
                 let tc = task.core.tc.as_ref();
                 let end = match tc {
-                    Some(tc) if tc.task_state == DEAD => End::Dead(tc.exit_code),
+                    Some(tc) if tc.task_state == TaskState::Dead.number() => {
+                        End::Dead(tc.exit_code)
+                    }
                     _ => End::Alive,
                 };
                 let reaper = index == 0 || tc.is_some_and(|tc| tc.child_subreaper == Some(true));
                 let raw = |id: u32| id.cast_signed();
-                (raw(entry.pid), raw(entry.ppid), raw(entry.pgid), raw(entry.sid), end, reaper)
+                (
+                    raw(entry.pid),
+                    raw(entry.ppid),
+                    raw(entry.pgid),
+                    raw(entry.sid),
+                    end,
+                    reaper,
+                )
             })
             .collect();
         Plan::make(&processes, shell_job)
     }
 
     /// Every pid the tree needs, threads too.
-    pub fn pids(&self) -> Vec<i32> {
+    pub(crate) fn pids(&self) -> Vec<i32> {
         let mut pids: Vec<i32> = self
             .tasks
             .iter()
-            .flat_map(|task| [task.pid()].into_iter().chain(task.threads.iter().map(|(tid, _)| *tid)))
+            .flat_map(|task| {
+                [task.pid()]
+                    .into_iter()
+                    .chain(task.threads.iter().map(|(tid, _)| *tid))
+            })
             .collect();
         pids.sort_unstable();
         pids

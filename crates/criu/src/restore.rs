@@ -2,10 +2,15 @@
 //!
 //! Until *wake* every task is held and dies with the world that holds it.
 
+use std::time::{Duration, Instant};
+
+use criu_files::{Files, KINDS};
 use criu_image::Directory;
 use criu_image::manifest::{Depth, Manifest};
 use criu_kind::{Error, Result};
+use criu_proc::{ProcDir, TaskState};
 use criu_task::{Plan, birth};
+use criu_tracee::fp_layout;
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
@@ -20,17 +25,29 @@ use crate::verbs::write_pidfile;
 use crate::world::World;
 
 /// Restores the tree in the images directory of `options`.
-pub fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(), Failure> {
+pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(), Failure> {
     let mut stats = RestoreStats::start();
     let tree = &options.tree;
     progress.stage("load");
-    let store = at("load", Directory::open(&tree.common.images).map_err(Error::from))?;
+    let store = at(
+        "load",
+        Directory::open(&tree.common.images).map_err(Error::from),
+    )?;
     if options.verify {
-        at("verify", Manifest::verify(&tree.common.images, Depth::Sizes).map(drop).map_err(Error::from))?;
+        at(
+            "verify",
+            Manifest::verify(&tree.common.images, Depth::Sizes)
+                .map(drop)
+                .map_err(Error::from),
+        )?;
     }
     let model = at("load", load::model(&store))?;
+    let files = at(
+        "load",
+        Files::load(&store, file_options(options), KINDS.iter().copied()),
+    )?;
     let plan = at("plan", model.plan(tree.shell_job))?;
-    let checked = preflight(&model, &plan, options);
+    let checked = preflight(&model, &files, &plan);
     if tree.plan {
         tracing::warn!(target: "criu", "plan:\n{plan}");
         return at("plan", checked);
@@ -39,15 +56,25 @@ pub fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(), Fail
     tree.scripts.run(Action::PreRestore, None)?;
 
     progress.stage("spawn");
-    let mut world = at("spawn", World::spawn(&model, &plan, &store, options.sibling))?;
+    let mut files = files;
+    at("open", files.open_all())?;
+    let mut world = at(
+        "spawn",
+        World::spawn(&model, files, &plan, &store, options.sibling),
+    )?;
     stats.forked();
+    stats.filled(
+        world.filled.pages_compared,
+        world.filled.pages_skipped_cow,
+        world.filled.pages_restored,
+    );
     let root = world.root();
     tree.scripts.run(Action::SetupNamespaces, Some(root))?;
     tree.scripts.run(Action::PostSetupNamespaces, Some(root))?;
     progress.stage("settle");
     at("settle", world.settle())?;
     progress.stage("seal");
-    at("seal", world.seal())?;
+    at("seal", world.seal(&fp_layout()))?;
     tree.scripts.run(Action::PostRestore, Some(root))?;
     if let Some(path) = &options.pidfile {
         write_pidfile(path, root)?;
@@ -60,30 +87,72 @@ pub fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(), Fail
     stats.write(&tree.common.work, tree.display_stats)
 }
 
+fn file_options(options: &RestoreOptions) -> criu_files::RestoreOptions {
+    criu_files::RestoreOptions {
+        validation: crate::dump::validation(options.tree.validation),
+        skip_permissions: !options.check_permissions,
+        inherited: options
+            .inherited
+            .iter()
+            .map(|given| (given.key.clone(), given.fd))
+            .collect(),
+        root: None,
+    }
+}
+
 fn at<T>(stage: &'static str, result: Result<T>) -> Result<T, Failure> {
     result.map_err(|error| Failure::at(stage, &error))
 }
 
 /// All that can be seen to fail before anything is made, in one list.
-fn preflight(model: &Model, plan: &Plan, options: &RestoreOptions) -> Result<()> {
+fn preflight(model: &Model, files: &Files<'_>, plan: &Plan) -> Result<()> {
     let mut problems = Vec::new();
     let mut wanted = model.pids();
-    wanted.extend(plan.nodes.iter().map(|node| node.pid).filter(|pid| *pid != 0));
+    wanted.extend(
+        plan.nodes
+            .iter()
+            .map(|node| node.pid)
+            .filter(|pid| *pid != 0),
+    );
     wanted.sort_unstable();
     wanted.dedup();
-    for pid in wanted {
-        if in_use(pid) {
-            problems.push(Error::unsupported(
-                format!("pid {pid} is taken{}", birth::occupier(pid)),
-                "stop that process, or restore in a new pid namespace (unshare --pid --fork --mount-proc)",
-            ));
-        }
+    for pid in still_taken(wanted) {
+        problems.push(Error::unsupported(
+            format!("pid {pid} is taken{}", birth::occupier(pid)),
+            "stop that process, or restore in a new pid namespace (unshare --pid --fork --mount-proc)",
+        ));
     }
-    problems.extend(model.files.check(&crate::describe::check_options(options)).err());
+    problems.extend(files.check().err());
     Error::all(problems)
+}
+
+/// How long to wait for the dead to be buried: init takes its time.
+const BURIAL: Duration = Duration::from_secs(3);
+
+/// The pids that are in use. Zombies, and groups whose last member is one, are given a moment: those of
+/// a tree that was dumped just now are reaped by whoever adopted them.
+fn still_taken(mut pids: Vec<i32>) -> Vec<i32> {
+    let start = Instant::now();
+    loop {
+        pids.retain(|pid| in_use(*pid));
+        if !pids.iter().all(|pid| is_dying(*pid)) || pids.is_empty() || start.elapsed() > BURIAL {
+            return pids;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Whether a pid belongs to a task, or to a process group.
 fn in_use(pid: i32) -> bool {
-    [pid, -pid].into_iter().any(|pid| kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH))
+    [pid, -pid]
+        .into_iter()
+        .any(|pid| kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH))
+}
+
+/// Whether who has the pid is dead, and only has to be reaped.
+fn is_dying(pid: i32) -> bool {
+    match ProcDir::open(Pid::from_raw(pid)).and_then(|proc| proc.stat()) {
+        Ok(stat) => matches!(stat.state, TaskState::Zombie | TaskState::Dead),
+        Err(_) => true,
+    }
 }

@@ -65,7 +65,7 @@ fn dispatch(
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     match typed.verb {
-        Verb::Dump => dump(&DumpOptions::read(typed, around)?, &progress(common)),
+        Verb::Dump => crate::dump::dump(&DumpOptions::read(typed, around)?, &progress(common)),
         Verb::Restore => restore(&RestoreOptions::read(typed, around)?, &progress(common)),
         Verb::Check => check::check(&CheckOptions::read(typed)?, out),
         Verb::CpuinfoDump | Verb::CpuinfoCheck => {
@@ -75,15 +75,9 @@ fn dispatch(
     }
 }
 
-/// `crate::dump::dump(options, progress)` goes here.
-fn dump(_: &DumpOptions, _: &Progress) -> Result<(), Failure> {
-    Err(Verb::Dump.not_yet())
-}
-
-/// `crate::restore::restore(options, progress)` goes here, instead of the refusal.
-fn restore(options: &RestoreOptions, _: &Progress) -> Result<(), Failure> {
-    let restored: Result<(), Failure> = Err(Verb::Restore.not_yet());
-    restored?;
+/// Restores, and stays for as long as was asked.
+fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(), Failure> {
+    crate::restore::restore(options, progress)?;
     match options.exec.as_slice() {
         [program, args @ ..] => {
             let error = Command::new(program).args(args).exec();

@@ -1,23 +1,486 @@
-//! The tasks on their way back: born, filled, dressed, and let go together.
+//! The tasks on their way back: born, filled, settled, sealed, and let go together.
 
+use criu_files::Files;
 use criu_image::Store;
+use criu_image::id::{FdTableId, VPid};
 use criu_kind::{Error, Result, Within};
-use criu_mm::{Ground, Pages};
-use criu_proc::ProcDir;
-use criu_task::{Plan, PlanNode, Role, Step, birth};
-use criu_tracee::{Job, Nursery, Program, Site, Tracee, run_all, spawn_root};
-use nix::sys::signal::{Signal, kill};
+use criu_mm::{FillJob, FillStats, Ground, Materials, Shared};
+use criu_proc::{ProcDir, Status};
+use criu_task::{NewThread, Plan, Role, Step, TaskState, birth};
+use criu_tracee::{FpLayout, Job, Nursery, Program, Site, Tracee, run_all, spawn_root};
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::load::{Body, Model, Task};
+use crate::load::{Model, Task};
 
+/// `clone3(2)`: the new task is a child of our parent.
 const CLONE_PARENT: u64 = 0x8000;
-const STOPPED: u32 = 6;
 
 /// The held tasks. Dropping it ends them all.
-pub struct World<'m> {
-    model: &'m mut Model,
-    /// One a task of the images that lives, parents first.
-    alive: Vec<(usize, Tracee)>,
+pub(crate) struct World<'m> {
+    model: &'m Model,
+    files: Files<'m>,
+    ground: Ground,
+    shared: Shared,
+    /// What became of the pages.
+    pub(crate) filled: FillStats,
+    /// Processes of the images that live, parents first: index in the model, and where.
+    alive: Vec<(usize, usize)>,
+    /// All that are held, zombies and helpers gone.
+    held: Vec<Tracee>,
+    /// Helpers that must be there until descriptors are placed.
+    helpers: Vec<(usize, i32)>,
     nursery: Nursery,
+}
+
+impl<'m> World<'m> {
+    /// Clones the tree, lays out its memory, makes sessions and groups, and ends zombies and helpers.
+    pub(crate) fn spawn(
+        model: &'m Model,
+        files: Files<'m>,
+        plan: &Plan,
+        store: &dyn Store,
+        sibling: bool,
+    ) -> Result<Self> {
+        let threads = model
+            .tasks
+            .iter()
+            .map(|task| task.threads.len())
+            .max()
+            .unwrap_or(0);
+        let shared = Shared::create(&model.spaces, store)?;
+        let ground = Ground::find(&model.spaces, threads)?;
+        let nursery = ground.nursery()?;
+        let world = Self {
+            model,
+            files,
+            ground,
+            shared,
+            filled: FillStats::default(),
+            alive: Vec::new(),
+            held: Vec::new(),
+            helpers: Vec::new(),
+            nursery,
+        };
+        world.follow(plan, if sibling { CLONE_PARENT } else { 0 })
+    }
+
+    fn follow(mut self, plan: &Plan, flags: u64) -> Result<Self> {
+        // Where each node is held.
+        let mut at: Vec<Option<usize>> = vec![None; plan.nodes.len()];
+        let mut ended = Vec::new();
+        for step in &plan.steps {
+            let (Step::Clone(node)
+            | Step::Fill(node)
+            | Step::Setsid(node)
+            | Step::Setpgid(node)
+            | Step::End(node)) = *step;
+            let done = self.step(*step, plan, flags, &mut at, &mut ended);
+            done.within(|| self.subject(plan, node))?;
+        }
+        self.name_reapers(!ended.is_empty())?;
+        self.part_from(ended)?;
+        Ok(self)
+    }
+
+    /// Orphans find their reaper when whoever bore them ends.
+    fn name_reapers(&mut self, needed: bool) -> Result<()> {
+        for (image, here) in self.alive.iter().filter(|_| needed) {
+            let tc = self.model.tasks[*image].core.tc.as_ref();
+            if tc.is_some_and(|tc| tc.child_subreaper == Some(true)) {
+                birth::adopt_orphans(&mut self.held[*here])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn step(
+        &mut self,
+        step: Step,
+        plan: &Plan,
+        flags: u64,
+        at: &mut [Option<usize>],
+        ended: &mut Vec<(usize, u32, Option<usize>)>,
+    ) -> Result<()> {
+        match step {
+            Step::Clone(node) => {
+                let pid = plan.nodes[node].pid;
+                let born = match plan.nodes[node].creator {
+                    None => self.root_task(pid, flags)?,
+                    Some(creator) => {
+                        let creator =
+                            at[creator].expect("creators are cloned before their children");
+                        birth::clone_child(&mut self.held[creator], pid, &self.nursery)?
+                    }
+                };
+                at[node] = Some(self.held.len());
+                self.held.push(born);
+            }
+            Step::Fill(node) => {
+                let image = plan.nodes[node]
+                    .image
+                    .expect("only processes of the images are filled");
+                let here = at[node].expect("it is cloned before it is filled");
+                self.fill(image, here, parent_image(plan, node))?;
+            }
+            Step::Setsid(node) => birth::setsid(&mut self.held[at[node].expect("cloned")])?,
+            Step::Setpgid(node) => birth::setpgid(
+                &mut self.held[at[node].expect("cloned")],
+                plan.nodes[node].pgid,
+            )?,
+            Step::End(node) => {
+                let here = at[node].expect("cloned");
+                let node = &plan.nodes[node];
+                match node.role {
+                    Role::Zombie(status) => ended.push((here, status, None)),
+                    _ => ended.push((here, 0, node.creator.and_then(|creator| at[creator]))),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn root_task(&self, pid: i32, flags: u64) -> Result<Tracee> {
+        let mut root =
+            spawn_root(&self.nursery, &[pid], flags).map_err(|error| birth::taken(pid, error))?;
+        criu_mm::clear(&mut root, &self.ground)?;
+        Ok(root)
+    }
+
+    fn fill(&mut self, image: usize, here: usize, parent: Option<usize>) -> Result<()> {
+        let model = self.model;
+        let space = |image: usize| {
+            model.tasks[image]
+                .body
+                .as_ref()
+                .map(|body| &model.spaces[body.space])
+        };
+        let space_here = space(image).expect("only living processes are filled");
+        let materials = Materials {
+            ground: &self.ground,
+            files: &self.files,
+            shared: &self.shared,
+        };
+        let job = FillJob {
+            tracee: here,
+            image: space_here,
+            parent: parent.and_then(space),
+        };
+        let stats = criu_mm::fill(&mut self.held, &[job], &materials)?;
+        self.filled.pages_compared += stats.pages_compared;
+        self.filled.pages_skipped_cow += stats.pages_skipped_cow;
+        self.filled.pages_restored += stats.pages_restored;
+        self.alive.push((image, here));
+        Ok(())
+    }
+
+    /// Ends zombies and helpers, in order; whoever is to reap a helper does.
+    fn part_from(&mut self, ended: Vec<(usize, u32, Option<usize>)>) -> Result<()> {
+        let mut held: Vec<Option<Tracee>> = std::mem::take(&mut self.held)
+            .into_iter()
+            .map(Some)
+            .collect();
+        for (here, status, reaper) in ended {
+            let Some(tracee) = held[here].take() else {
+                continue;
+            };
+            let mut tracee = tracee;
+            let pid = tracee.vpid().as_raw();
+            if reaper.is_none()
+                && let Some((_, task)) = self
+                    .model
+                    .tasks
+                    .iter()
+                    .enumerate()
+                    .find(|(_, task)| task.pid() == pid)
+                && let Some(tc) = &task.core.tc
+            {
+                birth::name(&mut tracee, &tc.comm)?;
+            }
+            tracee.exit(status)?;
+            if let Some(reaper) = reaper.and_then(|reaper| held[reaper].as_mut()) {
+                birth::reap(reaper, pid)?;
+            }
+        }
+        // The numbers of those who stay change.
+        let mut place = vec![usize::MAX; held.len()];
+        for (old, tracee) in held.into_iter().enumerate() {
+            if let Some(tracee) = tracee {
+                place[old] = self.held.len();
+                self.held.push(tracee);
+            }
+        }
+        for (_, here) in &mut self.alive {
+            *here = place[*here];
+        }
+        Ok(())
+    }
+
+    fn subject(&self, plan: &Plan, node: usize) -> criu_kind::Subject {
+        match plan.nodes[node].image {
+            Some(image) => self.model.tasks[image].subject(),
+            None => criu_kind::Subject::Task {
+                pid: plan.nodes[node].pid,
+                comm: "helper".to_owned(),
+            },
+        }
+    }
+
+    fn task(&self, image: usize) -> &'m Task {
+        &self.model.tasks[image]
+    }
+
+    /// The root of the tree.
+    pub(crate) fn root(&self) -> Pid {
+        self.held[0].pid()
+    }
+
+    /// Threads, final memory, descriptors.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        if let Some(first) = self.held.first_mut() {
+            self.shared.fill(first)?;
+        }
+        self.raise_helpers()?;
+        for (image, here) in self.alive.clone() {
+            let task = self.task(image);
+            let tids: Vec<i32> = task.threads.iter().map(|(tid, _)| *tid).collect();
+            let held = &mut self.held[here];
+            birth::clone_threads(held, &tids).within(|| task.subject())?;
+        }
+        let model = self.model;
+        let jobs: Vec<FillJob<'_>> = self
+            .alive
+            .iter()
+            .filter_map(|(image, here)| {
+                let body = model.tasks[*image].body.as_ref()?;
+                Some(FillJob {
+                    tracee: *here,
+                    image: &model.spaces[body.space],
+                    parent: None,
+                })
+            })
+            .collect();
+        criu_mm::finish(&mut self.held, &jobs, &self.ground)?;
+        self.place()
+    }
+
+    /// Processes that are dead but whose directories in `/proc` are open.
+    fn raise_helpers(&mut self) -> Result<()> {
+        let pids: Vec<i32> = self
+            .files
+            .helper_pids()
+            .map(|pid| pid.get().cast_signed())
+            .collect();
+        for pid in pids {
+            let helper = birth::clone_child(&mut self.held[0], pid, &self.nursery)?;
+            self.helpers.push((self.held.len(), pid));
+            self.held.push(helper);
+        }
+        Ok(())
+    }
+
+    fn place(&mut self) -> Result<()> {
+        let mut tables: Vec<(FdTableId, usize, usize)> = Vec::new();
+        for (image, here) in &self.alive {
+            let Some(body) = &self.model.tasks[*image].body else {
+                continue;
+            };
+            let table = FdTableId::new(body.ids.files_id);
+            self.files
+                .set_tasks([(table, VPid::new(self.model.tasks[*image].entry.pid))]);
+            tables.push((table, *image, *here));
+        }
+        tables.sort_by_key(|(table, ..)| *table);
+        for (table, image, here) in &tables {
+            let task = self.task(*image);
+            let Some(body) = &task.body else { continue };
+            let mut program = Program::new();
+            self.files.fs_program(&body.fs, &mut program)?;
+            self.files.place(*table, &mut program)?;
+            self.held[*here].run(&program).within(|| task.subject())?;
+        }
+        for (here, pid) in std::mem::take(&mut self.helpers).into_iter().rev() {
+            debug_assert_eq!(here, self.held.len() - 1);
+            if let Some(helper) = self.held.pop() {
+                helper.exit(0)?;
+                birth::reap(&mut self.held[0], pid)?;
+            }
+        }
+        for (table, image, here) in &tables {
+            let mut program = Program::new();
+            self.files.settle(*table, &mut program)?;
+            self.held[*here]
+                .run(&program)
+                .within(|| self.model.tasks[*image].subject())?;
+        }
+        for (table, image, here) in &tables {
+            let mut program = Program::new();
+            self.files.arm(*table, &mut program)?;
+            self.held[*here]
+                .run(&program)
+                .within(|| self.model.tasks[*image].subject())?;
+        }
+        self.files.remove_names()
+    }
+
+    /// Every thread gets what makes it what it was; the last of it takes its power away.
+    pub(crate) fn seal(&mut self, layout: &FpLayout) -> Result<()> {
+        for (_, here) in &self.alive {
+            birth::forget_children(&mut self.held[*here])?;
+        }
+        for (image, here) in self.alive.clone() {
+            let task = self.task(image);
+            let cores = task
+                .threads
+                .iter()
+                .map(|(_, core)| core)
+                .chain([&task.core]);
+            let signal = criu_task::closing_signal(cores).within(|| task.subject())?;
+            self.held[here].close_with(signal);
+            self.held[here].suspend_seccomp_if_allowed()?;
+        }
+        // Leaders last: they set what their threads share.
+        for leaders in [false, true] {
+            self.dress(leaders)?;
+        }
+        for (image, here) in self.alive.clone() {
+            self.push(image, here, layout)
+                .within(|| self.model.tasks[image].subject())?;
+        }
+        Ok(())
+    }
+
+    fn dress(&mut self, leaders: bool) -> Result<()> {
+        let mut programs = Vec::new();
+        for (image, here) in &self.alive {
+            let task = self.task(*image);
+            let range = if leaders {
+                0..1
+            } else {
+                1..task.threads.len() + 1
+            };
+            for index in range {
+                let now = self.status(*here, index)?;
+                let Some(saved) = self.model.saved(task, index, &now) else {
+                    continue;
+                };
+                let mut program = Program::new();
+                let dressed = criu_task::dress(&saved, &mut program).within(|| task.subject())?;
+                programs.push((*image, *here, index, program, dressed));
+            }
+        }
+        let jobs: Vec<Job<'_>> = programs
+            .iter()
+            .map(|(_, here, index, program, _)| Job {
+                tracee: *here,
+                thread: *index,
+                program,
+            })
+            .collect();
+        match run_all(&mut self.held, &jobs) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(blame(error, &programs, self.model)),
+        }
+    }
+
+    fn status(&self, here: usize, index: usize) -> Result<Status> {
+        let held = &self.held[here];
+        Ok(ProcDir::task(held.pid(), held.threads()[index].tid())?.status()?)
+    }
+
+    fn push(&mut self, image: usize, here: usize, layout: &FpLayout) -> Result<()> {
+        let task = self.task(image);
+        let mut new: Vec<NewThread> = Vec::new();
+        for index in 0..=task.threads.len() {
+            let now = self.status(here, index)?;
+            let Some(saved) = self.model.saved(task, index, &now) else {
+                continue;
+            };
+            let held = &self.held[here];
+            let thread = &held.threads()[index];
+            criu_task::push(&saved, &ProcDir::task(held.pid(), thread.tid())?)?;
+            let state = criu_task::natural(&saved, layout)?;
+            state.set(thread.stopped()?)?;
+            new.push(state);
+        }
+        for (thread, state) in self.held[here].threads_mut().iter_mut().zip(&new) {
+            thread.set_natural(state.regs().clone(), state.mask().to_vec());
+        }
+        Ok(())
+    }
+
+    /// Lets all go, children before parents. From here on they live without us.
+    pub(crate) fn wake(mut self, stopped: bool) -> Result<()> {
+        for (_, here) in self.alive.iter().rev() {
+            self.held[*here].leave()?;
+        }
+        let stays = |image: usize| {
+            let state = self.model.tasks[image]
+                .core
+                .tc
+                .as_ref()
+                .map_or(0, |tc| tc.task_state);
+            stopped || state == TaskState::Stopped.number()
+        };
+        let mut order: Vec<Option<i32>> = vec![None; self.held.len()];
+        for (image, here) in &self.alive {
+            if stays(*image) {
+                let tc = self.model.tasks[*image].core.tc.as_ref();
+                let signal = tc.and_then(|tc| tc.stop_signo).unwrap_or(0).cast_signed();
+                order[*here] = Some(if signal == 0 { libc_sigstop() } else { signal });
+            }
+        }
+        for (mut tracee, stop) in self.held.drain(..).zip(order).rev() {
+            if let Some(signal) = stop {
+                tracee.stop(signal)?;
+            }
+            match tracee.detach() {
+                Ok(()) | Err(criu_tracee::Error::Gone(_)) => {}
+                Err(error) if error.errno() == Some(Errno::ESRCH) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn libc_sigstop() -> i32 {
+    Signal::SIGSTOP as i32
+}
+
+type Dressing = (usize, usize, usize, Program, criu_task::Dressed);
+
+/// Which thread a failed dressing was of: the program that has such a call there.
+fn blame(error: criu_tracee::Error, programs: &[Dressing], model: &Model) -> Error {
+    let criu_tracee::Error::Call(call) = &error else {
+        return error.into();
+    };
+    let found = programs.iter().find(|(_, _, _, program, _)| {
+        program
+            .calls()
+            .get(call.index)
+            .is_some_and(|known| known.sysno == call.sysno)
+    });
+    match found {
+        Some((image, _, _, _, dressed)) => {
+            let blamed: Result<()> = Err(dressed.blame(error));
+            blamed
+                .within(|| model.tasks[*image].subject())
+                .expect_err("it is an error from the start")
+        }
+        None => error.into(),
+    }
+}
+
+/// The process of the images whose memory a node is cloned with: helpers have their creator's.
+fn parent_image(plan: &Plan, node: usize) -> Option<usize> {
+    let mut at = plan.nodes[node].creator;
+    while let Some(here) = at {
+        if plan.nodes[here].role == Role::Task {
+            return plan.nodes[here].image;
+        }
+        at = plan.nodes[here].creator;
+    }
+    None
 }

@@ -84,8 +84,15 @@ fn general() -> Result<()> {
 /// A loop without any system call, so that even rax, rcx and r11 have to survive.
 fn busy() -> Result<()> {
     in_thread(|seed| {
-        let (rax, rcx, r11, rsi, rdx) = (seed * 3, seed << 40, !seed, seed ^ 0xffff_0000_ffff, seed << 20 | 1);
-        let (mut rax_after, mut rcx_after, mut r11_after, mut rsi_after, mut rdx_after) = (rax, rcx, r11, rsi, rdx);
+        let (rax, rcx, r11, rsi, rdx) = (
+            seed * 3,
+            seed << 40,
+            !seed,
+            seed ^ 0xffff_0000_ffff,
+            seed << 20 | 1,
+        );
+        let (mut rax_after, mut rcx_after, mut r11_after, mut rsi_after, mut rdx_after) =
+            (rax, rcx, r11, rsi, rdx);
         // SAFETY: reads the word over and over.
         unsafe {
             asm!(
@@ -95,7 +102,10 @@ fn busy() -> Result<()> {
                 inout("rsi") rsi_after, inout("rdx") rdx_after,
             );
         }
-        check_eq!([rax_after, rcx_after, r11_after, rsi_after, rdx_after], [rax, rcx, r11, rsi, rdx]);
+        check_eq!(
+            [rax_after, rcx_after, r11_after, rsi_after, rdx_after],
+            [rax, rcx, r11, rsi, rdx]
+        );
         Ok(())
     })
 }
@@ -267,7 +277,11 @@ fn pkru() -> Result<()> {
         return skip("no protection keys");
     }
     in_thread(|seed| {
-        let wanted: u32 = if seed % 2 == 0 { 0x5555_5550 } else { 0x9999_9990 };
+        let wanted: u32 = if seed % 2 == 0 {
+            0x5555_5550
+        } else {
+            0x9999_9990
+        };
         let found: u32;
         // SAFETY: key 0, which all memory has, stays fully usable; the register is put back.
         unsafe {
@@ -294,13 +308,21 @@ fn segments() -> Result<()> {
     in_thread(|seed| {
         let own = Box::new(seed);
         // SAFETY: nothing uses GS but this test.
-        unsafe { zdtm::syscall(libc::SYS_arch_prctl, [SET_GS, (&raw const *own).addr(), 0, 0, 0, 0]) }?;
+        unsafe {
+            zdtm::syscall(
+                libc::SYS_arch_prctl,
+                [SET_GS, (&raw const *own).addr(), 0, 0, 0, 0],
+            )
+        }?;
         zdtm::wait();
         let (mut base, read): (usize, u64);
         base = 0;
         // SAFETY: the base is written; GS:0 is the boxed number.
         unsafe {
-            zdtm::syscall(libc::SYS_arch_prctl, [GET_GS, (&raw mut base).addr(), 0, 0, 0, 0])?;
+            zdtm::syscall(
+                libc::SYS_arch_prctl,
+                [GET_GS, (&raw mut base).addr(), 0, 0, 0, 0],
+            )?;
             check_eq!(base, (&raw const *own).addr());
             asm!("mov {}, gs:[0]", out(reg) read);
         }
@@ -312,7 +334,11 @@ fn segments() -> Result<()> {
 /// Arithmetic flags and the direction flag, over a wait in user mode.
 fn flags() -> Result<()> {
     in_thread(|seed| {
-        let wanted: u64 = if seed % 2 == 0 { 0x202 | 0x400 | 0x8d5 & !0x800 } else { 0x202 | 0x800 };
+        let wanted: u64 = if seed % 2 == 0 {
+            0x202 | 0x400 | 0x8d5 & !0x800
+        } else {
+            0x202 | 0x800
+        };
         let mut found: u64;
         // SAFETY: the direction flag is cleared before the compiler's code goes on.
         unsafe {

@@ -21,7 +21,10 @@ pub(crate) const CASES: &[Case] = &[
 fn ready(epoll: &Epoll) -> Result<Vec<(u64, EpollFlags)>> {
     let mut events = vec![EpollEvent::empty(); 600];
     let count = epoll.wait(&mut events, EpollTimeout::ZERO)?;
-    let mut found: Vec<_> = events[..count].iter().map(|event| (event.data(), event.events())).collect();
+    let mut found: Vec<_> = events[..count]
+        .iter()
+        .map(|event| (event.data(), event.events()))
+        .collect();
     found.sort_by_key(|(data, _)| *data);
     Ok(found)
 }
@@ -35,11 +38,17 @@ fn watches() -> Result<()> {
     let epoll = new()?;
     let (reader, writer) = pipe()?;
     let counter = EventFd::from_flags(EfdFlags::EFD_NONBLOCK)?;
-    epoll.add(&reader, EpollEvent::new(EpollFlags::EPOLLIN, 0xffff_ffff_1234_5678))?;
+    epoll.add(
+        &reader,
+        EpollEvent::new(EpollFlags::EPOLLIN, 0xffff_ffff_1234_5678),
+    )?;
     epoll.add(&counter, EpollEvent::new(EpollFlags::EPOLLIN, 2))?;
     write(&writer, b"x")?;
     zdtm::checkpoint()?;
-    check_eq!(ready(&epoll)?, [(0xffff_ffff_1234_5678, EpollFlags::EPOLLIN)]);
+    check_eq!(
+        ready(&epoll)?,
+        [(0xffff_ffff_1234_5678, EpollFlags::EPOLLIN)]
+    );
     counter.write(1)?;
     check_eq!(ready(&epoll)?.len(), 2);
     epoll.delete(&reader)?;
@@ -55,17 +64,25 @@ fn modes() -> Result<()> {
     let (once, once_writer) = pipe()?;
     let (used_up, used_up_writer) = pipe()?;
     let (edge, edge_writer) = pipe()?;
-    let add = |fd: &OwnedFd, mode, data| epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN | mode, data));
+    let add =
+        |fd: &OwnedFd, mode, data| epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN | mode, data));
     add(&once, EpollFlags::EPOLLONESHOT, 1)?;
     add(&used_up, EpollFlags::EPOLLONESHOT, 2)?;
     add(&edge, EpollFlags::EPOLLET, 3)?;
     write(&used_up_writer, b"x")?;
     check_eq!(ready(&epoll)?, [(2, EpollFlags::EPOLLIN)]);
     zdtm::checkpoint()?;
-    check_eq!(ready(&epoll)?, [], "the one that has been reported is switched off");
+    check_eq!(
+        ready(&epoll)?,
+        [],
+        "the one that has been reported is switched off"
+    );
     write(&once_writer, b"x")?;
     write(&edge_writer, b"x")?;
-    check_eq!(ready(&epoll)?, [(1, EpollFlags::EPOLLIN), (3, EpollFlags::EPOLLIN)]);
+    check_eq!(
+        ready(&epoll)?,
+        [(1, EpollFlags::EPOLLIN), (3, EpollFlags::EPOLLIN)]
+    );
     check_eq!(ready(&epoll)?, []);
     write(&edge_writer, b"x")?;
     check_eq!(ready(&epoll)?, [(3, EpollFlags::EPOLLIN)]);
@@ -97,7 +114,11 @@ fn moved_target() -> Result<()> {
     zdtm::checkpoint()?;
     write(&writer, b"x")?;
     check_eq!(ready(&epoll)?, [(7, EpollFlags::EPOLLIN)]);
-    check_eq!(epoll.delete(&moved), Err(nix::errno::Errno::ENOENT), "not known by its new number");
+    check_eq!(
+        epoll.delete(&moved),
+        Err(nix::errno::Errno::ENOENT),
+        "not known by its new number"
+    );
     Ok(())
 }
 
@@ -156,7 +177,10 @@ fn many() -> Result<()> {
         pipes.push((reader, writer));
     }
     zdtm::checkpoint()?;
-    let wanted: Vec<_> = (0..500).filter(|data| data % 3 == 0).map(|data| (data, EpollFlags::EPOLLIN)).collect();
+    let wanted: Vec<_> = (0..500)
+        .filter(|data| data % 3 == 0)
+        .map(|data| (data, EpollFlags::EPOLLIN))
+        .collect();
     check!(ready(&epoll)? == wanted);
     Ok(())
 }

@@ -26,7 +26,10 @@ fn fifo() -> Result<PathBuf> {
 
 /// Opens for reading without waiting for a writer.
 fn reader(path: &PathBuf) -> Result<File> {
-    Ok(OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?)
+    Ok(OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?)
 }
 
 fn writer(path: &PathBuf) -> Result<File> {
@@ -85,7 +88,10 @@ fn writer_only() -> Result<()> {
     // SAFETY: ignoring a signal is no code of ours.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     zdtm::checkpoint()?;
-    check_eq!(writer.write(b"x").map_err(|error| error.raw_os_error()), Err(Some(libc::EPIPE)));
+    check_eq!(
+        writer.write(b"x").map_err(|error| error.raw_os_error()),
+        Err(Some(libc::EPIPE))
+    );
     let mut reader = reader(&path)?;
     writer.write_all(b"now")?;
     check_eq!(take(&mut reader)?, "now");

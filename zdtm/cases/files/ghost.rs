@@ -36,7 +36,11 @@ fn path(name: &str) -> PathBuf {
 
 /// Open for both, with so many bytes of the pattern, and already unlinked.
 fn ghost(name: &str, length: usize, seed: u64) -> Result<File> {
-    let mut file = OpenOptions::new().create_new(true).read(true).write(true).open(path(name))?;
+    let mut file = OpenOptions::new()
+        .create_new(true)
+        .read(true)
+        .write(true)
+        .open(path(name))?;
     let mut bytes = vec![0; length];
     fill(&mut bytes, seed);
     file.write_all(&bytes)?;
@@ -62,7 +66,10 @@ fn content() -> Result<()> {
     check_content(&mut file, 100_003, 11)?;
     check_eq!(empty.metadata()?.len(), 0);
     // Nothing is left in the directory, and the name is free.
-    check!(fs::read_dir(zdtm::dir())?.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "ready")));
+    check!(
+        fs::read_dir(zdtm::dir())?
+            .all(|entry| entry.is_ok_and(|entry| entry.file_name() == "ready"))
+    );
     File::create_new(path("gone"))?;
     Ok(())
 }
@@ -70,7 +77,11 @@ fn content() -> Result<()> {
 /// Another file has the name now.
 fn name_reused() -> Result<()> {
     let mut old = ghost("name", 5000, 1)?;
-    let mut new = OpenOptions::new().create_new(true).read(true).write(true).open(path("name"))?;
+    let mut new = OpenOptions::new()
+        .create_new(true)
+        .read(true)
+        .write(true)
+        .open(path("name"))?;
     new.write_all(b"the new one")?;
     zdtm::checkpoint()?;
     check_content(&mut old, 5000, 1)?;
@@ -81,20 +92,27 @@ fn name_reused() -> Result<()> {
 }
 
 fn attributes() -> Result<()> {
-    let files = [(0o4711, 1000, 1001), (0o000, 0, 7), (0o1666, 4_000_000_000, 65_535)]
-        .into_iter()
-        .enumerate()
-        .map(|(index, (mode, user, group))| {
-            let file = ghost(&format!("gone{index}"), 10, 1)?;
-            std::os::unix::fs::fchown(&file, Some(user), Some(group))?;
-            file.set_permissions(Permissions::from_mode(mode))?;
-            Ok((file, mode, user, group))
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let files = [
+        (0o4711, 1000, 1001),
+        (0o000, 0, 7),
+        (0o1666, 4_000_000_000, 65_535),
+    ]
+    .into_iter()
+    .enumerate()
+    .map(|(index, (mode, user, group))| {
+        let file = ghost(&format!("gone{index}"), 10, 1)?;
+        std::os::unix::fs::fchown(&file, Some(user), Some(group))?;
+        file.set_permissions(Permissions::from_mode(mode))?;
+        Ok((file, mode, user, group))
+    })
+    .collect::<Result<Vec<_>>>()?;
     zdtm::checkpoint()?;
     for (file, mode, user, group) in files {
         let meta = file.metadata()?;
-        check_eq!((meta.mode(), meta.uid(), meta.gid()), (libc::S_IFREG | mode, user, group));
+        check_eq!(
+            (meta.mode(), meta.uid(), meta.gid()),
+            (libc::S_IFREG | mode, user, group)
+        );
     }
     Ok(())
 }
@@ -103,15 +121,27 @@ fn attributes() -> Result<()> {
 fn times() -> Result<()> {
     let file = ghost("gone", 10, 1)?;
     let times = [
-        libc::timespec { tv_sec: 1_000_000_000, tv_nsec: 123_456_789 },
-        libc::timespec { tv_sec: 1_234_567_890, tv_nsec: 987_654_321 },
+        libc::timespec {
+            tv_sec: 1_000_000_000,
+            tv_nsec: 123_456_789,
+        },
+        libc::timespec {
+            tv_sec: 1_234_567_890,
+            tv_nsec: 987_654_321,
+        },
     ];
     // SAFETY: two times, as the call wants.
     ret(unsafe { libc::futimens(file.as_raw_fd(), times.as_ptr()) })?;
     zdtm::checkpoint()?;
     let meta = file.metadata()?;
-    check_eq!((meta.mtime(), meta.mtime_nsec() / 1000), (1_234_567_890, 987_654));
-    check_eq!((meta.atime(), meta.atime_nsec() / 1000), (1_000_000_000, 123_456));
+    check_eq!(
+        (meta.mtime(), meta.mtime_nsec() / 1000),
+        (1_234_567_890, 987_654)
+    );
+    check_eq!(
+        (meta.atime(), meta.atime_nsec() / 1000),
+        (1_000_000_000, 123_456)
+    );
     Ok(())
 }
 
@@ -120,7 +150,13 @@ fn xattr() -> Result<()> {
     let file = ghost("gone", 10, 1)?;
     // Version 2: user rw, user 1000 r, group none, mask r, others none.
     let mut list = 2u32.to_le_bytes().to_vec();
-    for (tag, rights, id) in [(1u16, 6u16, u32::MAX), (2, 4, 1000), (4, 0, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)] {
+    for (tag, rights, id) in [
+        (1u16, 6u16, u32::MAX),
+        (2, 4, 1000),
+        (4, 0, u32::MAX),
+        (16, 4, u32::MAX),
+        (32, 0, u32::MAX),
+    ] {
         list.extend(tag.to_le_bytes());
         list.extend(rights.to_le_bytes());
         list.extend(id.to_le_bytes());
@@ -132,7 +168,15 @@ fn xattr() -> Result<()> {
     ];
     for (name, value) in &attributes {
         // SAFETY: name and value live through the call.
-        let set = ret(unsafe { libc::fsetxattr(file.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) });
+        let set = ret(unsafe {
+            libc::fsetxattr(
+                file.as_raw_fd(),
+                name.as_ptr(),
+                value.as_ptr().cast(),
+                value.len(),
+                0,
+            )
+        });
         if let Err(error) = set {
             return skip(format!("{name:?} on this file system: {error}"));
         }
@@ -141,10 +185,20 @@ fn xattr() -> Result<()> {
     for (name, value) in &attributes {
         let mut found = [0u8; 256];
         // SAFETY: the buffer is as long as said.
-        let length =
-            unsafe { libc::fgetxattr(file.as_raw_fd(), name.as_ptr(), found.as_mut_ptr().cast(), found.len()) };
+        let length = unsafe {
+            libc::fgetxattr(
+                file.as_raw_fd(),
+                name.as_ptr(),
+                found.as_mut_ptr().cast(),
+                found.len(),
+            )
+        };
         check!(length >= 0, "{name:?} is gone");
-        check_eq!(&found[..usize::try_from(length)?], value.as_slice(), "{name:?}");
+        check_eq!(
+            &found[..usize::try_from(length)?],
+            value.as_slice(),
+            "{name:?}"
+        );
     }
     Ok(())
 }
@@ -201,7 +255,11 @@ fn two_names() -> Result<()> {
 /// Never had a name, and can get one.
 fn tmpfile() -> Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
-    let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).open(zdtm::dir());
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_TMPFILE)
+        .open(zdtm::dir());
     let Ok(mut file) = opened else {
         return skip("no O_TMPFILE on this file system");
     };
@@ -225,7 +283,11 @@ fn sparse() -> Result<()> {
     zdtm::checkpoint()?;
     let meta = file.metadata()?;
     check_eq!(meta.len(), 1 << 30);
-    check!(meta.blocks() * 512 < 1 << 20, "{} KiB on disk", meta.blocks() / 2);
+    check!(
+        meta.blocks() * 512 < 1 << 20,
+        "{} KiB on disk",
+        meta.blocks() / 2
+    );
     let mut found = [0; 4096];
     file.read_exact_at(&mut found, 0)?;
     verify(&found, 1)?;
@@ -247,7 +309,11 @@ fn holes() -> Result<()> {
     file.set_len(100 * 8192)?;
     zdtm::checkpoint()?;
     check_eq!(file.metadata()?.len(), 100 * 8192);
-    check!(file.metadata()?.blocks() <= 101 * 8, "holes are filled: {} blocks", file.metadata()?.blocks());
+    check!(
+        file.metadata()?.blocks() <= 101 * 8,
+        "holes are filled: {} blocks",
+        file.metadata()?.blocks()
+    );
     for index in 0..100u64 {
         let mut page = [0; 4096];
         file.read_exact_at(&mut page, index * 8192)?;
@@ -283,7 +349,11 @@ fn link_remap() -> Result<()> {
     fs::remove_file(path("name"))?;
     zdtm::checkpoint()?;
     check_eq!(file.metadata()?.ino(), fs::metadata(path("other"))?.ino());
-    check_eq!(file.metadata()?.nlink(), 1, "a helping name was left behind");
+    check_eq!(
+        file.metadata()?.nlink(),
+        1,
+        "a helping name was left behind"
+    );
     file.write_all(b"TEXT")?;
     check_eq!(fs::read(path("other"))?, b"TEXT");
     check!(!path("name").exists());

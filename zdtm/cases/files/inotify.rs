@@ -25,12 +25,24 @@ fn events(inotify: &mut Inotify) -> Vec<(i32, EventMask, String)> {
     let Ok(events) = inotify.read_events(&mut buffer) else {
         return Vec::new();
     };
-    let text = |name: Option<&std::ffi::OsStr>| name.unwrap_or_default().to_string_lossy().into_owned();
-    events.map(|event| (event.wd.get_watch_descriptor_id(), event.mask, text(event.name))).collect()
+    let text =
+        |name: Option<&std::ffi::OsStr>| name.unwrap_or_default().to_string_lossy().into_owned();
+    events
+        .map(|event| {
+            (
+                event.wd.get_watch_descriptor_id(),
+                event.mask,
+                text(event.name),
+            )
+        })
+        .collect()
 }
 
 fn watch(inotify: &Inotify, name: &str, mask: WatchMask) -> Result<i32> {
-    Ok(inotify.watches().add(path(name), mask)?.get_watch_descriptor_id())
+    Ok(inotify
+        .watches()
+        .add(path(name), mask)?
+        .get_watch_descriptor_id())
 }
 
 fn watches() -> Result<()> {
@@ -61,7 +73,9 @@ fn numbers() -> Result<()> {
     let mut kept = Vec::new();
     for index in 0..10 {
         fs::write(path(&index.to_string()), "")?;
-        let added = inotify.watches().add(path(&index.to_string()), WatchMask::ATTRIB)?;
+        let added = inotify
+            .watches()
+            .add(path(&index.to_string()), WatchMask::ATTRIB)?;
         if [0, 3, 8].contains(&index) {
             inotify.watches().remove(added)?;
         } else {
@@ -70,7 +84,11 @@ fn numbers() -> Result<()> {
     }
     events(&mut inotify);
     zdtm::checkpoint()?;
-    check_eq!(watch(&inotify, "1", WatchMask::ATTRIB)?, kept[0], "it is watched already");
+    check_eq!(
+        watch(&inotify, "1", WatchMask::ATTRIB)?,
+        kept[0],
+        "it is watched already"
+    );
     check!(!kept.contains(&watch(&inotify, "0", WatchMask::ATTRIB)?));
     Ok(())
 }
@@ -87,7 +105,10 @@ fn removed(other_name: bool) -> Result<()> {
     fs::remove_file(path("name"))?;
     zdtm::checkpoint()?;
     file.write_all(b"x")?;
-    check_eq!(events(&mut inotify), [(watch, EventMask::MODIFY, String::new())]);
+    check_eq!(
+        events(&mut inotify),
+        [(watch, EventMask::MODIFY, String::new())]
+    );
     Ok(())
 }
 

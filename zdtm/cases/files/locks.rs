@@ -17,7 +17,12 @@ pub(crate) const CASES: &[Case] = &[
 
 fn open(name: &str) -> Result<File> {
     let path = zdtm::dir().join(name);
-    Ok(File::options().create(true).truncate(false).read(true).write(true).open(path)?)
+    Ok(File::options()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(path)?)
 }
 
 fn range(kind: c_int, start: i64, length: i64) -> Result<flock> {
@@ -37,7 +42,12 @@ fn set(file: &File, command: c_int, lock: flock) -> Result<()> {
 }
 
 /// What stands in the way of a write lock there: kind, start, length, holder.
-fn conflict(file: &File, command: c_int, start: i64, length: i64) -> Result<Option<(c_int, i64, i64, i32)>> {
+fn conflict(
+    file: &File,
+    command: c_int,
+    start: i64,
+    length: i64,
+) -> Result<Option<(c_int, i64, i64, i32)>> {
     let mut lock = range(libc::F_WRLCK, start, length)?;
     // SAFETY: the lock lives through the call.
     ret(unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut lock) })?;
@@ -58,10 +68,17 @@ fn posix() -> Result<()> {
     })?;
     let pid = child.pid().as_raw();
     let locks = || -> Result<Vec<_>> {
-        [0, 20, 120, 5000].into_iter().map(|start| conflict(&file, libc::F_GETLK, start, 1)).collect()
+        [0, 20, 120, 5000]
+            .into_iter()
+            .map(|start| conflict(&file, libc::F_GETLK, start, 1))
+            .collect()
     };
-    let wanted =
-        [Some((libc::F_WRLCK, 0, 10, pid)), None, Some((libc::F_RDLCK, 100, 50, pid)), Some((libc::F_WRLCK, 1000, 0, pid))];
+    let wanted = [
+        Some((libc::F_WRLCK, 0, 10, pid)),
+        None,
+        Some((libc::F_RDLCK, 100, 50, pid)),
+        Some((libc::F_WRLCK, 1000, 0, pid)),
+    ];
     check_eq!(locks()?, wanted);
     zdtm::checkpoint()?;
     check_eq!(locks()?, wanted);
@@ -78,7 +95,10 @@ fn ofd() -> Result<()> {
     zdtm::checkpoint()?;
     let found = conflict(&other, libc::F_OFD_GETLK, 0, 20)?;
     check_eq!(found, Some((libc::F_WRLCK, 5, 5, -1)));
-    check_eq!(conflict(&other, libc::F_OFD_GETLK, 52, 1)?, Some((libc::F_RDLCK, 50, 5, -1)));
+    check_eq!(
+        conflict(&other, libc::F_OFD_GETLK, 52, 1)?,
+        Some((libc::F_RDLCK, 50, 5, -1))
+    );
     // Its own locks are not in its way.
     set(&holder, libc::F_OFD_SETLK, range(libc::F_WRLCK, 0, 20)?)?;
     drop(holder);
@@ -128,8 +148,10 @@ fn leases() -> Result<()> {
     fs::write(zdtm::dir().join("read"), "")?;
     let read = File::open(zdtm::dir().join("read"))?;
     let write = open("write")?;
-    // SAFETY: takes no address.
-    let fcntl = |file: &File, command, argument: c_int| ret(unsafe { libc::fcntl(file.as_raw_fd(), command, argument) });
+    let fcntl = |file: &File, command, argument: c_int| {
+        // SAFETY: takes no address.
+        ret(unsafe { libc::fcntl(file.as_raw_fd(), command, argument) })
+    };
     fcntl(&read, libc::F_SETLEASE, libc::F_RDLCK)?;
     fcntl(&write, libc::F_SETLEASE, libc::F_WRLCK)?;
     zdtm::checkpoint()?;

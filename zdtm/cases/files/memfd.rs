@@ -18,7 +18,12 @@ pub(crate) const CASES: &[Case] = &[
 
 fn new(name: &std::ffi::CStr, flags: u32) -> Result<File> {
     // SAFETY: the name is a C string; the descriptor is new and ours.
-    unsafe { Ok(File::from_raw_fd(ret(libc::memfd_create(name.as_ptr(), flags))?)) }
+    unsafe {
+        Ok(File::from_raw_fd(ret(libc::memfd_create(
+            name.as_ptr(),
+            flags,
+        ))?))
+    }
 }
 
 fn link(file: &File) -> Result<String> {
@@ -76,13 +81,27 @@ fn seals() -> Result<()> {
     zdtm::checkpoint()?;
     for (file, seals) in &files {
         // SAFETY: takes no address.
-        check_eq!(ret(unsafe { libc::fcntl(file.as_raw_fd(), F_GET_SEALS) })?, *seals);
-        check_eq!(file.set_len(3).is_err(), seals & 2 != 0, "shrinking with seals {seals:#x}");
-        check_eq!(file.set_len(3000).is_err(), seals & 4 != 0, "growing with seals {seals:#x}");
-        check_eq!(file.write_all_at(b"C", 0).is_err(), seals & (8 | 16) != 0, "writing with seals {seals:#x}");
+        let found = ret(unsafe { libc::fcntl(file.as_raw_fd(), F_GET_SEALS) })?;
+        check_eq!(found, *seals);
+        check_eq!(
+            file.set_len(3).is_err(),
+            seals & 2 != 0,
+            "shrinking with seals {seals:#x}"
+        );
+        check_eq!(
+            file.set_len(3000).is_err(),
+            seals & 4 != 0,
+            "growing with seals {seals:#x}"
+        );
+        check_eq!(
+            file.write_all_at(b"C", 0).is_err(),
+            seals & (8 | 16) != 0,
+            "writing with seals {seals:#x}"
+        );
     }
     // SAFETY: takes no address.
-    check_eq!(unsafe { libc::fcntl(unsealable.as_raw_fd(), F_ADD_SEALS, 2) }, -1);
+    let refused = unsafe { libc::fcntl(unsealable.as_raw_fd(), F_ADD_SEALS, 2) };
+    check_eq!(refused, -1);
     Ok(())
 }
 

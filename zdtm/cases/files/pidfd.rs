@@ -17,13 +17,19 @@ pub(crate) const CASES: &[Case] = &[
 fn open(pid: Pid, flags: usize) -> Result<OwnedFd> {
     // SAFETY: takes no address; the descriptor is new and ours.
     unsafe {
-        let fd = zdtm::syscall(libc::SYS_pidfd_open, [usize::try_from(pid.as_raw())?, flags, 0, 0, 0, 0])?;
+        let fd = zdtm::syscall(
+            libc::SYS_pidfd_open,
+            [usize::try_from(pid.as_raw())?, flags, 0, 0, 0, 0],
+        )?;
         Ok(OwnedFd::from_raw_fd(i32::try_from(fd)?))
     }
 }
 
 fn send(fd: &OwnedFd, signal: i32) -> std::io::Result<i64> {
-    let (fd, signal) = (usize::try_from(fd.as_raw_fd()).unwrap_or(0), usize::try_from(signal).unwrap_or(0));
+    let (fd, signal) = (
+        usize::try_from(fd.as_raw_fd()).unwrap_or(0),
+        usize::try_from(signal).unwrap_or(0),
+    );
     // SAFETY: a null siginfo means the ordinary one.
     unsafe { zdtm::syscall(libc::SYS_pidfd_send_signal, [fd, signal, 0, 0, 0, 0]) }
 }
@@ -74,7 +80,10 @@ fn dead() -> Result<()> {
     zdtm::checkpoint()?;
     for fd in [&fd, &twin] {
         check_eq!(pid_in_fdinfo(fd)?, "-1");
-        check_eq!(send(fd, 0).map_err(|error| error.raw_os_error()), Err(Some(libc::ESRCH)));
+        check_eq!(
+            send(fd, 0).map_err(|error| error.raw_os_error()),
+            Err(Some(libc::ESRCH))
+        );
         check!(ended(fd)?);
     }
     Ok(())

@@ -31,7 +31,11 @@ fn data() -> Result<()> {
     write(&writer, b"later")?;
     check_eq!(read(&reader, &mut buffer)?, 5);
     drop(writer);
-    check_eq!(read(&reader, &mut buffer)?, 0, "end of file once the last writer is gone");
+    check_eq!(
+        read(&reader, &mut buffer)?,
+        0,
+        "end of file once the last writer is gone"
+    );
     Ok(())
 }
 
@@ -87,7 +91,12 @@ fn closed_end() -> Result<()> {
     let (gone, writer) = pipe()?;
     drop(gone);
     // SAFETY: ignoring a signal is no code of ours.
-    unsafe { nix::sys::signal::signal(nix::sys::signal::SIGPIPE, nix::sys::signal::SigHandler::SigIgn) }?;
+    unsafe {
+        nix::sys::signal::signal(
+            nix::sys::signal::SIGPIPE,
+            nix::sys::signal::SigHandler::SigIgn,
+        )
+    }?;
     zdtm::checkpoint()?;
     let mut buffer = [0; 16];
     check_eq!(read(&reader, &mut buffer)?, 4);
@@ -137,7 +146,10 @@ fn reopened() -> Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     let (reader, writer) = pipe()?;
     let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
-    let again = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path)?;
+    let again = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(&path)?;
     let both = OpenOptions::new().read(true).write(true).open(&path)?;
     write(&writer, b"first")?;
     zdtm::checkpoint()?;
@@ -225,7 +237,10 @@ fn ring() -> Result<()> {
     for index in 1..LENGTH {
         let (next, out) = pipe()?;
         let mine = previous;
-        let (keep, other) = ([mine.as_raw_fd(), out.as_raw_fd()], [first_out.as_raw_fd(), next.as_raw_fd()]);
+        let (keep, other) = (
+            [mine.as_raw_fd(), out.as_raw_fd()],
+            [first_out.as_raw_fd(), next.as_raw_fd()],
+        );
         children.push(Child::spawn(format!("member {index}"), || {
             for fd in other.into_iter().filter(|fd| !keep.contains(fd)) {
                 nix::unistd::close(fd)?;
@@ -233,7 +248,10 @@ fn ring() -> Result<()> {
             Child::set_up();
             let mut word = [0; 8];
             while read(&mine, &mut word)? == 8 {
-                check_eq!(write(&out, &(u64::from_ne_bytes(word) + 1).to_ne_bytes())?, 8);
+                check_eq!(
+                    write(&out, &(u64::from_ne_bytes(word) + 1).to_ne_bytes())?,
+                    8
+                );
             }
             Ok(())
         })?);

@@ -48,9 +48,15 @@ fn cwd_removed() -> Result<()> {
         chdir("gone")?;
         fs::remove_dir(path("gone"))?;
         Child::checkpoint();
-        check_eq!(getcwd()?.to_string_lossy(), format!("{} (deleted)", path("gone").display()));
+        check_eq!(
+            getcwd()?.to_string_lossy(),
+            format!("{} (deleted)", path("gone").display())
+        );
         check_eq!(fs::read_dir(".")?.count(), 0);
-        check!(fs::write("made", "").is_err(), "nothing can be made in a removed directory");
+        check!(
+            fs::write("made", "").is_err(),
+            "nothing can be made in a removed directory"
+        );
         Ok(())
     })?;
     zdtm::checkpoint()?;

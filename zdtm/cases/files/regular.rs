@@ -27,7 +27,10 @@ fn regular() -> Result<()> {
     check_eq!(input.stream_position()?, 5);
     input.read_exact(&mut half)?;
     output.write_all(&half)?;
-    check_eq!(std::fs::read_to_string(zdtm::dir().join("output"))?, "0123456789");
+    check_eq!(
+        std::fs::read_to_string(zdtm::dir().join("output"))?,
+        "0123456789"
+    );
     check!(output.read(&mut half).is_err(), "opened for writing only");
     check!(input.write(b"x").is_err(), "opened for reading only");
     Ok(())
@@ -36,7 +39,11 @@ fn regular() -> Result<()> {
 /// With O_APPEND writes go to the end, wherever the position is and whatever happened to the file meanwhile.
 fn append() -> Result<()> {
     let path = zdtm::dir().join("log");
-    let mut file = OpenOptions::new().create(true).append(true).read(true).open(&path)?;
+    let mut file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .read(true)
+        .open(&path)?;
     file.write_all(b"before")?;
     file.seek(SeekFrom::Start(2))?;
     zdtm::checkpoint()?;
@@ -68,7 +75,10 @@ fn flags() -> Result<()> {
             .open(path)?;
         // The standard library adds O_CLOEXEC to all.
         let cloexec = i32::from(flags.contains(OFlag::O_CLOEXEC));
-        fcntl(file.as_fd(), FcntlArg::F_SETFD(nix::fcntl::FdFlag::from_bits_truncate(cloexec)))?;
+        fcntl(
+            file.as_fd(),
+            FcntlArg::F_SETFD(nix::fcntl::FdFlag::from_bits_truncate(cloexec)),
+        )?;
         files.push((fcntl(file.as_fd(), FcntlArg::F_GETFL)?, cloexec, file));
     }
     zdtm::checkpoint()?;

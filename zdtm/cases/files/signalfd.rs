@@ -17,9 +17,15 @@ fn run() -> Result<()> {
     zdtm::checkpoint()?;
     check!(one.read_signal()?.is_none());
     let number = |signal: Signal| u32::try_from(signal as i32).ok();
-    check_eq!(both.read_signal()?.map(|info| info.ssi_signo), number(Signal::SIGUSR1));
+    check_eq!(
+        both.read_signal()?.map(|info| info.ssi_signo),
+        number(Signal::SIGUSR1)
+    );
     raise(Signal::SIGUSR2)?;
-    check_eq!(one.read_signal()?.map(|info| info.ssi_signo), number(Signal::SIGUSR2));
+    check_eq!(
+        one.read_signal()?.map(|info| info.ssi_signo),
+        number(Signal::SIGUSR2)
+    );
     check!(both.read_signal()?.is_none());
     Ok(())
 }

@@ -30,7 +30,10 @@ fn dir(name: &str) -> PathBuf {
 }
 
 fn link_of(file: &impl AsRawFd) -> Result<PathBuf> {
-    Ok(fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?)
+    Ok(fs::read_link(format!(
+        "/proc/self/fd/{}",
+        file.as_raw_fd()
+    ))?)
 }
 
 /// Names in a directory, read through the descriptor from where it is.
@@ -40,13 +43,40 @@ fn names(file: &File) -> Result<Vec<String>> {
     loop {
         // SAFETY: the buffer is as long as said.
         let read = ret(unsafe {
-            libc::syscall(libc::SYS_getdents64, file.as_raw_fd(), buffer.as_mut_ptr(), buffer.len())
+            libc::syscall(
+                libc::SYS_getdents64,
+                file.as_raw_fd(),
+                buffer.as_mut_ptr(),
+                buffer.len(),
+            )
         })?;
         let mut rest = &buffer[..usize::try_from(read)?];
         if rest.is_empty() {
             return Ok(names);
         }
-        while let [_, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, low, high, _, name @ ..] = rest {
+        while let [
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            low,
+            high,
+            _,
+            name @ ..,
+        ] = rest
+        {
             let length = usize::from(u16::from_ne_bytes([*low, *high]));
             let name: Vec<u8> = name.iter().copied().take_while(|byte| *byte != 0).collect();
             names.push(String::from_utf8(name)?);
@@ -75,7 +105,10 @@ fn directory() -> Result<()> {
 }
 
 fn open_path(path: &PathBuf, flags: i32) -> Result<File> {
-    Ok(OpenOptions::new().read(true).custom_flags(libc::O_PATH | flags).open(path)?)
+    Ok(OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | flags)
+        .open(path)?)
 }
 
 /// Descriptors that only name something.
@@ -89,7 +122,12 @@ fn o_path() -> Result<()> {
     for file in [&file, &device] {
         check!(fcntl(file.as_fd(), FcntlArg::F_GETFL)? & libc::O_PATH != 0);
     }
-    check_eq!((&file).read(&mut [0; 4]).map_err(|error| error.raw_os_error()), Err(Some(libc::EBADF)));
+    check_eq!(
+        (&file)
+            .read(&mut [0; 4])
+            .map_err(|error| error.raw_os_error()),
+        Err(Some(libc::EBADF))
+    );
     Ok(())
 }
 
@@ -115,8 +153,14 @@ fn check_target(link: &File, wanted: &str) -> Result<()> {
     check!(link.metadata()?.is_symlink());
     let mut buffer = [0u8; 64];
     // SAFETY: the buffer is as long as said; an empty name means the descriptor itself.
-    let length =
-        ret(unsafe { libc::readlinkat(link.as_raw_fd(), c"".as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) })?;
+    let length = ret(unsafe {
+        libc::readlinkat(
+            link.as_raw_fd(),
+            c"".as_ptr(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+        )
+    })?;
     check_eq!(&buffer[..usize::try_from(length)?], wanted.as_bytes());
     Ok(())
 }
@@ -133,7 +177,13 @@ fn symlink_unlinked() -> Result<()> {
 
 fn devices() -> Result<()> {
     let open = |name: &str| OpenOptions::new().read(true).write(true).open(name);
-    let names = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
+    let names = [
+        "/dev/null",
+        "/dev/zero",
+        "/dev/full",
+        "/dev/random",
+        "/dev/urandom",
+    ];
     let mut files = names.map(|name| open(name).map(|file| (name, file)));
     zdtm::checkpoint()?;
     for entry in &mut files {
@@ -149,7 +199,10 @@ fn devices() -> Result<()> {
             _ => check!(buffer != [7; 16]),
         }
         match *name {
-            "/dev/full" => check_eq!(file.write(b"x").map_err(|error| error.raw_os_error()), Err(Some(libc::ENOSPC))),
+            "/dev/full" => check_eq!(
+                file.write(b"x").map_err(|error| error.raw_os_error()),
+                Err(Some(libc::ENOSPC))
+            ),
             _ => check_eq!(file.write(b"x")?, 1),
         }
     }
@@ -161,10 +214,26 @@ fn proc_self() -> Result<()> {
     let mut status = File::open("/proc/self/status")?;
     let fds = File::open("/proc/self/fd")?;
     let namespace = File::open("/proc/self/ns/uts")?;
-    let oom = OpenOptions::new().read(true).write(true).open("/proc/self/oom_score_adj")?;
-    let before = [link_of(&status)?, link_of(&fds)?, link_of(&oom)?, link_of(&namespace)?];
+    let oom = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/proc/self/oom_score_adj")?;
+    let before = [
+        link_of(&status)?,
+        link_of(&fds)?,
+        link_of(&oom)?,
+        link_of(&namespace)?,
+    ];
     zdtm::checkpoint()?;
-    check_eq!([link_of(&status)?, link_of(&fds)?, link_of(&oom)?, link_of(&namespace)?], before);
+    check_eq!(
+        [
+            link_of(&status)?,
+            link_of(&fds)?,
+            link_of(&oom)?,
+            link_of(&namespace)?
+        ],
+        before
+    );
     let mut text = String::new();
     status.read_to_string(&mut text)?;
     check!(text.contains(&format!("Pid:\t{}\n", std::process::id())));
@@ -177,7 +246,10 @@ fn proc_self() -> Result<()> {
 fn proc_self_directory() -> Result<()> {
     let directory = File::open("/proc/self")?;
     zdtm::checkpoint()?;
-    check_eq!(link_of(&directory)?, PathBuf::from(format!("/proc/{}", std::process::id())));
+    check_eq!(
+        link_of(&directory)?,
+        PathBuf::from(format!("/proc/{}", std::process::id()))
+    );
     check!(names(&directory)?.contains(&"status".to_owned()));
     Ok(())
 }
@@ -219,13 +291,17 @@ fn proc_dead() -> Result<()> {
     let mut file = File::open(format!("/proc/{}/status", child.pid()))?;
     child.finish()?;
     zdtm::checkpoint()?;
-    check_eq!(file.read(&mut [0; 8]).map_err(|error| error.raw_os_error()), Err(Some(libc::ESRCH)));
+    check_eq!(
+        file.read(&mut [0; 8]).map_err(|error| error.raw_os_error()),
+        Err(Some(libc::ESRCH))
+    );
     check!(names(&directory).is_err() || names(&directory)?.is_empty());
     Ok(())
 }
 
 fn sysfs() -> Result<()> {
-    let Ok(mut file) = File::open("/sys/kernel/mm/transparent_hugepage/enabled").or_else(|_| File::open("/sys/kernel/uevent_seqnum"))
+    let Ok(mut file) = File::open("/sys/kernel/mm/transparent_hugepage/enabled")
+        .or_else(|_| File::open("/sys/kernel/uevent_seqnum"))
     else {
         return zdtm::skip("no /sys");
     };
@@ -243,7 +319,14 @@ fn sysfs() -> Result<()> {
 /// A device node that was removed while open.
 fn device_unlinked() -> Result<()> {
     use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-    if mknod(&dir("null"), SFlag::S_IFCHR, Mode::from_bits_truncate(0o640), makedev(1, 3)).is_err() {
+    if mknod(
+        &dir("null"),
+        SFlag::S_IFCHR,
+        Mode::from_bits_truncate(0o640),
+        makedev(1, 3),
+    )
+    .is_err()
+    {
         return zdtm::skip("no device nodes in this directory");
     }
     let mut file = match OpenOptions::new().read(true).write(true).open(dir("null")) {
@@ -253,7 +336,10 @@ fn device_unlinked() -> Result<()> {
     fs::remove_file(dir("null"))?;
     zdtm::checkpoint()?;
     let meta = file.metadata()?;
-    check_eq!((meta.rdev(), meta.mode(), meta.nlink()), (makedev(1, 3), libc::S_IFCHR | 0o640, 0));
+    check_eq!(
+        (meta.rdev(), meta.mode(), meta.nlink()),
+        (makedev(1, 3), libc::S_IFCHR | 0o640, 0)
+    );
     check_eq!(file.write(b"gone")?, 4);
     Ok(())
 }

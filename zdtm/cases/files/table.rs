@@ -30,7 +30,9 @@ fn dup_to(file: &impl AsRawFd, number: RawFd) -> Result<OwnedFd> {
 
 fn raw_fcntl(fd: &impl AsRawFd, command: c_int, argument: usize) -> Result<c_int> {
     // SAFETY: the commands used here take a number, or an address the caller keeps alive.
-    Ok(ret(unsafe { libc::fcntl(fd.as_raw_fd(), command, argument) })?)
+    Ok(ret(unsafe {
+        libc::fcntl(fd.as_raw_fd(), command, argument)
+    })?)
 }
 
 /// A thousand files at different positions.
@@ -54,10 +56,16 @@ fn thousand() -> Result<()> {
 fn numbers(most: u64) -> Result<()> {
     let (limit, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
     let limit = c_int::try_from(limit.min(most))?;
-    let wanted: Vec<c_int> =
-        (4..29).map(|bit| 1 << bit).filter(|number| *number < limit).chain([limit - 1]).collect();
+    let wanted: Vec<c_int> = (4..29)
+        .map(|bit| 1 << bit)
+        .filter(|number| *number < limit)
+        .chain([limit - 1])
+        .collect();
     let file = File::open("/dev/null")?;
-    let fds = wanted.iter().map(|number| dup_to(&file, *number)).collect::<Result<Vec<_>>>()?;
+    let fds = wanted
+        .iter()
+        .map(|number| dup_to(&file, *number))
+        .collect::<Result<Vec<_>>>()?;
     drop(file);
     let open = || -> Result<Vec<c_int>> {
         let mut numbers = Vec::new();
@@ -110,22 +118,39 @@ fn owner() -> Result<()> {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = got as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO;
-        ret(libc::sigaction(signal, &raw const action, std::ptr::null_mut()))?;
+        ret(libc::sigaction(
+            signal,
+            &raw const action,
+            std::ptr::null_mut(),
+        ))?;
     }
     let (reader, writer) = nix::unistd::pipe()?;
     let pid = usize::try_from(std::process::id())?;
     raw_fcntl(&reader, libc::F_SETOWN, pid)?;
     raw_fcntl(&reader, F_SETSIG, usize::try_from(signal)?)?;
-    raw_fcntl(&reader, libc::F_SETFL, usize::try_from(libc::O_ASYNC | libc::O_NONBLOCK)?)?;
+    raw_fcntl(
+        &reader,
+        libc::F_SETFL,
+        usize::try_from(libc::O_ASYNC | libc::O_NONBLOCK)?,
+    )?;
     // Another one, owned by our process group.
     let (other, _other_end) = nix::unistd::pipe()?;
     raw_fcntl(&other, libc::F_SETOWN, pid.wrapping_neg())?;
     zdtm::checkpoint()?;
-    check_eq!(usize::try_from(raw_fcntl(&reader, libc::F_GETOWN, 0)?)?, pid);
+    check_eq!(
+        usize::try_from(raw_fcntl(&reader, libc::F_GETOWN, 0)?)?,
+        pid
+    );
     check_eq!(raw_fcntl(&reader, F_GETSIG, 0)?, signal);
-    check_eq!(raw_fcntl(&other, libc::F_GETOWN, 0)?, -c_int::try_from(pid)?);
+    check_eq!(
+        raw_fcntl(&other, libc::F_GETOWN, 0)?,
+        -c_int::try_from(pid)?
+    );
     nix::unistd::write(&writer, b"x")?;
-    check_eq!(GOT.load(std::sync::atomic::Ordering::SeqCst), reader.as_raw_fd());
+    check_eq!(
+        GOT.load(std::sync::atomic::Ordering::SeqCst),
+        reader.as_raw_fd()
+    );
     Ok(())
 }
 
@@ -168,7 +193,10 @@ fn closed() -> Result<()> {
             nix::unistd::close(fd)?;
         }
         Child::checkpoint();
-        check!(std::fs::read_dir("/proc/self/fd")?.count() == 1, "something is open");
+        check!(
+            std::fs::read_dir("/proc/self/fd")?.count() == 1,
+            "something is open"
+        );
         check_eq!(File::open("/dev/null")?.as_raw_fd(), 0);
         Ok(())
     })?;

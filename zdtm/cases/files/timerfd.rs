@@ -8,21 +8,42 @@ use std::time::{Duration, Instant};
 use libc::{itimerspec, timespec};
 use zdtm::{Case, Result, check, check_eq, ret};
 
-pub(crate) const CASES: &[Case] =
-    &[Case::new("timerfd", remaining), Case::new("timerfd-ticks", ticks), Case::new("timerfd-absolute", absolute)];
+pub(crate) const CASES: &[Case] = &[
+    Case::new("timerfd", remaining),
+    Case::new("timerfd-ticks", ticks),
+    Case::new("timerfd-absolute", absolute),
+];
 
 fn new(clock: i32) -> Result<File> {
     // SAFETY: takes no address; the descriptor is new and ours.
-    unsafe { Ok(File::from_raw_fd(ret(libc::timerfd_create(clock, libc::TFD_NONBLOCK))?)) }
+    unsafe {
+        Ok(File::from_raw_fd(ret(libc::timerfd_create(
+            clock,
+            libc::TFD_NONBLOCK,
+        ))?))
+    }
 }
 
 fn arm(file: &File, flags: i32, value: Duration, interval: Duration) -> Result<()> {
     let time = |duration: Duration| -> Result<timespec> {
-        Ok(timespec { tv_sec: i64::try_from(duration.as_secs())?, tv_nsec: i64::from(duration.subsec_nanos()) })
+        Ok(timespec {
+            tv_sec: i64::try_from(duration.as_secs())?,
+            tv_nsec: i64::from(duration.subsec_nanos()),
+        })
     };
-    let value = itimerspec { it_value: time(value)?, it_interval: time(interval)? };
+    let value = itimerspec {
+        it_value: time(value)?,
+        it_interval: time(interval)?,
+    };
     // SAFETY: the value lives through the call.
-    ret(unsafe { libc::timerfd_settime(file.as_raw_fd(), flags, &raw const value, std::ptr::null_mut()) })?;
+    ret(unsafe {
+        libc::timerfd_settime(
+            file.as_raw_fd(),
+            flags,
+            &raw const value,
+            std::ptr::null_mut(),
+        )
+    })?;
     Ok(())
 }
 
@@ -32,24 +53,38 @@ fn left(file: &File) -> Result<(Duration, Duration)> {
     // SAFETY: the value lives through the call.
     ret(unsafe { libc::timerfd_gettime(file.as_raw_fd(), &raw mut value) })?;
     let time = |time: timespec| -> Result<Duration> {
-        Ok(Duration::new(u64::try_from(time.tv_sec)?, u32::try_from(time.tv_nsec)?))
+        Ok(Duration::new(
+            u64::try_from(time.tv_sec)?,
+            u32::try_from(time.tv_nsec)?,
+        ))
     };
     Ok((time(value.it_value)?, time(value.it_interval)?))
 }
 
 fn count(file: &mut File) -> Option<u64> {
     let mut word = [0; 8];
-    file.read_exact(&mut word).ok().map(|()| u64::from_ne_bytes(word))
+    file.read_exact(&mut word)
+        .ok()
+        .map(|()| u64::from_ne_bytes(word))
 }
 
-const CLOCKS: [i32; 3] = [libc::CLOCK_REALTIME, libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME];
+const CLOCKS: [i32; 3] = [
+    libc::CLOCK_REALTIME,
+    libc::CLOCK_MONOTONIC,
+    libc::CLOCK_BOOTTIME,
+];
 
 /// Hours away, and disarmed.
 fn remaining() -> Result<()> {
     let mut timers = Vec::new();
     for (hours, clock) in (1u64..).zip(CLOCKS) {
         let file = new(clock)?;
-        arm(&file, 0, Duration::from_secs(3600 * hours), Duration::from_nanos(123_456_789 * hours))?;
+        arm(
+            &file,
+            0,
+            Duration::from_secs(3600 * hours),
+            Duration::from_nanos(123_456_789 * hours),
+        )?;
         timers.push((left(&file)?, file));
     }
     let mut idle = new(libc::CLOCK_MONOTONIC)?;
@@ -59,7 +94,10 @@ fn remaining() -> Result<()> {
     for ((was, interval), file) in &timers {
         let (now, interval_now) = left(file)?;
         check_eq!(interval_now, *interval);
-        check!(now <= *was && now + elapsed >= *was, "{now:?} of {was:?} left, {elapsed:?} later");
+        check!(
+            now <= *was && now + elapsed >= *was,
+            "{now:?} of {was:?} left, {elapsed:?} later"
+        );
     }
     check_eq!(left(&idle)?, (Duration::ZERO, Duration::ZERO));
     check_eq!(count(&mut idle), None);
@@ -79,20 +117,32 @@ fn ticks() -> Result<()> {
     check_eq!(count(&mut once), Some(1));
     check_eq!(count(&mut once), None);
     std::thread::sleep(Duration::from_millis(20));
-    check!(count(&mut fast).is_some_and(|ticks| ticks >= 5), "it goes on");
+    check!(
+        count(&mut fast).is_some_and(|ticks| ticks >= 5),
+        "it goes on"
+    );
     Ok(())
 }
 
 /// Set to a time of day, and told when that is changed.
 fn absolute() -> Result<()> {
     let file = new(libc::CLOCK_REALTIME)?;
-    let then = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)? + Duration::from_secs(7200);
-    arm(&file, libc::TFD_TIMER_ABSTIME | libc::TFD_TIMER_CANCEL_ON_SET, then, Duration::ZERO)?;
+    let then = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?
+        + Duration::from_secs(7200);
+    arm(
+        &file,
+        libc::TFD_TIMER_ABSTIME | libc::TFD_TIMER_CANCEL_ON_SET,
+        then,
+        Duration::ZERO,
+    )?;
     zdtm::checkpoint()?;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
     let (left, _) = left(&file)?;
     let off = (now + left).abs_diff(then);
-    check!(off < Duration::from_millis(20), "{left:?} left at {now:?}, set to {then:?}");
+    check!(
+        off < Duration::from_millis(20),
+        "{left:?} left at {now:?}, set to {then:?}"
+    );
     let info = zdtm::proc_text("self", &format!("fdinfo/{}", file.as_raw_fd()))?;
     check!(info.contains("settime flags: 03"), "{info}");
     Ok(())

@@ -29,7 +29,13 @@ fn file(name: &str, pages: usize, seed: u64) -> Result<File> {
 }
 
 fn map(file: &File, pages: usize, protection: i32, flags: i32, offset: usize) -> Result<Mapping> {
-    Mapping::new(pages * PAGE, protection, flags, file.as_raw_fd(), i64::try_from(offset * PAGE)?)
+    Mapping::new(
+        pages * PAGE,
+        protection,
+        flags,
+        file.as_raw_fd(),
+        i64::try_from(offset * PAGE)?,
+    )
 }
 
 /// Two processes and the file see each other's writes, before and after.
@@ -97,7 +103,11 @@ fn offsets() -> Result<()> {
     fill(&mut whole, 1);
     let mut areas = Vec::new();
     for offset in 0..12 {
-        let flags = if offset % 2 == 0 { MAP_PRIVATE } else { MAP_SHARED };
+        let flags = if offset % 2 == 0 {
+            MAP_PRIVATE
+        } else {
+            MAP_SHARED
+        };
         let area = map(&file, 12 - offset, READ_WRITE, flags, offset)?;
         if offset % 4 == 0 {
             fill(area.part(0, PAGE).bytes(), 100 + offset as u64);
@@ -111,7 +121,10 @@ fn offsets() -> Result<()> {
         if own == 1 {
             verify(area.part(0, PAGE).bytes(), 100 + offset as u64)?;
         }
-        check!(area.bytes()[own * PAGE..] == whole[(offset + own) * PAGE..], "mapping at offset {offset}");
+        check!(
+            area.bytes()[own * PAGE..] == whole[(offset + own) * PAGE..],
+            "mapping at offset {offset}"
+        );
     }
     Ok(())
 }
@@ -176,6 +189,9 @@ fn mprotect_later() -> Result<()> {
     writable.protect(READ_WRITE)?;
     fill(writable.bytes(), 2);
     verify(never.bytes(), 2)?;
-    check!(never.protect(READ_WRITE).is_err(), "the file was opened for reading only");
+    check!(
+        never.protect(READ_WRITE).is_err(),
+        "the file was opened for reading only"
+    );
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! What was said about mappings: advice, locks, names, growth.
 
 use libc::{MAP_ANONYMOUS, MAP_GROWSDOWN, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE};
-use zdtm::{Case, Child, Mapping, PAGE, Result, check, check_eq, fill, proc_text, ret, skip, verify};
+use zdtm::{
+    Case, Child, Mapping, PAGE, Result, check, check_eq, fill, proc_text, ret, skip, verify,
+};
 
 pub(crate) const CASES: &[Case] = &[
     Case::new("madvise", advice),
@@ -35,7 +37,11 @@ fn flags(address: usize) -> Result<String> {
         } else if let Some((start, rest)) = line.split_once('-')
             && let Ok(start) = usize::from_str_radix(start, 16)
         {
-            let end = rest.split(' ').next().and_then(|end| usize::from_str_radix(end, 16).ok()).unwrap_or(0);
+            let end = rest
+                .split(' ')
+                .next()
+                .and_then(|end| usize::from_str_radix(end, 16).ok())
+                .unwrap_or(0);
             inside = (start..end).contains(&address);
         }
     }
@@ -43,7 +49,9 @@ fn flags(address: usize) -> Result<String> {
 }
 
 fn has(mapping: &Mapping, flag: &str) -> Result<bool> {
-    Ok(flags(mapping.address())?.split(' ').any(|found| found == flag))
+    Ok(flags(mapping.address())?
+        .split(' ')
+        .any(|found| found == flag))
 }
 
 /// Each kind of lasting advice, on a mapping of its own; the flags are those of proc_pid_smaps(5).
@@ -70,7 +78,11 @@ fn advice() -> Result<()> {
     }
     zdtm::checkpoint()?;
     for (area, flag, seed) in areas {
-        check!(has(&area, flag)?, "{flag} is lost: {}", flags(area.address())?);
+        check!(
+            has(&area, flag)?,
+            "{flag} is lost: {}",
+            flags(area.address())?
+        );
         verify(area.bytes(), seed)?;
     }
     Ok(())
@@ -135,7 +147,11 @@ fn mlock_onfault() -> Result<()> {
     let mut resident = [0u8; 16];
     // SAFETY: one byte for each page of the area.
     ret(unsafe { libc::mincore(area.pointer().cast(), area.length(), resident.as_mut_ptr()) })?;
-    check_eq!(resident.iter().map(|page| page & 1).sum::<u8>(), 1, "pages resident");
+    check_eq!(
+        resident.iter().map(|page| page & 1).sum::<u8>(),
+        1,
+        "pages resident"
+    );
     verify(area.part(0, PAGE).bytes(), 1)
 }
 
@@ -183,7 +199,11 @@ fn guard() -> Result<()> {
     const MADV_GUARD_REMOVE: i32 = 103;
     let area = Mapping::anonymous(32 * PAGE)?;
     fill(area.bytes(), 1);
-    let guards = [area.part(0, PAGE), area.part(7 * PAGE, 3 * PAGE), area.part(31 * PAGE, PAGE)];
+    let guards = [
+        area.part(0, PAGE),
+        area.part(7 * PAGE, 3 * PAGE),
+        area.part(31 * PAGE, PAGE),
+    ];
     for guard in &guards {
         if guard.advise(MADV_GUARD_INSTALL).is_err() {
             return skip("no MADV_GUARD_INSTALL before Linux 6.13");
@@ -198,7 +218,10 @@ fn guard() -> Result<()> {
         let guarded = matches!(page, 0 | 7..=9 | 31);
         check_eq!(readable(&part), !guarded, "page {page}");
         if !guarded {
-            check!(part.bytes() == &whole[page * PAGE..(page + 1) * PAGE], "page {page}");
+            check!(
+                part.bytes() == &whole[page * PAGE..(page + 1) * PAGE],
+                "page {page}"
+            );
         }
     }
     guards[1].advise(MADV_GUARD_REMOVE)?;
@@ -212,14 +235,25 @@ fn grows_down() -> Result<()> {
     let room = Mapping::anonymous(600 * PAGE)?;
     let top = room.address() + 596 * PAGE;
     room.unmap()?;
-    let area = Mapping::at(top, 4 * PAGE, READ_WRITE, ANONYMOUS | MAP_GROWSDOWN | libc::MAP_FIXED_NOREPLACE, -1, 0)?;
+    let area = Mapping::at(
+        top,
+        4 * PAGE,
+        READ_WRITE,
+        ANONYMOUS | MAP_GROWSDOWN | libc::MAP_FIXED_NOREPLACE,
+        -1,
+        0,
+    )?;
     let touch = |below: usize, value: u8| {
-        let pointer = std::ptr::with_exposed_provenance_mut::<u8>(area.pointer().expose_provenance() - below * PAGE);
+        let pointer = std::ptr::with_exposed_provenance_mut::<u8>(
+            area.pointer().expose_provenance() - below * PAGE,
+        );
         // SAFETY: the kernel grows the mapping down to there; nothing else is in the room.
         unsafe { pointer.write_volatile(value) };
     };
     let read = |below: usize| {
-        let pointer = std::ptr::with_exposed_provenance::<u8>(area.pointer().expose_provenance() - below * PAGE);
+        let pointer = std::ptr::with_exposed_provenance::<u8>(
+            area.pointer().expose_provenance() - below * PAGE,
+        );
         // SAFETY: touched before.
         unsafe { pointer.read_volatile() }
     };
@@ -250,7 +284,15 @@ fn names() -> Result<()> {
     let area = Mapping::anonymous(4 * PAGE)?;
     let name = |part: &Mapping, name: &std::ffi::CStr| {
         // SAFETY: PR_SET_VMA with an own mapping and a C string.
-        ret(unsafe { libc::prctl(0x5356_4d41, 0usize, part.address(), part.length(), name.as_ptr()) })
+        ret(unsafe {
+            libc::prctl(
+                0x5356_4d41,
+                0usize,
+                part.address(),
+                part.length(),
+                name.as_ptr(),
+            )
+        })
     };
     let (first, second) = (area.part(0, PAGE), area.part(2 * PAGE, PAGE));
     if let Err(error) = name(&first, c"a name with blanks") {
@@ -260,12 +302,28 @@ fn names() -> Result<()> {
     let line = |part: &Mapping| -> Result<String> {
         let start = format!("{:x}-", part.address());
         let maps = proc_text("self", "maps")?;
-        Ok(maps.lines().find(|line| line.starts_with(&start)).unwrap_or_default().to_owned())
+        Ok(maps
+            .lines()
+            .find(|line| line.starts_with(&start))
+            .unwrap_or_default()
+            .to_owned())
     };
-    check!(line(&first)?.ends_with("[anon:a name with blanks]"), "{}", line(&first)?);
+    check!(
+        line(&first)?.ends_with("[anon:a name with blanks]"),
+        "{}",
+        line(&first)?
+    );
     zdtm::checkpoint()?;
-    check!(line(&first)?.ends_with("[anon:a name with blanks]"), "{}", line(&first)?);
-    check!(line(&second)?.ends_with("[anon:other]"), "{}", line(&second)?);
+    check!(
+        line(&first)?.ends_with("[anon:a name with blanks]"),
+        "{}",
+        line(&first)?
+    );
+    check!(
+        line(&second)?.ends_with("[anon:other]"),
+        "{}",
+        line(&second)?
+    );
     Ok(())
 }
 

@@ -20,7 +20,9 @@ fn brk() -> Result<()> {
     let more = usize::try_from(raw(before + 8 * PAGE)?)?;
     check_eq!(more, before + 8 * PAGE);
     // SAFETY: the eight pages have just been added.
-    let new = unsafe { std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut(before), 8 * PAGE) };
+    let new = unsafe {
+        std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut(before), 8 * PAGE)
+    };
     fill(new, 1);
     verify(new, 1)
 }
@@ -68,13 +70,19 @@ fn vdso() -> Result<()> {
         libc::CLOCK_MONOTONIC_COARSE,
     ];
     fn now(clock: i32) -> Result<i128> {
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         // SAFETY: the time lives through the call.
         ret(unsafe { libc::clock_gettime(clock, &raw mut time) })?;
         Ok(i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec))
     }
     fn asked(clock: i32) -> Result<i128> {
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         // SAFETY: the time lives through the call.
         ret(unsafe { libc::syscall(libc::SYS_clock_gettime, clock, &raw mut time) })?;
         Ok(i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec))
@@ -84,9 +92,15 @@ fn vdso() -> Result<()> {
     for (clock, before) in CLOCKS.into_iter().zip(before) {
         let (first, kernel, second) = (now(clock)?, asked(clock)?, now(clock)?);
         let before = before?;
-        check!(first >= before && first < before + 60_000_000_000, "clock {clock}: {before}, then {first}");
+        check!(
+            first >= before && first < before + 60_000_000_000,
+            "clock {clock}: {before}, then {first}"
+        );
         // The coarse ones go by ticks.
-        check!(first - 20_000_000 <= kernel && kernel <= second + 20_000_000, "clock {clock}: {first} {kernel} {second}");
+        check!(
+            first - 20_000_000 <= kernel && kernel <= second + 20_000_000,
+            "clock {clock}: {first} {kernel} {second}"
+        );
     }
     // SAFETY: takes no address.
     check!(unsafe { libc::sched_getcpu() } >= 0);
@@ -116,7 +130,12 @@ fn aio() -> Result<()> {
     use std::os::fd::AsRawFd;
     let mut context = 0usize;
     // SAFETY: the word lives through the call.
-    let made = unsafe { zdtm::syscall(libc::SYS_io_setup, [16, (&raw mut context).addr(), 0, 0, 0, 0]) };
+    let made = unsafe {
+        zdtm::syscall(
+            libc::SYS_io_setup,
+            [16, (&raw mut context).addr(), 0, 0, 0, 0],
+        )
+    };
     if let Err(error) = made {
         return zdtm::skip(format!("io_setup: {error}"));
     }
@@ -135,14 +154,24 @@ fn aio() -> Result<()> {
         };
         let list = [&raw const control];
         // SAFETY: the request is done when the call returns, as writes to a file's cache are.
-        let count = unsafe { zdtm::syscall(libc::SYS_io_submit, [context, 1, list.as_ptr().addr(), 0, 0, 0]) }?;
+        let count = unsafe {
+            zdtm::syscall(
+                libc::SYS_io_submit,
+                [context, 1, list.as_ptr().addr(), 0, 0, 0],
+            )
+        }?;
         check_eq!(count, 1);
         Ok(())
     };
     let get = || -> Result<[u64; 4]> {
         let mut event = [0u64; 4];
         // SAFETY: room for the one event asked for.
-        let count = unsafe { zdtm::syscall(libc::SYS_io_getevents, [context, 1, 1, event.as_mut_ptr().addr(), 0, 0]) }?;
+        let count = unsafe {
+            zdtm::syscall(
+                libc::SYS_io_getevents,
+                [context, 1, 1, event.as_mut_ptr().addr(), 0, 0],
+            )
+        }?;
         check_eq!(count, 1);
         Ok(event)
     };

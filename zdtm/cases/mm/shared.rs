@@ -77,7 +77,9 @@ fn holes() -> Result<()> {
     zdtm::checkpoint()?;
     verify(area.part(100 << 20, PAGE).bytes(), 1)?;
     child.finish()?;
-    let shmem: u64 = zdtm::status_field("self", "RssShmem")?.trim_end_matches(" kB").parse()?;
+    let shmem: u64 = zdtm::status_field("self", "RssShmem")?
+        .trim_end_matches(" kB")
+        .parse()?;
     check!(shmem < 1024, "{shmem} kB resident");
     Ok(())
 }
@@ -154,8 +156,14 @@ fn cow() -> Result<()> {
     zdtm::checkpoint()?;
     verify(area.bytes(), 1)?;
     child.finish()?;
-    let childs: Vec<u8> = frames(&area)?.iter().flat_map(|frame| frame.to_ne_bytes()).collect();
-    check!(view.bytes()[..childs.len()] == childs[..], "the pages have been copied");
+    let childs: Vec<u8> = frames(&area)?
+        .iter()
+        .flat_map(|frame| frame.to_ne_bytes())
+        .collect();
+    check!(
+        view.bytes()[..childs.len()] == childs[..],
+        "the pages have been copied"
+    );
     Ok(())
 }
 
@@ -177,7 +185,13 @@ fn cow_broken() -> Result<()> {
     zdtm::checkpoint()?;
     child.finish()?;
     verify(area.part(2 * PAGE, PAGE).bytes(), 4)?;
-    check_eq!(zdtm::checksum(area.part(PAGE, PAGE).bytes()), zdtm::checksum(&whole[PAGE..2 * PAGE]));
-    check_eq!(zdtm::checksum(area.part(3 * PAGE, PAGE).bytes()), zdtm::checksum(&whole[3 * PAGE..]));
+    check_eq!(
+        zdtm::checksum(area.part(PAGE, PAGE).bytes()),
+        zdtm::checksum(&whole[PAGE..2 * PAGE])
+    );
+    check_eq!(
+        zdtm::checksum(area.part(3 * PAGE, PAGE).bytes()),
+        zdtm::checksum(&whole[3 * PAGE..])
+    );
     Ok(())
 }

@@ -8,14 +8,28 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("rlimits", rlimits),
     Case::new("personality", personality),
     Case::new("oom-score-adj", || proc_file("oom_score_adj", "500\n")),
-    Case::new("coredump-filter", || proc_file("coredump_filter", "0000007b\n")),
+    Case::new("coredump-filter", || {
+        proc_file("coredump_filter", "0000007b\n")
+    }),
     Case::new("umask", umask),
-    Case::new("dumpable", || prctl_pair(libc::PR_SET_DUMPABLE, 0, libc::PR_GET_DUMPABLE, 0)),
-    Case::new("keepcaps", || prctl_pair(libc::PR_SET_KEEPCAPS, 1, libc::PR_GET_KEEPCAPS, 1)),
-    Case::new("thp-disable", || prctl_pair(libc::PR_SET_THP_DISABLE, 1, libc::PR_GET_THP_DISABLE, 1)),
-    Case::new("mce-kill", || prctl_pair(libc::PR_MCE_KILL, 1, libc::PR_MCE_KILL_GET, 1)),
-    Case::new("io-flusher", || prctl_pair(PR_SET_IO_FLUSHER, 1, PR_GET_IO_FLUSHER, 1)),
-    Case::new("memory-merge", || prctl_pair(PR_SET_MEMORY_MERGE, 1, PR_GET_MEMORY_MERGE, 1)),
+    Case::new("dumpable", || {
+        prctl_pair(libc::PR_SET_DUMPABLE, 0, libc::PR_GET_DUMPABLE, 0)
+    }),
+    Case::new("keepcaps", || {
+        prctl_pair(libc::PR_SET_KEEPCAPS, 1, libc::PR_GET_KEEPCAPS, 1)
+    }),
+    Case::new("thp-disable", || {
+        prctl_pair(libc::PR_SET_THP_DISABLE, 1, libc::PR_GET_THP_DISABLE, 1)
+    }),
+    Case::new("mce-kill", || {
+        prctl_pair(libc::PR_MCE_KILL, 1, libc::PR_MCE_KILL_GET, 1)
+    }),
+    Case::new("io-flusher", || {
+        prctl_pair(PR_SET_IO_FLUSHER, 1, PR_GET_IO_FLUSHER, 1)
+    }),
+    Case::new("memory-merge", || {
+        prctl_pair(PR_SET_MEMORY_MERGE, 1, PR_GET_MEMORY_MERGE, 1)
+    }),
     Case::new("mdwe", || prctl_pair(PR_SET_MDWE, 1, PR_GET_MDWE, 1)),
     Case::new("speculation", speculation),
     Case::new("pdeath-sig", pdeath_sig),
@@ -43,7 +57,10 @@ fn prctl_pair(set: c_int, value: usize, get: c_int, wanted: c_int) -> Result<()>
     }
     // Tried out in a process of its own, as not all can be taken back.
     let probe = Child::spawn("probe", move || {
-        let code = prctl(set, value, second).err().and_then(|error| error.raw_os_error()).unwrap_or(0);
+        let code = prctl(set, value, second)
+            .err()
+            .and_then(|error| error.raw_os_error())
+            .unwrap_or(0);
         // SAFETY: as in every child.
         unsafe { libc::_exit(code) }
     })?;
@@ -122,7 +139,11 @@ fn personality() -> Result<()> {
 fn proc_file(name: &'static str, value: &'static str) -> Result<()> {
     let child = Child::spawn("child", move || {
         let number = value.trim().trim_start_matches('0');
-        let number = if name == "coredump_filter" { format!("0x{number}") } else { number.to_owned() };
+        let number = if name == "coredump_filter" {
+            format!("0x{number}")
+        } else {
+            number.to_owned()
+        };
         std::fs::write(format!("/proc/self/{name}"), number)?;
         check_eq!(zdtm::proc_text("self", name)?, value);
         Child::checkpoint();
@@ -202,7 +223,10 @@ fn membarrier() -> Result<()> {
         call(PRIVATE)?;
         // MEMBARRIER_CMD_GET_REGISTRATIONS, since 6.3.
         if let Ok(registered) = call(1 << 9) {
-            check_eq!(usize::try_from(registered)?, REGISTER_PRIVATE | REGISTER_GLOBAL);
+            check_eq!(
+                usize::try_from(registered)?,
+                REGISTER_PRIVATE | REGISTER_GLOBAL
+            );
         }
         Ok(())
     })?;

@@ -14,7 +14,9 @@ use zdtm::{Case, Result, check, check_eq};
 
 pub(crate) const CASES: &[Case] = &[
     Case::new("blocked-nanosleep", || timed(nanosleep)),
-    Case::new("blocked-clock-nanosleep-absolute", || timed(clock_nanosleep)),
+    Case::new("blocked-clock-nanosleep-absolute", || {
+        timed(clock_nanosleep)
+    }),
     Case::new("blocked-poll", || timed(poll)),
     Case::new("blocked-ppoll", || timed(ppoll)),
     Case::new("blocked-select", || timed(select)),
@@ -28,6 +30,9 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("blocked-read-pipe", || woken(Waker::Pipe, read_pipe)),
     Case::new("blocked-epoll-forever", || woken(Waker::Pipe, epoll_pipe)),
     Case::new("blocked-splice", || woken(Waker::Pipe, splice)),
+    Case::new("blocked-wait", || woken(Waker::Child, wait4)),
+    Case::new("blocked-flock", || woken(Waker::Lock, flock)).options(&["--file-locks"]),
+    Case::new("blocked-msgrcv", || woken(Waker::Message, msgrcv)),
     Case::new("blocked-futex", || woken(Waker::Futex, futex_forever)),
     Case::new("blocked-pause", || woken(Waker::Signal, pause)),
     Case::new("blocked-sigsuspend", || woken(Waker::Signal, sigsuspend)),
@@ -41,7 +46,8 @@ const BEFORE: Duration = Duration::from_millis(700);
 /// What a call returned: its value, or the negative errno.
 fn raw(number: c_long, arguments: [usize; 6]) -> i64 {
     // SAFETY: the callers below pass addresses of locals that live through the call.
-    unsafe { zdtm::syscall(number, arguments) }.unwrap_or_else(|error| -i64::from(error.raw_os_error().unwrap_or(0)))
+    unsafe { zdtm::syscall(number, arguments) }
+        .unwrap_or_else(|error| -i64::from(error.raw_os_error().unwrap_or(0)))
 }
 
 fn address<T>(value: &T) -> usize {
@@ -51,6 +57,7 @@ fn address<T>(value: &T) -> usize {
 fn timed(sleep: fn(Duration) -> (i64, i64)) -> Result<()> {
     let started = Instant::now();
     let thread = std::thread::spawn(move || {
+        block(TERM);
         let result = (sleep(LENGTH), Instant::now());
         // Stays, so that it shows what the call returned and not that a thread is missing.
         zdtm::wait();
@@ -68,14 +75,29 @@ fn timed(sleep: fn(Duration) -> (i64, i64)) -> Result<()> {
     let ((found, wanted), ended) = join(thread)?;
     let took = ended - started;
     check_eq!(found, wanted, "what the call returned, after {took:?}");
-    check!(took + Duration::from_millis(1) >= LENGTH, "ended early: {took:?} of {LENGTH:?}");
+    check!(
+        took + Duration::from_millis(1) >= LENGTH,
+        "ended early: {took:?} of {LENGTH:?}"
+    );
     let most = LENGTH + outage + Duration::from_millis(350);
-    check!(took < most, "took {took:?} of {LENGTH:?} with an outage of {outage:?}: started anew?");
+    check!(
+        took < most,
+        "took {took:?} of {LENGTH:?} with an outage of {outage:?}: started anew?"
+    );
     Ok(())
 }
 
+/// The signal that means "check": it is for the main thread, and would interrupt a sleeper.
+const TERM: u64 = 1 << (libc::SIGTERM - 1);
+
+fn block(set: u64) {
+    raw(libc::SYS_rt_sigprocmask, [0, address(&set), 0, 8, 0, 0]); // SIG_BLOCK
+}
+
 fn join<T>(thread: JoinHandle<T>) -> Result<T> {
-    thread.join().or_else(|_| zdtm::bail!("the sleeper panicked"))
+    thread
+        .join()
+        .or_else(|_| zdtm::bail!("the sleeper panicked"))
 }
 
 fn spec(duration: Duration) -> timespec {
@@ -87,7 +109,10 @@ fn spec(duration: Duration) -> timespec {
 
 /// Now on CLOCK_MONOTONIC, plus so much.
 fn from_now(duration: Duration) -> timespec {
-    let mut now = timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut now = timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: the time lives through the call.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     let nanos = now.tv_nsec + i64::from(duration.subsec_nanos());
@@ -105,12 +130,18 @@ const AGAIN: i64 = -(libc::EAGAIN as i64);
 const TIMED_OUT: i64 = -(libc::ETIMEDOUT as i64);
 
 fn nanosleep(length: Duration) -> (i64, i64) {
-    (raw(libc::SYS_nanosleep, [address(&spec(length)), 0, 0, 0, 0, 0]), 0)
+    (
+        raw(libc::SYS_nanosleep, [address(&spec(length)), 0, 0, 0, 0, 0]),
+        0,
+    )
 }
 
 fn clock_nanosleep(length: Duration) -> (i64, i64) {
     let time = from_now(length);
-    (raw(libc::SYS_clock_nanosleep, [1, 1, address(&time), 0, 0, 0]), 0) // CLOCK_MONOTONIC, TIMER_ABSTIME
+    (
+        raw(libc::SYS_clock_nanosleep, [1, 1, address(&time), 0, 0, 0]),
+        0,
+    ) // CLOCK_MONOTONIC, TIMER_ABSTIME
 }
 
 fn poll(length: Duration) -> (i64, i64) {
@@ -118,46 +149,89 @@ fn poll(length: Duration) -> (i64, i64) {
 }
 
 fn ppoll(length: Duration) -> (i64, i64) {
-    let (time, mask) = (spec(length), 0u64);
-    (raw(libc::SYS_ppoll, [0, 0, address(&time), address(&mask), 8, 0]), 0)
+    let (time, mask) = (spec(length), TERM);
+    (
+        raw(
+            libc::SYS_ppoll,
+            [0, 0, address(&time), address(&mask), 8, 0],
+        ),
+        0,
+    )
 }
 
 fn select(length: Duration) -> (i64, i64) {
-    let time = libc::timeval { tv_sec: 1, tv_usec: i64::from((length - Duration::from_secs(1)).subsec_micros()) };
+    let time = libc::timeval {
+        tv_sec: 1,
+        tv_usec: i64::from((length - Duration::from_secs(1)).subsec_micros()),
+    };
     (raw(libc::SYS_select, [0, 0, 0, 0, address(&time), 0]), 0)
 }
 
 fn pselect(length: Duration) -> (i64, i64) {
-    (raw(libc::SYS_pselect6, [0, 0, 0, 0, address(&spec(length)), 0]), 0)
+    (
+        raw(libc::SYS_pselect6, [0, 0, 0, 0, address(&spec(length)), 0]),
+        0,
+    )
 }
 
 fn futex(length: Duration) -> (i64, i64) {
     let word = AtomicU32::new(0);
-    (raw(libc::SYS_futex, [address(&word), 128, 0, address(&spec(length)), 0, 0]), TIMED_OUT)
+    (
+        raw(
+            libc::SYS_futex,
+            [address(&word), 128, 0, address(&spec(length)), 0, 0],
+        ),
+        TIMED_OUT,
+    )
 }
 
 fn futex_absolute(length: Duration) -> (i64, i64) {
     let (word, time) = (AtomicU32::new(0), from_now(length));
     // FUTEX_WAIT_BITSET, any bit.
-    (raw(libc::SYS_futex, [address(&word), 9 | 128, 0, address(&time), 0, 0xffff_ffff]), TIMED_OUT)
+    (
+        raw(
+            libc::SYS_futex,
+            [address(&word), 9 | 128, 0, address(&time), 0, 0xffff_ffff],
+        ),
+        TIMED_OUT,
+    )
 }
 
 fn epoll(length: Duration) -> (i64, i64) {
     let fd = usize::try_from(raw(libc::SYS_epoll_create1, [0; 6])).unwrap_or(usize::MAX);
     let event = libc::epoll_event { events: 0, u64: 0 };
-    (raw(libc::SYS_epoll_wait, [fd, address(&event), 1, millis(length), 0, 0]), 0)
+    (
+        raw(
+            libc::SYS_epoll_wait,
+            [fd, address(&event), 1, millis(length), 0, 0],
+        ),
+        0,
+    )
 }
 
 fn sigtimedwait(length: Duration) -> (i64, i64) {
     let set = 1u64 << (libc::SIGUSR2 - 1);
-    (raw(libc::SYS_rt_sigtimedwait, [address(&set), 0, address(&spec(length)), 8, 0, 0]), AGAIN)
+    (
+        raw(
+            libc::SYS_rt_sigtimedwait,
+            [address(&set), 0, address(&spec(length)), 8, 0, 0],
+        ),
+        AGAIN,
+    )
 }
 
 /// On a semaphore that is gone at once when nobody uses it any more.
 fn semtimedop(length: Duration) -> (i64, i64) {
     let id = usize::try_from(raw(libc::SYS_semget, [0, 1, 0o600, 0, 0, 0])).unwrap_or(usize::MAX);
-    let take = libc::sembuf { sem_num: 0, sem_op: -1, sem_flg: 0 };
-    let found = raw(libc::SYS_semtimedop, [id, address(&take), 1, address(&spec(length)), 0, 0]);
+    let take = libc::sembuf {
+        sem_num: 0,
+        sem_op: -1,
+        sem_flg: 0,
+    };
+    let found = raw(
+        libc::SYS_semtimedop,
+        [id, address(&take), 1, address(&spec(length)), 0, 0],
+    );
     raw(libc::SYS_semctl, [id, 0, 0, 0, 0, 0]);
     (found, AGAIN)
 }
@@ -169,6 +243,12 @@ enum Waker {
     Pipe,
     /// Sets and wakes the futex word.
     Futex,
+    /// Lets the child exit.
+    Child,
+    /// Gives up the lock on the file.
+    Lock,
+    /// Sends a message to the queue.
+    Message,
     /// Sends SIGUSR1, which has a handler.
     Signal,
     /// Sends SIGUSR1, which the sleeper has blocked.
@@ -187,10 +267,22 @@ fn woken(waker: Waker, sleep: fn(usize) -> (i64, i64)) -> Result<()> {
     // SAFETY: the handler does nothing.
     unsafe { libc::signal(libc::SIGUSR1, ignore as *const () as usize) };
     let fd = usize::try_from(reader.as_raw_fd())?;
+    let lock = std::fs::File::create(zdtm::dir().join("lock"))?;
+    if matches!(waker, Waker::Lock) {
+        // SAFETY: takes no address.
+        zdtm::ret(unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX) })?;
+    }
+    let child = match waker {
+        Waker::Child => Some(zdtm::Child::spawn("waited for", || {
+            zdtm::Child::checkpoint();
+            Ok(())
+        })?),
+        _ => None,
+    };
     let thread = std::thread::spawn(move || {
+        block(TERM);
         if matches!(waker, Waker::Blocked) {
-            let set = 1u64 << (libc::SIGUSR1 - 1);
-            raw(libc::SYS_rt_sigprocmask, [0, address(&set), 0, 8, 0, 0]); // SIG_BLOCK
+            block(1 << (libc::SIGUSR1 - 1));
         }
         SLEEPER.store(nix::unistd::gettid().as_raw(), Ordering::SeqCst);
         let result = sleep(fd);
@@ -212,6 +304,16 @@ fn woken(waker: Waker, sleep: fn(usize) -> (i64, i64)) -> Result<()> {
         Waker::Pipe => {
             nix::unistd::write(&writer, b"x")?;
         }
+        Waker::Child => {
+            let child = zdtm::Context::context(child, "no child")?;
+            nix::sys::signal::kill(child.pid(), nix::sys::signal::SIGTERM)?;
+        }
+        Waker::Lock => drop(lock),
+        Waker::Message => {
+            let queue = usize::try_from(WORD.load(Ordering::SeqCst))?;
+            let message = [5u64, 0];
+            raw(libc::SYS_msgsnd, [queue, address(&message), 8, 0, 0, 0]);
+        }
         Waker::Futex => {
             WORD.store(1, Ordering::SeqCst);
             raw(libc::SYS_futex, [WORD.as_ptr().addr(), 1 | 128, 1, 0, 0, 0]);
@@ -219,7 +321,17 @@ fn woken(waker: Waker, sleep: fn(usize) -> (i64, i64)) -> Result<()> {
         Waker::Signal | Waker::Blocked => {
             let (process, thread) = (std::process::id(), SLEEPER.load(Ordering::SeqCst));
             let number = usize::try_from(libc::SIGUSR1)?;
-            raw(libc::SYS_tgkill, [usize::try_from(process)?, usize::try_from(thread)?, number, 0, 0, 0]);
+            raw(
+                libc::SYS_tgkill,
+                [
+                    usize::try_from(process)?,
+                    usize::try_from(thread)?,
+                    number,
+                    0,
+                    0,
+                    0,
+                ],
+            );
         }
     }
     let (found, wanted) = join(thread)?;
@@ -230,8 +342,15 @@ fn woken(waker: Waker, sleep: fn(usize) -> (i64, i64)) -> Result<()> {
 const INTERRUPTED: i64 = -(libc::EINTR as i64);
 
 fn poll_pipe(fd: usize) -> (i64, i64) {
-    let entry = libc::pollfd { fd: c_int::try_from(fd).unwrap_or(-1), events: libc::POLLIN, revents: 0 };
-    (raw(libc::SYS_poll, [address(&entry), 1, usize::MAX, 0, 0, 0]), 1)
+    let entry = libc::pollfd {
+        fd: c_int::try_from(fd).unwrap_or(-1),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    (
+        raw(libc::SYS_poll, [address(&entry), 1, usize::MAX, 0, 0, 0]),
+        1,
+    )
 }
 
 fn read_pipe(fd: usize) -> (i64, i64) {
@@ -243,17 +362,63 @@ fn epoll_pipe(fd: usize) -> (i64, i64) {
     let epoll = usize::try_from(raw(libc::SYS_epoll_create1, [0; 6])).unwrap_or(usize::MAX);
     let event = libc::epoll_event { events: 1, u64: 7 };
     raw(libc::SYS_epoll_ctl, [epoll, 1, fd, address(&event), 0, 0]);
-    (raw(libc::SYS_epoll_wait, [epoll, address(&event), 1, usize::MAX, 0, 0]), 1)
+    (
+        raw(
+            libc::SYS_epoll_wait,
+            [epoll, address(&event), 1, usize::MAX, 0, 0],
+        ),
+        1,
+    )
 }
 
 fn splice(fd: usize) -> (i64, i64) {
-    let file = std::fs::File::create(zdtm::dir().join("splice")).map(std::os::fd::IntoRawFd::into_raw_fd);
-    let file = file.ok().and_then(|fd| usize::try_from(fd).ok()).unwrap_or(usize::MAX);
+    let file =
+        std::fs::File::create(zdtm::dir().join("splice")).map(std::os::fd::IntoRawFd::into_raw_fd);
+    let file = file
+        .ok()
+        .and_then(|fd| usize::try_from(fd).ok())
+        .unwrap_or(usize::MAX);
     (raw(libc::SYS_splice, [fd, 0, file, 0, 1, 0]), 1)
 }
 
 fn futex_forever(_: usize) -> (i64, i64) {
-    (raw(libc::SYS_futex, [WORD.as_ptr().addr(), 128, 0, 0, 0, 0]), 0)
+    (
+        raw(libc::SYS_futex, [WORD.as_ptr().addr(), 128, 0, 0, 0, 0]),
+        0,
+    )
+}
+
+fn wait4(_: usize) -> (i64, i64) {
+    let (found, status) = {
+        let status = 0u64;
+        (
+            raw(libc::SYS_wait4, [usize::MAX, address(&status), 0, 0, 0, 0]),
+            status,
+        )
+    };
+    (i64::from(found > 0 && status == 0), 1)
+}
+
+fn flock(_: usize) -> (i64, i64) {
+    let file = std::fs::File::open(zdtm::dir().join("lock"));
+    let fd = file
+        .as_ref()
+        .ok()
+        .and_then(|file| usize::try_from(file.as_raw_fd()).ok());
+    (
+        raw(libc::SYS_flock, [fd.unwrap_or(usize::MAX), 2, 0, 0, 0, 0]),
+        0,
+    ) // LOCK_EX
+}
+
+/// From a queue that is removed once the message has come.
+fn msgrcv(_: usize) -> (i64, i64) {
+    let queue = raw(libc::SYS_msgget, [0, 0o600, 0, 0, 0, 0]);
+    WORD.store(u32::try_from(queue).unwrap_or(0), Ordering::SeqCst);
+    let (queue, message) = (usize::try_from(queue).unwrap_or(usize::MAX), [0u64; 2]);
+    let found = raw(libc::SYS_msgrcv, [queue, address(&message), 8, 0, 0, 0]);
+    raw(libc::SYS_msgctl, [queue, 0, 0, 0, 0, 0]);
+    (found, 8)
 }
 
 fn pause(_: usize) -> (i64, i64) {
@@ -261,11 +426,17 @@ fn pause(_: usize) -> (i64, i64) {
 }
 
 fn sigsuspend(_: usize) -> (i64, i64) {
-    let mask = 1u64 << (libc::SIGUSR2 - 1);
-    (raw(libc::SYS_rt_sigsuspend, [address(&mask), 8, 0, 0, 0, 0]), INTERRUPTED)
+    let mask = TERM | 1 << (libc::SIGUSR2 - 1);
+    (
+        raw(libc::SYS_rt_sigsuspend, [address(&mask), 8, 0, 0, 0, 0]),
+        INTERRUPTED,
+    )
 }
 
 fn sigwait(_: usize) -> (i64, i64) {
     let set = 1u64 << (libc::SIGUSR1 - 1);
-    (raw(libc::SYS_rt_sigtimedwait, [address(&set), 0, 0, 8, 0, 0]), i64::from(libc::SIGUSR1))
+    (
+        raw(libc::SYS_rt_sigtimedwait, [address(&set), 0, 0, 8, 0, 0]),
+        i64::from(libc::SIGUSR1),
+    )
 }

@@ -34,7 +34,10 @@ fn credentials() -> Result<Vec<String>> {
         .filter(|line| LINES.iter().any(|name| line.starts_with(name)))
         .map(str::to_owned)
         .collect();
-    lines.push(format!("securebits {:#x}", prctl(libc::PR_GET_SECUREBITS, [0; 4])?));
+    lines.push(format!(
+        "securebits {:#x}",
+        prctl(libc::PR_GET_SECUREBITS, [0; 4])?
+    ));
     Ok(lines)
 }
 
@@ -57,7 +60,9 @@ fn in_child(change: impl FnOnce() -> Result<()>) -> Result<()> {
 
 fn groups() -> Result<()> {
     in_child(|| {
-        let groups: Vec<nix::unistd::Gid> = (0..40).map(|n| nix::unistd::Gid::from_raw(1000 + 77 * n)).collect();
+        let groups: Vec<nix::unistd::Gid> = (0..40)
+            .map(|n| nix::unistd::Gid::from_raw(1000 + 77 * n))
+            .collect();
         Ok(nix::unistd::setgroups(&groups)?)
     })
 }
@@ -79,7 +84,10 @@ fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> Result<
 }
 
 fn permitted() -> Result<u64> {
-    Ok(u64::from_str_radix(&zdtm::status_field("thread-self", "CapPrm")?, 16)?)
+    Ok(u64::from_str_radix(
+        &zdtm::status_field("thread-self", "CapPrm")?,
+        16,
+    )?)
 }
 
 const CHOWN: u64 = 1;
@@ -118,7 +126,10 @@ fn no_new_privs() -> Result<()> {
         }
         set_up();
         zdtm::wait();
-        check_eq!(prctl(libc::PR_GET_NO_NEW_PRIVS, [0; 4])?, i64::from(index == 1));
+        check_eq!(
+            prctl(libc::PR_GET_NO_NEW_PRIVS, [0; 4])?,
+            i64::from(index == 1)
+        );
         Ok(())
     })?;
     zdtm::checkpoint()?;

@@ -23,7 +23,10 @@ fn contended() -> Result<()> {
         .collect();
     std::thread::sleep(std::time::Duration::from_millis(20));
     zdtm::checkpoint()?;
-    check!(threads.iter().all(|thread| !thread.is_finished()), "somebody got it");
+    check!(
+        threads.iter().all(|thread| !thread.is_finished()),
+        "somebody got it"
+    );
     drop(held);
     for thread in threads {
         check!(thread.join().unwrap_or(false));
@@ -57,7 +60,9 @@ fn robust_list() -> Result<()> {
     fn get() -> Result<(usize, usize)> {
         let (mut head, mut length) = (0usize, 0usize);
         // SAFETY: both words live through the call.
-        ret(unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut head, &raw mut length) })?;
+        ret(unsafe {
+            libc::syscall(libc::SYS_get_robust_list, 0, &raw mut head, &raw mut length)
+        })?;
         Ok((head, length))
     }
     let team = Team::start(3, |_, set_up| {
@@ -89,7 +94,8 @@ fn robust_mutex() -> Result<()> {
     }
     let child = Child::spawn("owner", move || {
         // SAFETY: initialised by the parent before the fork.
-        check_eq!(unsafe { libc::pthread_mutex_lock(shared.pointer().cast()) }, 0);
+        let failed = unsafe { libc::pthread_mutex_lock(shared.pointer().cast()) };
+        check_eq!(failed, 0);
         Child::checkpoint();
         Ok(())
     })?;

@@ -40,20 +40,34 @@ fn set(signals: &[c_int]) -> libc::sigset_t {
 fn block(signals: &[c_int]) -> Result<()> {
     let set = set(signals);
     // SAFETY: the set lives through the call.
-    check_eq!(unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) }, 0);
+    let failed =
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    check_eq!(failed, 0);
     Ok(())
 }
 
 /// The next pending one of these signals; nothing if none is pending.
 fn take(signals: &[c_int]) -> Option<Arrival> {
-    let (set, now) = (set(signals), libc::timespec { tv_sec: 0, tv_nsec: 0 });
+    let (set, now) = (
+        set(signals),
+        libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        },
+    );
     // SAFETY: all zeroes is a valid siginfo to be written over.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     // SAFETY: all three live through the call.
     let signal = unsafe { libc::sigtimedwait(&raw const set, &raw mut info, &raw const now) };
     // SAFETY: the signals used here carry pid, uid and value.
     (signal > 0).then(|| unsafe {
-        Arrival { signal, code: info.si_code, pid: info.si_pid(), uid: info.si_uid(), value: info.si_value().sival_ptr.addr() }
+        Arrival {
+            signal,
+            code: info.si_code,
+            pid: info.si_pid(),
+            uid: info.si_uid(),
+            value: info.si_value().sival_ptr.addr(),
+        }
     })
 }
 
@@ -63,7 +77,13 @@ fn take_all(signals: &[c_int]) -> Vec<Arrival> {
 
 /// A siginfo as sigqueue(3) makes it.
 fn queue(target: Option<Pid>, signal: c_int, value: usize) -> Result<Arrival> {
-    let arrival = Arrival { signal, code: libc::SI_QUEUE, pid: getpid().as_raw(), uid: getuid().as_raw(), value };
+    let arrival = Arrival {
+        signal,
+        code: libc::SI_QUEUE,
+        pid: getpid().as_raw(),
+        uid: getuid().as_raw(),
+        value,
+    };
     // errno sits between number and code on all machines but MIPS, and is zero here.
     let mut info = [0u32; 32];
     info[0] = u32::try_from(signal)?;
@@ -73,12 +93,25 @@ fn queue(target: Option<Pid>, signal: c_int, value: usize) -> Result<Arrival> {
     let bytes = value.to_ne_bytes();
     info[6] = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     info[7] = u32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
-    // SAFETY: a siginfo is 128 bytes, which this is.
     match target {
-        None => ret(unsafe { libc::syscall(libc::SYS_rt_sigqueueinfo, getpid().as_raw(), signal, info.as_ptr()) }),
+        // SAFETY: a siginfo is 128 bytes, which this is.
+        None => ret(unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigqueueinfo,
+                getpid().as_raw(),
+                signal,
+                info.as_ptr(),
+            )
+        }),
         // SAFETY: as above.
         Some(thread) => ret(unsafe {
-            libc::syscall(libc::SYS_rt_tgsigqueueinfo, getpid().as_raw(), thread.as_raw(), signal, info.as_ptr())
+            libc::syscall(
+                libc::SYS_rt_tgsigqueueinfo,
+                getpid().as_raw(),
+                thread.as_raw(),
+                signal,
+                info.as_ptr(),
+            )
         }),
     }?;
     Ok(arrival)
@@ -102,7 +135,10 @@ fn process() -> Result<()> {
     zdtm::checkpoint()?;
     let found = take_all(&[libc::SIGUSR1, libc::SIGIO]);
     check_eq!(found.len(), 1);
-    check_eq!((found[0].signal, found[0].code, found[0].pid), (libc::SIGUSR1, libc::SI_USER, getpid().as_raw()));
+    check_eq!(
+        (found[0].signal, found[0].code, found[0].pid),
+        (libc::SIGUSR1, libc::SI_USER, getpid().as_raw())
+    );
     check_eq!(take_all(&[low, high]), wanted);
     Ok(())
 }
@@ -121,7 +157,14 @@ fn threads() -> Result<()> {
             unsafe {
                 zdtm::syscall(
                     libc::SYS_tgkill,
-                    [usize::try_from(getpid().as_raw())?, usize::try_from(gettid().as_raw())?, usize::try_from(libc::SIGUSR2)?, 0, 0, 0],
+                    [
+                        usize::try_from(getpid().as_raw())?,
+                        usize::try_from(gettid().as_raw())?,
+                        usize::try_from(libc::SIGUSR2)?,
+                        0,
+                        0,
+                        0,
+                    ],
                 )
             }?;
         }
@@ -132,12 +175,18 @@ fn threads() -> Result<()> {
         check_eq!(found, wanted);
         let user = take(&[libc::SIGUSR2]);
         // The kernel says SI_TKILL; libc makes SI_USER of it.
-        check_eq!(user.map(|arrival| arrival.code), (index == 2).then_some(libc::SI_USER));
+        check_eq!(
+            user.map(|arrival| arrival.code),
+            (index == 2).then_some(libc::SI_USER)
+        );
         Ok(())
     })?;
     zdtm::checkpoint()?;
     team.join()?;
-    let shared: Vec<usize> = take_all(&[signal]).into_iter().map(|arrival| arrival.value).collect();
+    let shared: Vec<usize> = take_all(&[signal])
+        .into_iter()
+        .map(|arrival| arrival.value)
+        .collect();
     check_eq!(shared, [999]);
     Ok(())
 }
@@ -151,7 +200,10 @@ fn child_exit() -> Result<()> {
     zdtm::checkpoint()?;
     let found = take_all(&[libc::SIGCHLD]);
     check_eq!(found.len(), 1);
-    check_eq!((found[0].code, found[0].pid), (libc::CLD_EXITED, child.pid().as_raw()));
+    check_eq!(
+        (found[0].code, found[0].pid),
+        (libc::CLD_EXITED, child.pid().as_raw())
+    );
     zdtm::exit_code(child.pid(), 9)
 }
 
@@ -192,6 +244,12 @@ fn sigtrap_pending() -> Result<()> {
     block(&[libc::SIGTRAP])?;
     queue(None, libc::SIGTRAP, 4)?;
     zdtm::checkpoint()?;
-    check_eq!(take_all(&[libc::SIGTRAP]).into_iter().map(|arrival| arrival.value).collect::<Vec<_>>(), [4]);
+    check_eq!(
+        take_all(&[libc::SIGTRAP])
+            .into_iter()
+            .map(|arrival| arrival.value)
+            .collect::<Vec<_>>(),
+        [4]
+    );
     Ok(())
 }

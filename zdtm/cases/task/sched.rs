@@ -16,7 +16,9 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 fn set(policy: c_int, priority: c_int) -> io::Result<()> {
-    let parameter = libc::sched_param { sched_priority: priority };
+    let parameter = libc::sched_param {
+        sched_priority: priority,
+    };
     // SAFETY: the parameter lives through the call.
     ret(unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) }).map(drop)
 }
@@ -102,8 +104,12 @@ fn deadline() -> Result<()> {
     };
     // Tried in a process that is gone again: a bandwidth to spare is not everywhere.
     // SAFETY: the structure is the kernel's.
-    let set = move || ret(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const wanted, 0) });
-    if Child::spawn("probe", move || set().map(drop).context("SCHED_DEADLINE")).and_then(Child::join).is_err() {
+    let set =
+        move || ret(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const wanted, 0) });
+    if Child::spawn("probe", move || set().map(drop).context("SCHED_DEADLINE"))
+        .and_then(Child::join)
+        .is_err()
+    {
         let _ = std::fs::remove_file(zdtm::dir().join("failures"));
         return skip("no SCHED_DEADLINE here");
     }
@@ -140,7 +146,9 @@ fn affinity() -> Result<()> {
     use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
     let own = nix::unistd::Pid::from_raw(0);
     let all = sched_getaffinity(own)?;
-    let cpus: Vec<usize> = (0..CpuSet::count()).filter(|cpu| all.is_set(*cpu).unwrap_or(false)).collect();
+    let cpus: Vec<usize> = (0..CpuSet::count())
+        .filter(|cpu| all.is_set(*cpu).unwrap_or(false))
+        .collect();
     if cpus.len() < 2 {
         return skip("one CPU only");
     }

@@ -22,18 +22,37 @@ const FLAG_LOG: usize = 2;
 /// The calls refused here have no other use in this program: getpriority, getpgid, and such.
 fn refuse(call: c_long, error: Errno, flags: usize) -> Result<()> {
     let statement = |code: u32, jump_false: u8, k: u32| -> Result<sock_filter> {
-        Ok(sock_filter { code: u16::try_from(code)?, jt: 0, jf: jump_false, k })
+        Ok(sock_filter {
+            code: u16::try_from(code)?,
+            jt: 0,
+            jf: jump_false,
+            k,
+        })
     };
     let program = [
         statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0)?,
-        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, u32::try_from(call)?)?,
-        statement(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | u32::try_from(error as i32)?)?,
+        statement(
+            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+            1,
+            u32::try_from(call)?,
+        )?,
+        statement(
+            libc::BPF_RET | libc::BPF_K,
+            0,
+            libc::SECCOMP_RET_ERRNO | u32::try_from(error as i32)?,
+        )?,
         statement(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW)?,
     ];
-    let program = sock_fprog { len: u16::try_from(program.len())?, filter: program.as_ptr().cast_mut() };
+    let program = sock_fprog {
+        len: u16::try_from(program.len())?,
+        filter: program.as_ptr().cast_mut(),
+    };
     // SAFETY: the program lives through the call.
     unsafe {
-        zdtm::syscall(libc::SYS_seccomp, [SET_MODE_FILTER, flags, (&raw const program).addr(), 0, 0, 0])
+        zdtm::syscall(
+            libc::SYS_seccomp,
+            [SET_MODE_FILTER, flags, (&raw const program).addr(), 0, 0, 0],
+        )
     }?;
     Ok(())
 }
@@ -42,7 +61,10 @@ fn refuse(call: c_long, error: Errno, flags: usize) -> Result<()> {
 fn error_of(call: c_long) -> Option<Errno> {
     // SAFETY: takes no address.
     let result = unsafe { zdtm::syscall(call, [0; 6]) };
-    result.err().and_then(|error| error.raw_os_error()).map(Errno::from_raw)
+    result
+        .err()
+        .and_then(|error| error.raw_os_error())
+        .map(Errno::from_raw)
 }
 
 /// In strict mode only read, write and exit are left.
@@ -127,8 +149,14 @@ fn threads() -> Result<()> {
         }
         set_up();
         zdtm::wait();
-        check_eq!(error_of(libc::SYS_getpriority), (index >= 1).then_some(Errno::EXFULL));
-        check_eq!(error_of(libc::SYS_getpgid), (index >= 2).then_some(Errno::EBADSLT));
+        check_eq!(
+            error_of(libc::SYS_getpriority),
+            (index >= 1).then_some(Errno::EXFULL)
+        );
+        check_eq!(
+            error_of(libc::SYS_getpgid),
+            (index >= 2).then_some(Errno::EBADSLT)
+        );
         Ok(())
     })?;
     zdtm::checkpoint()?;

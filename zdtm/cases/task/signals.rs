@@ -14,7 +14,8 @@ pub(crate) const CASES: &[Case] = &[
 
 /// Every signal whose action can be set: libc keeps 32 and 33 to itself.
 fn numbers() -> impl Iterator<Item = c_int> {
-    (1..=64).filter(|signal| ![libc::SIGKILL, libc::SIGSTOP, libc::SIGTERM, 32, 33].contains(signal))
+    (1..=64)
+        .filter(|signal| ![libc::SIGKILL, libc::SIGSTOP, libc::SIGTERM, 32, 33].contains(signal))
 }
 
 /// A signal's action as the kernel has it: handler, flags, mask.
@@ -24,7 +25,8 @@ fn action(signal: c_int) -> Result<(usize, c_int, Vec<c_int>)> {
     // SAFETY: a null new action only asks.
     ret(unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut found) })?;
     // SAFETY: the mask has been written by the call above.
-    let mask = (1..=64).filter(|signal| unsafe { libc::sigismember(&raw const found.sa_mask, *signal) } == 1);
+    let mask = (1..=64)
+        .filter(|signal| unsafe { libc::sigismember(&raw const found.sa_mask, *signal) } == 1);
     Ok((found.sa_sigaction, found.sa_flags, mask.collect()))
 }
 
@@ -43,11 +45,21 @@ extern "C" fn count_info(signal: c_int, info: *mut libc::siginfo_t, _: *mut libc
 
 /// All of them, each with another combination of handler, flags and mask.
 fn actions() -> Result<()> {
-    let flags = [libc::SA_RESTART, libc::SA_NODEFER, libc::SA_NOCLDSTOP, libc::SA_ONSTACK, libc::SA_NOCLDWAIT];
+    let flags = [
+        libc::SA_RESTART,
+        libc::SA_NODEFER,
+        libc::SA_NOCLDSTOP,
+        libc::SA_ONSTACK,
+        libc::SA_NOCLDWAIT,
+    ];
     for signal in numbers() {
         // SAFETY: all zeroes is a valid sigaction: the default, no flags, no mask.
         let mut wanted: libc::sigaction = unsafe { std::mem::zeroed() };
-        wanted.sa_flags = flags.iter().enumerate().filter(|(bit, _)| signal >> bit & 1 != 0).fold(0, |all, (_, flag)| all | flag);
+        wanted.sa_flags = flags
+            .iter()
+            .enumerate()
+            .filter(|(bit, _)| signal >> bit & 1 != 0)
+            .fold(0, |all, (_, flag)| all | flag);
         match signal % 4 {
             0 => wanted.sa_sigaction = libc::SIG_DFL,
             1 => wanted.sa_sigaction = libc::SIG_IGN,
@@ -60,7 +72,11 @@ fn actions() -> Result<()> {
         // SAFETY: the mask is ours; the handlers touch an atomic only.
         unsafe {
             libc::sigaddset(&raw mut wanted.sa_mask, 64 - signal % 30);
-            ret(libc::sigaction(signal, &raw const wanted, std::ptr::null_mut()))?;
+            ret(libc::sigaction(
+                signal,
+                &raw const wanted,
+                std::ptr::null_mut(),
+            ))?;
         }
     }
     let before = numbers().map(action).collect::<Result<Vec<_>>>()?;
@@ -73,7 +89,10 @@ fn actions() -> Result<()> {
         // SAFETY: a handler is installed.
         ret(unsafe { libc::raise(*signal) })?;
     }
-    check_eq!(HITS.load(Ordering::SeqCst), usize::try_from(handled.iter().sum::<c_int>())?);
+    check_eq!(
+        HITS.load(Ordering::SeqCst),
+        usize::try_from(handled.iter().sum::<c_int>())?
+    );
     Ok(())
 }
 
@@ -82,7 +101,9 @@ fn blocked() -> Vec<c_int> {
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut set);
-        (1..=64).filter(|signal| libc::sigismember(&raw const set, *signal) == 1).collect()
+        (1..=64)
+            .filter(|signal| libc::sigismember(&raw const set, *signal) == 1)
+            .collect()
     }
 }
 
@@ -156,11 +177,16 @@ fn altstack() -> Result<()> {
         set_up();
         zdtm::wait();
         check_eq!(get_altstack()?, before);
-        let _turn = turn.lock().map_err(|_| zdtm::Context::context(None::<()>, "poisoned").unwrap_err())?;
+        let _turn = turn
+            .lock()
+            .or_else(|_| zdtm::bail!("another thread failed"))?;
         // SAFETY: the handler is installed.
         ret(unsafe { libc::raise(libc::SIGUSR1) })?;
         let used = ON_STACK.load(Ordering::SeqCst);
-        check!((stack.address()..stack.address() + stack.length()).contains(&used), "ran at {used:#x}, not on its stack");
+        check!(
+            (stack.address()..stack.address() + stack.length()).contains(&used),
+            "ran at {used:#x}, not on its stack"
+        );
         Ok(())
     })?;
     zdtm::checkpoint()?;
@@ -193,7 +219,9 @@ fn inside() -> Result<()> {
         std::thread::yield_now();
     }
     zdtm::checkpoint()?;
-    let stack = thread.join().map_err(|_| zdtm::Context::context(None::<()>, "panicked").unwrap_err())??;
+    let stack = thread
+        .join()
+        .or_else(|_| zdtm::bail!("the thread panicked"))??;
     check_eq!(INSIDE.load(Ordering::SeqCst), 2);
     let used = ON_STACK.load(Ordering::SeqCst);
     check!((stack..stack + 16 * PAGE).contains(&used));

@@ -37,7 +37,10 @@ fn stop(pid: Pid, signal: Signal) -> Result<()> {
 }
 
 fn stop_report(pid: Pid) -> Result<WaitStatus> {
-    Ok(waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT)?)
+    Ok(waitid(
+        Id::Pid(pid),
+        WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT,
+    )?)
 }
 
 fn check_stopped(pid: Pid) -> Result<()> {
@@ -50,9 +53,15 @@ fn continued(signal: Signal) -> Result<()> {
     stop(child.pid(), signal)?;
     zdtm::checkpoint()?;
     check_stopped(child.pid())?;
-    check_eq!(stop_report(child.pid())?, WaitStatus::Stopped(child.pid(), signal));
+    check_eq!(
+        stop_report(child.pid())?,
+        WaitStatus::Stopped(child.pid(), signal)
+    );
     kill(child.pid(), Signal::SIGCONT)?;
-    check_eq!(waitid(Id::Pid(child.pid()), WaitPidFlag::WCONTINUED)?, WaitStatus::Continued(child.pid()));
+    check_eq!(
+        waitid(Id::Pid(child.pid()), WaitPidFlag::WCONTINUED)?,
+        WaitStatus::Continued(child.pid())
+    );
     child.finish()
 }
 
@@ -72,7 +81,10 @@ fn waited_for() -> Result<()> {
     waitpid(child.pid(), Some(WaitPidFlag::WUNTRACED))?;
     zdtm::checkpoint()?;
     check_stopped(child.pid())?;
-    let again = waitid(Id::Pid(child.pid()), WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG)?;
+    let again = waitid(
+        Id::Pid(child.pid()),
+        WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG,
+    )?;
     check_eq!(again, WaitStatus::StillAlive);
     kill(child.pid(), Signal::SIGCONT)?;
     child.finish()

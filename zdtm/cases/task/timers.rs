@@ -11,7 +11,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("posix-timer-clocks", clocks),
     Case::new("posix-timer-notify", notify),
     Case::new("posix-timer-ids", ids),
-    Case::new("posix-timer-ticking", ticking),
+    Case::new("posix-timer-ticking", ticking).changes(&["thread/"]),
     Case::new("posix-timer-overrun", overrun),
 ];
 
@@ -39,7 +39,10 @@ fn arrives(signal: c_int) -> Option<libc::siginfo_t> {
             libc::sigemptyset(&raw mut set);
             libc::sigaddset(&raw mut set, signal);
             let mut info: libc::siginfo_t = std::mem::zeroed();
-            let time = libc::timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+            let time = libc::timespec {
+                tv_sec: 0,
+                tv_nsec: 100_000_000,
+            };
             if libc::sigtimedwait(&raw const set, &raw mut info, &raw const time) == signal {
                 return Some(info);
             }
@@ -49,16 +52,28 @@ fn arrives(signal: c_int) -> Option<libc::siginfo_t> {
 }
 
 fn set_itimer(which: c_int, seconds: i64, interval: i64) -> Result<()> {
-    let time = |micros: i64| libc::timeval { tv_sec: micros / 1_000_000, tv_usec: micros % 1_000_000 };
-    let value = itimerval { it_value: time(seconds), it_interval: time(interval) };
+    let time = |micros: i64| libc::timeval {
+        tv_sec: micros / 1_000_000,
+        tv_usec: micros % 1_000_000,
+    };
+    let value = itimerval {
+        it_value: time(seconds),
+        it_interval: time(interval),
+    };
     // SAFETY: the value lives through the call.
     ret(unsafe { libc::syscall(libc::SYS_setitimer, which, &raw const value, 0usize) })?;
     Ok(())
 }
 
 fn itimer(which: c_int) -> Result<(i64, i64)> {
-    let zero = libc::timeval { tv_sec: 0, tv_usec: 0 };
-    let mut value = itimerval { it_value: zero, it_interval: zero };
+    let zero = libc::timeval {
+        tv_sec: 0,
+        tv_usec: 0,
+    };
+    let mut value = itimerval {
+        it_value: zero,
+        it_interval: zero,
+    };
     // SAFETY: the value lives through the call.
     ret(unsafe { libc::syscall(libc::SYS_getitimer, which, &raw mut value) })?;
     let micros = |time: libc::timeval| time.tv_sec * 1_000_000 + time.tv_usec;
@@ -70,7 +85,11 @@ const ITIMERS: [c_int; 3] = [0, 1, 2];
 /// Far in the future: what is left must be less than before, and not by much.
 fn itimer_remaining() -> Result<()> {
     for which in ITIMERS {
-        set_itimer(which, (HOUR + i64::from(which)) * 1_000_000, i64::from(which) * 7_000_000)?;
+        set_itimer(
+            which,
+            (HOUR + i64::from(which)) * 1_000_000,
+            i64::from(which) * 7_000_000,
+        )?;
     }
     let before = ITIMERS.map(itimer);
     let started = Instant::now();
@@ -80,7 +99,10 @@ fn itimer_remaining() -> Result<()> {
         let ((left, interval), (was, interval_was)) = (itimer(which)?, before?);
         check_eq!(interval, interval_was, "itimer {which}");
         // A tick of the processor timers is up to 10 ms.
-        check!(left <= was + 20_000 && left >= was - elapsed - 20_000, "itimer {which}: {left} of {was}");
+        check!(
+            left <= was + 20_000 && left >= was - elapsed - 20_000,
+            "itimer {which}: {left} of {was}"
+        );
     }
     Ok(())
 }
@@ -108,7 +130,13 @@ fn itimer_ticking() -> Result<()> {
     Ok(())
 }
 
-fn create(clock: clockid_t, notify: c_int, signal: c_int, value: usize, thread: i32) -> Result<timer_t> {
+fn create(
+    clock: clockid_t,
+    notify: c_int,
+    signal: c_int,
+    value: usize,
+    thread: i32,
+) -> Result<timer_t> {
     // SAFETY: all zeroes is a valid sigevent to fill in.
     let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
     event.sigev_notify = notify;
@@ -123,9 +151,15 @@ fn create(clock: clockid_t, notify: c_int, signal: c_int, value: usize, thread: 
 
 fn arm(id: timer_t, value: Duration, interval: Duration) -> Result<()> {
     let time = |duration: Duration| -> Result<libc::timespec> {
-        Ok(libc::timespec { tv_sec: i64::try_from(duration.as_secs())?, tv_nsec: i64::from(duration.subsec_nanos()) })
+        Ok(libc::timespec {
+            tv_sec: i64::try_from(duration.as_secs())?,
+            tv_nsec: i64::from(duration.subsec_nanos()),
+        })
     };
-    let value = itimerspec { it_value: time(value)?, it_interval: time(interval)? };
+    let value = itimerspec {
+        it_value: time(value)?,
+        it_interval: time(interval)?,
+    };
     // SAFETY: the value lives through the call.
     ret(unsafe { libc::timer_settime(id, 0, &raw const value, std::ptr::null_mut()) })?;
     Ok(())
@@ -133,12 +167,21 @@ fn arm(id: timer_t, value: Duration, interval: Duration) -> Result<()> {
 
 /// What is left, and the interval.
 fn left(id: timer_t) -> Result<(Duration, Duration)> {
-    let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    let mut value = itimerspec { it_value: zero, it_interval: zero };
+    let zero = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let mut value = itimerspec {
+        it_value: zero,
+        it_interval: zero,
+    };
     // SAFETY: the value lives through the call.
     ret(unsafe { libc::timer_gettime(id, &raw mut value) })?;
     let time = |time: libc::timespec| -> Result<Duration> {
-        Ok(Duration::new(u64::try_from(time.tv_sec)?, u32::try_from(time.tv_nsec)?))
+        Ok(Duration::new(
+            u64::try_from(time.tv_sec)?,
+            u32::try_from(time.tv_nsec)?,
+        ))
     };
     Ok((time(value.it_value)?, time(value.it_interval)?))
 }
@@ -158,7 +201,11 @@ fn clocks() -> Result<()> {
         .zip(CLOCKS)
         .map(|(hours, clock)| {
             let id = create(*clock, libc::SIGEV_SIGNAL, libc::SIGUSR1, 0, 0)?;
-            arm(id, Duration::from_secs(3600 * hours), Duration::from_millis(1234 * hours))?;
+            arm(
+                id,
+                Duration::from_secs(3600 * hours),
+                Duration::from_millis(1234 * hours),
+            )?;
             Ok((*clock, id, left(id)?))
         })
         .collect::<Result<Vec<_>>>()?;
@@ -168,7 +215,10 @@ fn clocks() -> Result<()> {
     for (clock, id, (was, interval)) in timers {
         let (now, interval_now) = left(id)?;
         check_eq!(interval_now, interval, "clock {clock}");
-        check!(now <= was && now + elapsed >= was, "clock {clock}: {now:?} of {was:?} left, {elapsed:?} later");
+        check!(
+            now <= was && now + elapsed >= was,
+            "clock {clock}: {now:?} of {was:?} left, {elapsed:?} later"
+        );
     }
     Ok(())
 }
@@ -178,11 +228,29 @@ fn notify() -> Result<()> {
     let signal = libc::SIGRTMIN() + 1;
     block(signal)?;
     block(libc::SIGUSR2)?;
-    let by_signal = create(libc::CLOCK_MONOTONIC, libc::SIGEV_SIGNAL, signal, 0x1234_5678_9abc, 0)?;
+    let by_signal = create(
+        libc::CLOCK_MONOTONIC,
+        libc::SIGEV_SIGNAL,
+        signal,
+        0x1234_5678_9abc,
+        0,
+    )?;
     let silent = create(libc::CLOCK_MONOTONIC, libc::SIGEV_NONE, 0, 0, 0)?;
     let own_thread = nix::unistd::gettid().as_raw();
-    let to_thread = create(libc::CLOCK_MONOTONIC, libc::SIGEV_THREAD_ID, libc::SIGUSR2, 77, own_thread)?;
-    let never = create(libc::CLOCK_MONOTONIC, libc::SIGEV_SIGNAL, libc::SIGUSR1, 0, 0)?;
+    let to_thread = create(
+        libc::CLOCK_MONOTONIC,
+        libc::SIGEV_THREAD_ID,
+        libc::SIGUSR2,
+        77,
+        own_thread,
+    )?;
+    let never = create(
+        libc::CLOCK_MONOTONIC,
+        libc::SIGEV_SIGNAL,
+        libc::SIGUSR1,
+        0,
+        0,
+    )?;
     zdtm::checkpoint()?;
     for timer in [by_signal, silent, to_thread] {
         arm(timer, Duration::from_millis(10), Duration::ZERO)?;
@@ -190,7 +258,8 @@ fn notify() -> Result<()> {
     let info = zdtm::Context::context(arrives(signal), "no signal of the first timer")?;
     check_eq!(info.si_code, libc::SI_TIMER);
     // SAFETY: a timer's siginfo carries its value.
-    check_eq!(unsafe { info.si_value() }.sival_ptr.addr(), 0x1234_5678_9abc);
+    let value = unsafe { info.si_value() };
+    check_eq!(value.sival_ptr.addr(), 0x1234_5678_9abc);
     let info = zdtm::Context::context(arrives(libc::SIGUSR2), "no signal to the thread")?;
     // SAFETY: as above.
     check_eq!(unsafe { info.si_value() }.sival_ptr.addr(), 77);
@@ -202,7 +271,15 @@ fn notify() -> Result<()> {
 /// Ids stay, with gaps between them, and new ones do not collide.
 fn ids() -> Result<()> {
     let mut timers = (0..20)
-        .map(|n| create(libc::CLOCK_MONOTONIC, libc::SIGEV_SIGNAL, libc::SIGUSR1, n, 0))
+        .map(|n| {
+            create(
+                libc::CLOCK_MONOTONIC,
+                libc::SIGEV_SIGNAL,
+                libc::SIGUSR1,
+                n,
+                0,
+            )
+        })
         .collect::<Result<Vec<_>>>()?;
     // SAFETY: each id is deleted once and taken off the list.
     unsafe {
@@ -216,7 +293,10 @@ fn ids() -> Result<()> {
     zdtm::checkpoint()?;
     for (seconds, timer) in (1000..).zip(&timers) {
         let (left, _) = left(*timer)?;
-        check!(left.as_secs() < seconds && left.as_secs() > seconds - 60, "{left:?} of {seconds} s");
+        check!(
+            left.as_secs() < seconds && left.as_secs() > seconds - 60,
+            "{left:?} of {seconds} s"
+        );
     }
     let new = create(libc::CLOCK_MONOTONIC, libc::SIGEV_NONE, 0, 0, 0)?;
     check!(!timers.contains(&new), "an id given out twice");
@@ -230,7 +310,8 @@ fn ticking() -> Result<()> {
     arm(timer, Duration::from_millis(30), Duration::from_millis(30))?;
     zdtm::checkpoint()?;
     for count in 0..5 {
-        let info = zdtm::Context::with_context(arrives(signal), || format!("tick {count} is missing"))?;
+        let info =
+            zdtm::Context::with_context(arrives(signal), || format!("tick {count} is missing"))?;
         // SAFETY: a timer's siginfo carries its value.
         check_eq!(unsafe { info.si_value() }.sival_ptr.addr(), 5);
     }

@@ -36,7 +36,10 @@ fn living() -> Result<()> {
     killpg(one[0].pid(), Signal::SIGUSR1)?;
     for child in &one {
         let status = waitpid(child.pid(), None)?;
-        check!(matches!(status, WaitStatus::Signaled(_, Signal::SIGUSR1, _)), "{status:?}");
+        check!(
+            matches!(status, WaitStatus::Signaled(_, Signal::SIGUSR1, _)),
+            "{status:?}"
+        );
     }
     other.finish()
 }
@@ -49,7 +52,11 @@ fn dead(zombie: bool) -> Result<()> {
     setpgid(child.pid(), group)?;
     nix::sys::signal::kill(group, Signal::SIGTERM)?;
     wait_exit(group)?;
-    let leader = if zombie { Some(leader) } else { leader.join().map(|()| None)? };
+    let leader = if zombie {
+        Some(leader)
+    } else {
+        leader.join().map(|()| None)?
+    };
     zdtm::checkpoint()?;
     check_eq!(getpgid(Some(child.pid()))?, group);
     // A newcomer can still join.
@@ -57,6 +64,13 @@ fn dead(zombie: bool) -> Result<()> {
     setpgid(newcomer.pid(), group)?;
     newcomer.finish()?;
     child.finish()?;
-    check_eq!(killpg(Pid::from_raw(group.as_raw()), None), if zombie { Ok(()) } else { Err(nix::errno::Errno::ESRCH) });
+    check_eq!(
+        killpg(Pid::from_raw(group.as_raw()), None),
+        if zombie {
+            Ok(())
+        } else {
+            Err(nix::errno::Errno::ESRCH)
+        }
+    );
     leader.map_or(Ok(()), Child::join)
 }

@@ -34,7 +34,9 @@ fn deep() -> Result<()> {
         let before = place()?;
         let next = match depth {
             0 => None,
-            _ => Some(Child::spawn(format!("depth {depth}"), move || link(depth - 1))?),
+            _ => Some(Child::spawn(format!("depth {depth}"), move || {
+                link(depth - 1)
+            })?),
         };
         Child::checkpoint();
         check_eq!(place()?, before);
@@ -72,6 +74,9 @@ fn wait_living_child() -> Result<()> {
     zdtm::checkpoint()?;
     let pid = child.pid();
     use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-    check_eq!(waitpid(pid, Some(WaitPidFlag::WNOHANG))?, WaitStatus::StillAlive);
+    check_eq!(
+        waitpid(pid, Some(WaitPidFlag::WNOHANG))?,
+        WaitStatus::StillAlive
+    );
     child.finish()
 }

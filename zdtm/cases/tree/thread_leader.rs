@@ -3,7 +3,8 @@
 use nix::unistd::getpid;
 use zdtm::{Case, Child, Result, check_eq, status_field};
 
-pub(crate) const CASES: &[Case] = &[Case::new("exited-leader", run).refused("the leader has no registers to save")];
+pub(crate) const CASES: &[Case] =
+    &[Case::new("exited-leader", run).refused("the leader has no registers to save")];
 
 fn run() -> Result<()> {
     let child = Child::spawn("child", || {

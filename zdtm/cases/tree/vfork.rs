@@ -25,6 +25,9 @@ fn run() -> Result<()> {
     }
     zdtm::checkpoint()?;
     let grandchild = zdtm::proc_text(format!("{0}/task/{0}", parent.pid()), "children")?;
-    nix::sys::signal::kill(Pid::from_raw(grandchild.trim().parse()?), nix::sys::signal::SIGTERM)?;
+    nix::sys::signal::kill(
+        Pid::from_raw(grandchild.trim().parse()?),
+        nix::sys::signal::SIGTERM,
+    )?;
     parent.join()
 }

@@ -30,7 +30,10 @@ fn killed(signal: Signal) -> Result<Pid> {
 }
 
 fn small() -> Result<()> {
-    statuses(&[0, 1, 42, 127], &[Signal::SIGKILL, Signal::SIGUSR1, Signal::SIGSEGV])
+    statuses(
+        &[0, 1, 42, 127],
+        &[Signal::SIGKILL, Signal::SIGUSR1, Signal::SIGSEGV],
+    )
 }
 
 /// All eight bits of the code.
@@ -43,10 +46,14 @@ fn many() -> Result<()> {
 }
 
 fn statuses(codes: &[i32], signals: &[Signal]) -> Result<()> {
-    let codes: Vec<(Pid, i32)> =
-        codes.iter().map(|code| Ok((exited(*code)?, *code))).collect::<Result<_>>()?;
-    let signals: Vec<(Pid, Signal)> =
-        signals.iter().map(|signal| Ok((killed(*signal)?, *signal))).collect::<Result<_>>()?;
+    let codes: Vec<(Pid, i32)> = codes
+        .iter()
+        .map(|code| Ok((exited(*code)?, *code)))
+        .collect::<Result<_>>()?;
+    let signals: Vec<(Pid, Signal)> = signals
+        .iter()
+        .map(|signal| Ok((killed(*signal)?, *signal)))
+        .collect::<Result<_>>()?;
     zdtm::checkpoint()?;
     for (pid, code) in codes {
         exit_code(pid, code)?;

@@ -73,8 +73,19 @@ impl Mapping {
     }
 
     /// Maps at a hint, or there and nowhere else with MAP_FIXED_NOREPLACE.
-    pub fn at(hint: usize, length: usize, protection: i32, flags: i32, fd: i32, offset: i64) -> Result<Self> {
-        assert_eq!(flags & libc::MAP_FIXED, 0, "MAP_FIXED could replace memory in use");
+    pub fn at(
+        hint: usize,
+        length: usize,
+        protection: i32,
+        flags: i32,
+        fd: i32,
+        offset: i64,
+    ) -> Result<Self> {
+        assert_eq!(
+            flags & libc::MAP_FIXED,
+            0,
+            "MAP_FIXED could replace memory in use"
+        );
         let hint = std::ptr::without_provenance_mut(hint);
         // SAFETY: without MAP_FIXED a new mapping takes only free addresses.
         let start = unsafe { libc::mmap(hint, length, protection, flags, fd, offset) };
@@ -87,12 +98,24 @@ impl Mapping {
 
     /// Private anonymous memory, read-write.
     pub fn anonymous(length: usize) -> Result<Self> {
-        Self::new(length, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+        Self::new(
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
     }
 
     /// Shared anonymous memory, read-write.
     pub fn shared(length: usize) -> Result<Self> {
-        Self::new(length, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1, 0)
+        Self::new(
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
     }
 
     /// Its first address.
@@ -112,14 +135,20 @@ impl Mapping {
 
     /// Part of it, as a mapping of its own.
     pub fn part(&self, offset: usize, length: usize) -> Self {
-        assert!(offset + length <= self.length, "part outside of the mapping");
+        assert!(
+            offset + length <= self.length,
+            "part outside of the mapping"
+        );
         // SAFETY: the offset is inside the mapping, as just asserted.
         let start = unsafe { self.start.add(offset) };
         Self { start, length }
     }
 
     /// Its bytes. Faults if they are not readable.
-    #[allow(clippy::mut_from_ref, reason = "one mapping may be seen at two addresses anyway; cases are sequential")]
+    #[allow(
+        clippy::mut_from_ref,
+        reason = "one mapping may be seen at two addresses anyway; cases are sequential"
+    )]
     pub fn bytes(&self) -> &mut [u8] {
         // SAFETY: the range is mapped until the program ends, and a case looks through one slice at a time.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
@@ -141,7 +170,8 @@ impl Mapping {
     /// Gives advice.
     pub fn advise(&self, advice: i32) -> io::Result<()> {
         // SAFETY: it is our own mapping; destructive advice is what the case asks for.
-        crate::ret(unsafe { libc::madvise(self.start.as_ptr().cast(), self.length, advice) }).map(drop)
+        crate::ret(unsafe { libc::madvise(self.start.as_ptr().cast(), self.length, advice) })
+            .map(drop)
     }
 
     /// Removes it.

@@ -87,7 +87,12 @@ impl Child {
     /// Waits for its verdict.
     pub fn join(self) -> Result<()> {
         let status = waitpid(self.pid, None).with_context(|| format!("wait for {}", self.label))?;
-        crate::check_eq!(status, WaitStatus::Exited(self.pid, 0), "child {}", self.label);
+        crate::check_eq!(
+            status,
+            WaitStatus::Exited(self.pid, 0),
+            "child {}",
+            self.label
+        );
         Ok(())
     }
 
@@ -95,7 +100,10 @@ impl Child {
     pub fn kill(self) -> Result<()> {
         kill(self.pid, Signal::SIGKILL).with_context(|| format!("SIGKILL to {}", self.label))?;
         let status = waitpid(self.pid, None)?;
-        crate::check!(matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)), "{status:?}");
+        crate::check!(
+            matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)),
+            "{status:?}"
+        );
         Ok(())
     }
 }

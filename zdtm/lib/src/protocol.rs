@@ -27,7 +27,9 @@ static DIR: OnceLock<PathBuf> = OnceLock::new();
 
 /// The case's own directory: its working directory at the start, empty but for our files.
 pub fn dir() -> &'static Path {
-    DIR.get_or_init(|| std::env::var_os("ZDTM_DIR").map_or_else(|| PathBuf::from("."), PathBuf::from))
+    DIR.get_or_init(|| {
+        std::env::var_os("ZDTM_DIR").map_or_else(|| PathBuf::from("."), PathBuf::from)
+    })
 }
 
 /// Whether the runner asked to check. Cases that keep busy poll this.
@@ -120,11 +122,17 @@ fn start() -> Result<()> {
     let _ = nix::unistd::setsid();
     // SAFETY: nothing in this process owns a descriptor above 2 yet.
     unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) };
-    for signal in Signal::iterator().filter(|signal| !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP)) {
+    for signal in
+        Signal::iterator().filter(|signal| !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP))
+    {
         // SAFETY: the default action is no code of ours.
         unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }?;
     }
-    let action = SigAction::new(SigHandler::Handler(on_term), SaFlags::SA_RESTART, SigSet::empty());
+    let action = SigAction::new(
+        SigHandler::Handler(on_term),
+        SaFlags::SA_RESTART,
+        SigSet::empty(),
+    );
     // SAFETY: the handler stores an atomic and wakes a futex; both are async-signal-safe.
     unsafe { sigaction(Signal::SIGTERM, &action) }?;
     SigSet::empty().thread_set_mask()?;
@@ -140,7 +148,11 @@ pub(crate) fn forget() {
 /// Records that the calling process failed, for the runner to show beside the root's verdict.
 pub(crate) fn report(label: &str, error: &anyhow::Error) {
     let line = format!("{label} (pid {}): {error:#}\n", std::process::id());
-    let file = fs::OpenOptions::new().create(true).append(true).mode(0o666).open(dir().join("failures"));
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o666)
+        .open(dir().join("failures"));
     if let Ok(mut file) = file {
         let _ = file.write_all(line.as_bytes());
     }

@@ -20,19 +20,21 @@ impl<T: Send + 'static> Team<T> {
         let mut members = Vec::with_capacity(count);
         for index in 0..count {
             let (barrier, body) = (Arc::clone(&barrier), body.clone());
-            let thread = std::thread::Builder::new().stack_size(128 << 10).spawn(move || {
-                let called = std::cell::Cell::new(false);
-                let set_up = || {
-                    called.set(true);
-                    barrier.wait();
-                };
-                let result = body(index, &set_up);
-                if !called.get() {
-                    // It failed early; the others must not wait for it for ever.
-                    barrier.wait();
-                }
-                result
-            })?;
+            let thread = std::thread::Builder::new()
+                .stack_size(128 << 10)
+                .spawn(move || {
+                    let called = std::cell::Cell::new(false);
+                    let set_up = || {
+                        called.set(true);
+                        barrier.wait();
+                    };
+                    let result = body(index, &set_up);
+                    if !called.get() {
+                        // It failed early; the others must not wait for it for ever.
+                        barrier.wait();
+                    }
+                    result
+                })?;
             members.push(thread);
         }
         barrier.wait();

@@ -23,13 +23,25 @@ pub(crate) fn load(options: &Options) -> Result<Vec<Entry>> {
     let output = Command::new(&options.cases)
         .arg("--list")
         .output()
-        .with_context(|| format!("{} (cargo build --release -p zdtm-cases)", options.cases.display()))?;
+        .with_context(|| {
+            format!(
+                "{} (cargo build --release -p zdtm-cases)",
+                options.cases.display()
+            )
+        })?;
     if !output.status.success() {
         bail!("{} --list: {}", options.cases.display(), output.status);
     }
     let selected = |name: &str| {
-        (options.filter.is_empty() || options.filter.iter().any(|text| name.contains(text.as_str())))
-            && !options.exclude.iter().any(|text| name.contains(text.as_str()))
+        (options.filter.is_empty()
+            || options
+                .filter
+                .iter()
+                .any(|text| name.contains(text.as_str())))
+            && !options
+                .exclude
+                .iter()
+                .any(|text| name.contains(text.as_str()))
     };
     String::from_utf8(output.stdout)?
         .lines()
@@ -61,7 +73,8 @@ mod tests {
 
     #[test]
     fn a_line_has_seven_columns() {
-        let entry = parse("files/locks\t--file-locks\t\t\texclusive\tfd maps\tbecause of that").unwrap();
+        let entry =
+            parse("files/locks\t--file-locks\t\t\texclusive\tfd maps\tbecause of that").unwrap();
         assert_eq!(entry.options, ["--file-locks"]);
         assert_eq!(entry.changes, ["fd", "maps"]);
         assert!(entry.exclusive);

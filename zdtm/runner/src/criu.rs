@@ -55,15 +55,32 @@ pub(crate) fn call(
     }
 }
 
+/// Whether `criu check` finds this feature.
+pub(crate) fn check(binary: &Path, feature: &str) -> Result<bool> {
+    let output = Command::new(binary)
+        .args(["check", "--feature", feature])
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| binary.display().to_string())?;
+    Ok(output.status.success())
+}
+
 /// The telling lines of criu's log, or of its standard error when it wrote no log.
 fn errors(images: &Path, verb: &str) -> String {
     let read = |name: String| std::fs::read(images.join(name)).unwrap_or_default();
     let log = String::from_utf8_lossy(&read(format!("{verb}.log"))).into_owned();
-    let mut lines: Vec<&str> = log.lines().filter(|line| line.contains("Error") || line.contains("ERROR")).collect();
+    let mut lines: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("Error") || line.contains("ERROR"))
+        .collect();
     let output = String::from_utf8_lossy(&read(format!("{verb}.out"))).into_owned();
     if lines.is_empty() {
         lines = output.lines().rev().take(5).collect();
         lines.reverse();
     }
-    lines.iter().take(6).map(|line| format!("\n    {line}")).collect()
+    lines
+        .iter()
+        .take(6)
+        .map(|line| format!("\n    {line}"))
+        .collect()
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,8 @@ pub(crate) fn run(job: &Job) -> Outcome {
         status: None,
         remark: String::new(),
     };
-    run.course().unwrap_or_else(|error| Outcome::Fail(format!("runner: {error:#}")))
+    run.course()
+        .unwrap_or_else(|error| Outcome::Fail(format!("runner: {error:#}")))
 }
 
 struct Run<'a> {
@@ -61,7 +62,11 @@ impl Run<'_> {
             let after = self.looks_like(&before)?;
             let lines = before.differences(&after, &self.job.case.changes);
             if !lines.is_empty() {
-                fail!("looks different ({} lines)\n{}", lines.len(), lines.join("\n"));
+                fail!(
+                    "looks different ({} lines)\n{}",
+                    lines.len(),
+                    lines.join("\n")
+                );
             }
         }
         self.verdict()
@@ -72,7 +77,10 @@ impl Run<'_> {
         fs::create_dir_all(&work)?;
         // Children of other users report here as well.
         fs::set_permissions(&work, fs::Permissions::from_mode(0o777))?;
-        let log = OpenOptions::new().create(true).append(true).open(self.job.dir.join("case.log"))?;
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.job.dir.join("case.log"))?;
         let child = Command::new(&self.job.cases)
             .arg(&self.job.case.name)
             .env_clear()
@@ -101,7 +109,10 @@ impl Run<'_> {
                 return self.verdict_of_the_case().map(Some);
             }
             if Instant::now() > self.deadline {
-                return Ok(Some(Outcome::Fail(format!("never got ready{}", self.sleeping()))));
+                return Ok(Some(Outcome::Fail(format!(
+                    "never got ready{}",
+                    self.sleeping()
+                ))));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -119,6 +130,9 @@ impl Run<'_> {
         arguments.extend_from_slice(&self.job.case.options);
         arguments.extend_from_slice(&self.job.case.dump);
         if mode == Mode::PreDump {
+            if !criu::check(&self.job.column.dump_with, "mem_dirty_track")? {
+                return Ok(Some(Outcome::Skip("no memory tracking here".to_owned())));
+            }
             arguments.push("--track-mem".to_owned());
             for round in 0..2 {
                 let pre = self.job.dir.join(format!("img{iteration}-pre{round}"));
@@ -134,12 +148,22 @@ impl Run<'_> {
             Mode::LeaveStopped => arguments.push("--leave-stopped".to_owned()),
             Mode::Restore | Mode::PreDump | Mode::None => {}
         }
-        let dumped = criu::call(&self.job.column.dump_with, "dump", &images, &arguments, self.deadline)?;
+        let dumped = criu::call(
+            &self.job.column.dump_with,
+            "dump",
+            &images,
+            &arguments,
+            self.deadline,
+        )?;
         match dumped {
             Call::Done => {}
             Call::Refused(why) if !self.job.case.refused.is_empty() => {
-                let why = why.lines().last().unwrap_or_default().trim();
-                self.remark = format!("refused ({}): {why}", self.job.case.refused);
+                let mut errors = why
+                    .lines()
+                    .skip(1)
+                    .filter(|line| !line.contains("RLIMIT_NOFILE"));
+                let error = errors.next().unwrap_or_default().trim();
+                self.remark = format!("refused, {}: {error}", self.job.case.refused);
                 return Ok(None);
             }
             Call::Refused(why) | Call::Hung(why) => return Ok(Some(Outcome::Fail(why))),
@@ -171,23 +195,38 @@ impl Run<'_> {
         }
     }
 
-    fn call(&self, verb: &str, images: &PathBuf, arguments: &[String]) -> Result<Option<Outcome>> {
-        let binary =
-            if verb == "restore" { &self.job.column.restore_with } else { &self.job.column.dump_with };
-        Ok(match criu::call(binary, verb, images, arguments, self.deadline)? {
-            Call::Done => None,
-            Call::Refused(why) | Call::Hung(why) => Some(Outcome::Fail(why)),
-        })
+    fn call(&self, verb: &str, images: &Path, arguments: &[String]) -> Result<Option<Outcome>> {
+        let binary = if verb == "restore" {
+            &self.job.column.restore_with
+        } else {
+            &self.job.column.dump_with
+        };
+        Ok(
+            match criu::call(binary, verb, images, arguments, self.deadline)? {
+                Call::Done => None,
+                Call::Refused(why) | Call::Hung(why) => Some(Outcome::Fail(why)),
+            },
+        )
     }
 
     /// After `--leave-stopped` everything has to be stopped.
     fn stopped(&self, process: &Process) -> Result<Option<Outcome>> {
-        let now = visible::processes()?.into_iter().find(|now| now.pid == process.pid);
-        Ok(match now {
-            Some(now) if "TZ".contains(now.state) => None,
-            Some(now) => Some(Outcome::Fail(format!("{} is {}, not stopped", process.pid, now.state))),
-            None => Some(Outcome::Fail(format!("{} is gone", process.pid))),
-        })
+        // It may still be on its way into the stop.
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            let now = visible::processes()?
+                .into_iter()
+                .find(|now| now.pid == process.pid);
+            let why = match now {
+                Some(now) if "TZ".contains(now.state) => return Ok(None),
+                Some(now) => format!("{} is {}, not stopped", process.pid, now.state),
+                None => format!("{} is gone", process.pid),
+            };
+            if Instant::now() > deadline {
+                return Ok(Some(Outcome::Fail(why)));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// After a dump that kills: waits until no pid of the tree is taken any more.
@@ -204,7 +243,9 @@ impl Run<'_> {
                 return Ok(None);
             }
             if Instant::now() > deadline {
-                return Ok(Some(Outcome::Fail(format!("alive after the dump: {left:?}"))));
+                return Ok(Some(Outcome::Fail(format!(
+                    "alive after the dump: {left:?}"
+                ))));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -217,7 +258,9 @@ impl Run<'_> {
         loop {
             std::thread::sleep(Duration::from_millis(5));
             let look = Visible::look(self.pid()?)?;
-            if last.differences(&look, &self.job.case.changes).is_empty() || Instant::now() > deadline {
+            if last.differences(&look, &self.job.case.changes).is_empty()
+                || Instant::now() > deadline
+            {
                 return Ok(look);
             }
             last = look;
@@ -229,7 +272,9 @@ impl Run<'_> {
         let deadline = Instant::now() + SETTLE;
         loop {
             let look = Visible::look(self.pid()?)?;
-            if before.differences(&look, &self.job.case.changes).is_empty() || Instant::now() > deadline {
+            if before.differences(&look, &self.job.case.changes).is_empty()
+                || Instant::now() > deadline
+            {
                 return Ok(look);
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -254,13 +299,18 @@ impl Run<'_> {
     fn verdict_of_the_case(&self) -> Result<Outcome> {
         let read = |name: &str| fs::read_to_string(self.job.work().join(name)).unwrap_or_default();
         let failures = read("failures");
-        let status = self.status.map_or_else(String::new, |status| format!("{status:?}"));
+        let status = self
+            .status
+            .map_or_else(String::new, |status| format!("{status:?}"));
         Ok(match Outcome::load(&self.job.work().join("result")) {
-            Ok(Outcome::Pass(_)) if failures.is_empty() && matches!(self.status, Some(WaitStatus::Exited(_, 0))) => {
+            Ok(Outcome::Pass(_))
+                if failures.is_empty() && matches!(self.status, Some(WaitStatus::Exited(_, 0))) =>
+            {
                 Outcome::Pass(self.remark.clone())
             }
             Ok(Outcome::Skip(reason)) => Outcome::Skip(reason),
-            Ok(Outcome::Fail(why)) => Outcome::Fail(format!("{why}\n{failures}").trim_end().to_owned()),
+            // A child says better than its parent what went wrong.
+            Ok(Outcome::Fail(why)) => Outcome::Fail(format!("{failures}{why}")),
             Ok(Outcome::Pass(_)) => Outcome::Fail(format!("passed, but: {status} {failures}")),
             Err(_) => Outcome::Fail(format!("ended without a verdict: {status}\n{failures}")),
         })
@@ -269,7 +319,10 @@ impl Run<'_> {
     /// Reaps whatever ended; orphans of the case come here too.
     fn reap(&mut self) -> Result<()> {
         loop {
-            match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
+            match waitpid(
+                None::<Pid>,
+                Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL),
+            ) {
                 Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return Ok(()),
                 Ok(status) if status.pid() == Some(self.root) => self.status = Some(status),
                 Ok(_) => {}
@@ -284,8 +337,16 @@ impl Run<'_> {
             return String::new();
         };
         let line = |process: &Process| {
-            let read = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", process.pid)).unwrap_or_default();
-            format!("\n    {} {} {} {}", process.pid, process.state, read("wchan").trim(), read("syscall").trim())
+            let read = |name: &str| {
+                fs::read_to_string(format!("/proc/{}/{name}", process.pid)).unwrap_or_default()
+            };
+            format!(
+                "\n    {} {} {} {}",
+                process.pid,
+                process.state,
+                read("wchan").trim(),
+                read("syscall").trim()
+            )
         };
         tree.iter().take(10).map(line).collect()
     }

@@ -22,10 +22,14 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    pub(crate) fn new(options: &Options, case: &Entry, column: &Column, dir: PathBuf) -> Result<Self> {
-        let absolute = |path: &Path| {
-            std::path::absolute(path).with_context(|| path.display().to_string())
-        };
+    pub(crate) fn new(
+        options: &Options,
+        case: &Entry,
+        column: &Column,
+        dir: PathBuf,
+    ) -> Result<Self> {
+        let absolute =
+            |path: &Path| std::path::absolute(path).with_context(|| path.display().to_string());
         Ok(Self {
             case: case.clone(),
             column: Column {
@@ -55,7 +59,12 @@ impl Job {
             path(&self.column.dump_with),
             path(&self.column.restore_with),
             self.column.mode.name().to_owned(),
-            if self.place == Place::Host { "host" } else { "namespace" }.to_owned(),
+            if self.place == Place::Host {
+                "host"
+            } else {
+                "namespace"
+            }
+            .to_owned(),
             self.iterations.to_string(),
             self.timeout.as_secs().to_string(),
             self.case.name.clone(),
@@ -69,16 +78,36 @@ impl Job {
 
     /// The inverse of [`Job::arguments`].
     pub(crate) fn parse(arguments: &[String]) -> Result<Self> {
-        let [dir, cases, dump_with, restore_with, mode, place, iterations, timeout, name, options, dump, restore, changes, refused] =
-            arguments
+        let [
+            dir,
+            cases,
+            dump_with,
+            restore_with,
+            mode,
+            place,
+            iterations,
+            timeout,
+            name,
+            options,
+            dump,
+            restore,
+            changes,
+            refused,
+        ] = arguments
         else {
             anyhow::bail!("wrong number of arguments");
         };
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect();
-        let mode = [Mode::Restore, Mode::LeaveRunning, Mode::LeaveStopped, Mode::PreDump, Mode::None]
-            .into_iter()
-            .find(|known| known.name() == mode)
-            .context("mode")?;
+        let mode = [
+            Mode::Restore,
+            Mode::LeaveRunning,
+            Mode::LeaveStopped,
+            Mode::PreDump,
+            Mode::None,
+        ]
+        .into_iter()
+        .find(|known| known.name() == mode)
+        .context("mode")?;
         Ok(Self {
             case: Entry {
                 name: name.clone(),
@@ -95,7 +124,11 @@ impl Job {
                 dump_with: dump_with.into(),
                 restore_with: restore_with.into(),
             },
-            place: if place == "host" { Place::Host } else { Place::Namespace },
+            place: if place == "host" {
+                Place::Host
+            } else {
+                Place::Namespace
+            },
             iterations: iterations.parse()?,
             timeout: Duration::from_secs(timeout.parse()?),
             cases: cases.into(),

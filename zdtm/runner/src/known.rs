@@ -34,7 +34,9 @@ impl Known {
     /// Turns an expected failure into a skip with the reason, and an unexpected pass into a failure.
     pub(crate) fn judge(&self, case: &str, outcome: Outcome) -> Outcome {
         match (self.0.iter().find(|(name, _)| name == case), outcome) {
-            (Some((_, reason)), Outcome::Fail(_)) => Outcome::Skip(format!("fails as expected: {reason}")),
+            (Some((_, reason)), Outcome::Fail(_)) => {
+                Outcome::Skip(format!("fails as expected: {reason}"))
+            }
             (Some((_, reason)), Outcome::Pass(_)) => {
                 Outcome::Fail(format!("passes, but is listed as failing: {reason}"))
             }
@@ -50,8 +52,17 @@ mod tests {
     #[test]
     fn listed_failures_are_asserted() {
         let known = Known::parse("# comment\nfiles/x  CRIU has no field for it\n");
-        assert_eq!(known.judge("files/x", Outcome::Pass(String::new())).word(), "FAIL");
-        assert_eq!(known.judge("files/x", Outcome::Fail(String::new())).word(), "SKIP");
-        assert_eq!(known.judge("files/y", Outcome::Pass(String::new())).word(), "PASS");
+        assert_eq!(
+            known.judge("files/x", Outcome::Pass(String::new())).word(),
+            "FAIL"
+        );
+        assert_eq!(
+            known.judge("files/x", Outcome::Fail(String::new())).word(),
+            "SKIP"
+        );
+        assert_eq!(
+            known.judge("files/y", Outcome::Pass(String::new())).word(),
+            "PASS"
+        );
     }
 }

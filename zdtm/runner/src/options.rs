@@ -31,7 +31,10 @@ const MODES: &[(&str, Mode)] = &[
 impl Mode {
     /// As on the command line.
     pub fn name(self) -> &'static str {
-        MODES.iter().find(|(_, mode)| *mode == self).map_or("", |(name, _)| name)
+        MODES
+            .iter()
+            .find(|(_, mode)| *mode == self)
+            .map_or("", |(name, _)| name)
     }
 }
 
@@ -147,7 +150,10 @@ impl Options {
                 None => (argument, None),
             };
             let mut value = || {
-                inline.clone().or_else(|| args.next()).with_context(|| format!("{name} wants a value"))
+                inline
+                    .clone()
+                    .or_else(|| args.next())
+                    .with_context(|| format!("{name} wants a value"))
             };
             match name.as_str() {
                 "--criu" => {
@@ -158,12 +164,18 @@ impl Options {
                 "--dump-with" => options.dump_with.push(value()?.into()),
                 "--restore-with" => options.restore_with.push(value()?.into()),
                 "--cases" => options.cases = value()?.into(),
-                "--filter" => options.filter.extend(value()?.split(',').map(str::to_owned)),
-                "--exclude" => options.exclude.extend(value()?.split(',').map(str::to_owned)),
+                "--filter" => options
+                    .filter
+                    .extend(value()?.split(',').map(str::to_owned)),
+                "--exclude" => options
+                    .exclude
+                    .extend(value()?.split(',').map(str::to_owned)),
                 "--mode" => {
                     for name in value()?.split(',') {
                         let mode = MODES.iter().find(|(known, _)| *known == name);
-                        options.modes.push(mode.with_context(|| format!("no mode {name}"))?.1);
+                        options
+                            .modes
+                            .push(mode.with_context(|| format!("no mode {name}"))?.1);
                     }
                 }
                 "--host" => options.place = Place::Host,
@@ -195,14 +207,19 @@ impl Options {
         };
         let dumpers = or(&self.dump_with, &self.restore_with);
         let restorers = or(&self.restore_with, &self.dump_with);
-        let modes = if self.modes.is_empty() { &[Mode::Restore][..] } else { &self.modes };
+        let modes = if self.modes.is_empty() {
+            &[Mode::Restore][..]
+        } else {
+            &self.modes
+        };
         let mut columns = Vec::new();
         for &mode in modes {
             for dump_with in &dumpers {
                 for restore_with in &restorers {
                     let mut title = mode.name().to_owned();
                     if dumpers.len() * restorers.len() > 1 || dump_with != restore_with {
-                        title = format!("{title}:{}>{}", nickname(dump_with), nickname(restore_with));
+                        title =
+                            format!("{title}:{}>{}", nickname(dump_with), nickname(restore_with));
                     }
                     columns.push(Column {
                         title,
@@ -226,7 +243,8 @@ impl Default for Options {
 /// Two binaries named `criu` are told apart by their directory.
 fn nickname(path: &Path) -> String {
     let part = |path: Option<&Path>| {
-        path.and_then(Path::file_name).map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+        path.and_then(Path::file_name)
+            .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
     };
     format!("{}/{}", part(path.parent()), part(Some(path)))
 }
@@ -236,13 +254,21 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Options {
-        Options::parse(line.split_whitespace().map(str::to_owned).collect()).unwrap().unwrap()
+        Options::parse(line.split_whitespace().map(str::to_owned).collect())
+            .unwrap()
+            .unwrap()
     }
 
     #[test]
     fn pairs_of_binaries_make_columns() {
-        let options = parse("--dump-with a/criu --dump-with b/criu --restore-with a/criu --restore-with b/criu");
-        let titles: Vec<_> = options.columns().into_iter().map(|column| column.title).collect();
+        let options = parse(
+            "--dump-with a/criu --dump-with b/criu --restore-with a/criu --restore-with b/criu",
+        );
+        let titles: Vec<_> = options
+            .columns()
+            .into_iter()
+            .map(|column| column.title)
+            .collect();
         assert_eq!(
             titles,
             [
@@ -256,8 +282,11 @@ mod tests {
 
     #[test]
     fn one_binary_is_one_column_a_mode() {
-        let titles: Vec<_> =
-            parse("--criu=x --mode restore,leave-running").columns().into_iter().map(|column| column.title).collect();
+        let titles: Vec<_> = parse("--criu=x --mode restore,leave-running")
+            .columns()
+            .into_iter()
+            .map(|column| column.title)
+            .collect();
         assert_eq!(titles, ["restore", "leave-running"]);
     }
 

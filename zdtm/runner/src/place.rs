@@ -66,7 +66,10 @@ pub(crate) fn nest(arguments: &[String]) -> Result<bool> {
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC)
         .context("unshare (root is needed)")?;
-    let status = Command::new("/proc/self/exe").arg(DRIVE).args(arguments).status()?;
+    let status = Command::new("/proc/self/exe")
+        .arg(DRIVE)
+        .args(arguments)
+        .status()?;
     Ok(status.success())
 }
 
@@ -88,11 +91,19 @@ pub(crate) fn drive(arguments: &[String]) -> Result<bool> {
 /// Mounts what belongs to the new namespaces. The old /proc goes, so that the mount tree has no hidden twin of it.
 fn furnish() -> Result<()> {
     let none = None::<&Path>;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("make mounts private")?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .context("make mounts private")?;
     umount2("/proc", MntFlags::MNT_DETACH).context("umount /proc")?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), "/proc", Some("proc"), flags, none).context("mount /proc")?;
-    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=755")).context("mount /run")?;
+    mount(
+        Some("tmpfs"),
+        "/run",
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID,
+        Some("mode=755"),
+    )
+    .context("mount /run")?;
     Ok(())
 }
 
@@ -104,7 +115,10 @@ fn kill_children() -> Result<()> {
             // Our child until we reap it, so the number cannot mean anybody else.
             let _ = kill(pid, Signal::SIGKILL);
         }
-        match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
+        match waitpid(
+            None::<Pid>,
+            Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL),
+        ) {
             Err(nix::errno::Errno::ECHILD) => return Ok(()),
             Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_millis(1)),
             _ => {}

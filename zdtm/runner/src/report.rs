@@ -27,9 +27,18 @@ impl Report {
     }
 
     pub(crate) fn add(&self, ran: Ran) {
-        let title = if self.titles.len() > 1 { &self.titles[ran.column] } else { "" };
+        let title = if self.titles.len() > 1 {
+            &self.titles[ran.column]
+        } else {
+            ""
+        };
         let reason = ran.outcome.reason().lines().next().unwrap_or_default();
-        let line = format!("{} {:<34} {title:<12} {:>6.2}s  {reason}", ran.outcome.word(), ran.case, ran.took.as_secs_f64());
+        let line = format!(
+            "{} {:<34} {title:<12} {:>6.2}s  {reason}",
+            ran.outcome.word(),
+            ran.case,
+            ran.took.as_secs_f64()
+        );
         println!("{}", line.trim_end());
         if let Ok(mut all) = self.ran.lock() {
             all.push(ran);
@@ -40,12 +49,23 @@ impl Report {
     pub(crate) fn finish(self, options: &Options) -> Result<bool> {
         let ran = self.ran.into_inner().unwrap_or_default();
         let count = |word: &str| ran.iter().filter(|ran| ran.outcome.word() == word).count();
-        for ran in ran.iter().filter(|ran| matches!(ran.outcome, Outcome::Fail(_))) {
+        for ran in ran
+            .iter()
+            .filter(|ran| matches!(ran.outcome, Outcome::Fail(_)))
+        {
             let lines: Vec<&str> = ran.outcome.reason().lines().take(DETAILS).collect();
-            println!("\n---- {} {}\n{}", ran.case, self.titles[ran.column], lines.join("\n"));
+            println!(
+                "\n---- {} {}\n{}",
+                ran.case,
+                self.titles[ran.column],
+                lines.join("\n")
+            );
         }
         if count("FAIL") > 0 {
-            println!("\nlogs and images of the failures: {}/CASE", options.output.display());
+            println!(
+                "\nlogs and images of the failures: {}/CASE",
+                options.output.display()
+            );
         }
         if self.titles.len() > 1 {
             println!("\n{}", table(&self.titles, &ran));
@@ -53,7 +73,12 @@ impl Report {
         if let Some(path) = &options.junit {
             std::fs::write(path, junit(&self.titles, &ran))?;
         }
-        println!("{} passed, {} failed, {} skipped", count("PASS"), count("FAIL"), count("SKIP"));
+        println!(
+            "{} passed, {} failed, {} skipped",
+            count("PASS"),
+            count("FAIL"),
+            count("SKIP")
+        );
         Ok(count("FAIL") == 0)
     }
 }
@@ -62,7 +87,9 @@ impl Report {
 fn table(titles: &[String], ran: &[Ran]) -> String {
     let mut rows: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for ran in ran {
-        let row = rows.entry(&ran.case).or_insert_with(|| vec!["-"; titles.len()]);
+        let row = rows
+            .entry(&ran.case)
+            .or_insert_with(|| vec!["-"; titles.len()]);
         if row[ran.column] != "FAIL" {
             row[ran.column] = ran.outcome.word();
         }
@@ -85,13 +112,20 @@ fn table(titles: &[String], ran: &[Ran]) -> String {
 
 fn junit(titles: &[String], ran: &[Ran]) -> String {
     let escape = |text: &str| {
-        text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+        text.replace('&', "&amp;")
+            .replace('<', "&lt;")
+            .replace('>', "&gt;")
+            .replace('"', "&quot;")
     };
     let mut text = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuite name=\"zdtm\" tests=\"{}\" failures=\"{}\" skipped=\"{}\">\n",
         ran.len(),
-        ran.iter().filter(|ran| ran.outcome.word() == "FAIL").count(),
-        ran.iter().filter(|ran| ran.outcome.word() == "SKIP").count(),
+        ran.iter()
+            .filter(|ran| ran.outcome.word() == "FAIL")
+            .count(),
+        ran.iter()
+            .filter(|ran| ran.outcome.word() == "SKIP")
+            .count(),
     );
     for ran in ran {
         let (area, name) = ran.case.split_once('/').unwrap_or(("", &ran.case));
@@ -120,7 +154,12 @@ mod tests {
     use std::time::Duration;
 
     fn ran(case: &str, column: usize, outcome: Outcome) -> Ran {
-        Ran { case: case.to_owned(), column, outcome, took: Duration::from_millis(1500) }
+        Ran {
+            case: case.to_owned(),
+            column,
+            outcome,
+            took: Duration::from_millis(1500),
+        }
     }
 
     #[test]
@@ -131,12 +170,18 @@ mod tests {
             ran("mm/x", 0, Outcome::Pass(String::new())),
             ran("mm/x", 1, Outcome::Pass(String::new())),
         ];
-        assert_eq!(table(&titles, &all), "case       a       b\nmm/x    FAIL    PASS\n");
+        assert_eq!(
+            table(&titles, &all),
+            "case       a       b\nmm/x    FAIL    PASS\n"
+        );
     }
 
     #[test]
     fn junit_escapes_reasons() {
-        let text = junit(&["restore".to_owned()], &[ran("mm/x", 0, Outcome::Fail("a < b".to_owned()))]);
+        let text = junit(
+            &["restore".to_owned()],
+            &[ran("mm/x", 0, Outcome::Fail("a < b".to_owned()))],
+        );
         assert!(text.contains("<failure>a &lt; b</failure>"));
         assert!(text.contains("classname=\"zdtm.restore.mm\" name=\"x\" time=\"1.500\""));
     }

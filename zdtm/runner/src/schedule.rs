@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::catalog::Entry;
 use crate::job::Job;
 use crate::known::Known;
-use crate::options::{Column, Options, Place};
+use crate::options::{Column, Mode, Options, Place};
 use crate::outcome::{Outcome, Ran};
 use crate::place;
 use crate::report::Report;
@@ -26,16 +26,23 @@ pub(crate) fn run(
         .flat_map(|round| cases.iter().map(move |case| (round, case)))
         .flat_map(|(round, case)| (0..columns.len()).map(move |column| (round, case, column)))
         .collect();
-    std::fs::create_dir_all(&options.output).with_context(|| options.output.display().to_string())?;
+    std::fs::create_dir_all(&options.output)
+        .with_context(|| options.output.display().to_string())?;
     let next = AtomicUsize::new(0);
     // Held shared by ordinary runs and alone by exclusive ones.
     let machine = RwLock::new(());
     // On the host all runs share one set of pids; two restores at a time could want each other's.
-    let jobs = if options.place == Place::Host { 1 } else { options.jobs };
+    let jobs = if options.place == Place::Host {
+        1
+    } else {
+        options.jobs
+    };
     std::thread::scope(|scope| {
         for _ in 0..jobs.min(runs.len()) {
             scope.spawn(|| {
-                while let Some(&(round, case, column)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                while let Some(&(round, case, column)) =
+                    runs.get(next.fetch_add(1, Ordering::Relaxed))
+                {
                     let (alone, beside);
                     if case.exclusive {
                         alone = machine.write();
@@ -50,7 +57,10 @@ pub(crate) fn run(
                     report.add(Ran {
                         case: case.name.clone(),
                         column,
-                        outcome: known.judge(&case.name, outcome),
+                        outcome: match columns[column].mode {
+                            Mode::None => outcome,
+                            _ => known.judge(&case.name, outcome),
+                        },
                         took: started.elapsed(),
                     });
                 }
@@ -61,8 +71,15 @@ pub(crate) fn run(
 }
 
 fn one(options: &Options, case: &Entry, column: &Column, round: usize) -> Result<Outcome> {
-    let folder: String = column.title.chars().map(|c| if "/>:".contains(c) { '-' } else { c }).collect();
-    let dir = options.output.join(&case.name).join(format!("{folder}-{round}"));
+    let folder: String = column
+        .title
+        .chars()
+        .map(|c| if "/>:".contains(c) { '-' } else { c })
+        .collect();
+    let dir = options
+        .output
+        .join(&case.name)
+        .join(format!("{folder}-{round}"));
     if dir.exists() {
         std::fs::remove_dir_all(&dir).with_context(|| dir.display().to_string())?;
     }

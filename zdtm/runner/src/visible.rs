@@ -23,6 +23,11 @@ pub(crate) struct Process {
     pub(crate) state: char,
 }
 
+/// A file of /proc as text; a task's name may be anything but UTF-8.
+pub(crate) fn read(path: impl AsRef<Path>) -> std::io::Result<String> {
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// All processes of this pid namespace.
 pub(crate) fn processes() -> Result<Vec<Process>> {
     let mut all = Vec::new();
@@ -32,7 +37,7 @@ pub(crate) fn processes() -> Result<Vec<Process>> {
             continue;
         };
         // It may be gone by now.
-        let Ok(text) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        let Ok(text) = read(format!("/proc/{pid}/stat")) else {
             continue;
         };
         let fields = stat(&text);
@@ -50,11 +55,19 @@ pub(crate) fn processes() -> Result<Vec<Process>> {
 /// The root and its descendants, parents first.
 pub(crate) fn tree(root: u32) -> Result<Vec<Process>> {
     let all = processes()?;
-    let mut tree: Vec<Process> = all.iter().copied().filter(|process| process.pid == root).collect();
+    let mut tree: Vec<Process> = all
+        .iter()
+        .copied()
+        .filter(|process| process.pid == root)
+        .collect();
     let mut next = 0;
     while next < tree.len() {
         let parent = tree[next].pid;
-        tree.extend(all.iter().copied().filter(|process| process.parent == parent && process.pid != root));
+        tree.extend(
+            all.iter()
+                .copied()
+                .filter(|process| process.parent == parent && process.pid != root),
+        );
         next += 1;
     }
     Ok(tree)
@@ -87,9 +100,16 @@ impl Visible {
     pub(crate) fn differences(&self, after: &Self, changes: &[String]) -> Vec<String> {
         let allowed = |key: &str| {
             let aspect = key.split_once('/').map_or(key, |(_, aspect)| aspect);
-            changes.iter().any(|change| change == "*" || aspect.starts_with(change.as_str()))
+            changes
+                .iter()
+                .any(|change| change == "*" || aspect.starts_with(change.as_str()))
         };
-        let mut keys: Vec<&String> = self.0.keys().chain(after.0.keys()).filter(|key| !allowed(key)).collect();
+        let mut keys: Vec<&String> = self
+            .0
+            .keys()
+            .chain(after.0.keys())
+            .filter(|key| !allowed(key))
+            .collect();
         keys.sort();
         keys.dedup();
         let mut lines = Vec::new();
@@ -119,7 +139,8 @@ impl Names {
 
 /// The fields of a `stat` file from the third on; the second may contain blanks and parentheses.
 fn stat(text: &str) -> Vec<&str> {
-    text.rsplit_once(") ").map_or_else(Vec::new, |(_, rest)| rest.split_whitespace().collect())
+    text.rsplit_once(") ")
+        .map_or_else(Vec::new, |(_, rest)| rest.split_whitespace().collect())
 }
 
 /// Fields of `stat` that a restore reproduces, numbered as in proc(5).
@@ -149,21 +170,60 @@ const STAT: &[(usize, &str)] = &[
 
 /// Lines of `status` that a restore reproduces.
 const STATUS: &[&str] = &[
-    "Name", "Umask", "Tgid", "TracerPid", "Uid", "Gid", "Groups", "NStgid", "NSpgid", "NSsid", "VmLck", "VmPin",
-    "THP_enabled", "untag_mask", "SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt", "CapInh", "CapPrm", "CapEff",
-    "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters", "Speculation_Store_Bypass",
-    "SpeculationIndirectBranch", "Cpus_allowed", "Mems_allowed", "x86_Thread_features", "x86_Thread_features_locked",
+    "Name",
+    "Umask",
+    "Tgid",
+    "TracerPid",
+    "Uid",
+    "Gid",
+    "Groups",
+    "NStgid",
+    "NSpgid",
+    "NSsid",
+    "VmLck",
+    "VmPin",
+    "THP_enabled",
+    "untag_mask",
+    "SigPnd",
+    "ShdPnd",
+    "SigBlk",
+    "SigIgn",
+    "SigCgt",
+    "CapInh",
+    "CapPrm",
+    "CapEff",
+    "CapBnd",
+    "CapAmb",
+    "NoNewPrivs",
+    "Seccomp",
+    "Seccomp_filters",
+    "Speculation_Store_Bypass",
+    "SpeculationIndirectBranch",
+    "Cpus_allowed",
+    "Mems_allowed",
+    "x86_Thread_features",
+    "x86_Thread_features_locked",
 ];
 
 /// Files compared as they are.
 const FILES: &[&str] = &[
-    "limits", "oom_score_adj", "personality", "coredump_filter", "timerslack_ns", "cmdline", "environ", "cgroup",
-    "loginuid", "uid_map", "setgroups", "attr/current",
+    "limits",
+    "oom_score_adj",
+    "personality",
+    "coredump_filter",
+    "timerslack_ns",
+    "cmdline",
+    "environ",
+    "cgroup",
+    "loginuid",
+    "uid_map",
+    "setgroups",
+    "attr/current",
 ];
 
 /// The process as a whole. False for a zombie, which has only this much.
 fn task(dir: &str, put: &mut Put<'_>) -> bool {
-    let Ok(text) = fs::read_to_string(format!("{dir}/stat")) else {
+    let Ok(text) = read(format!("{dir}/stat")) else {
         return false;
     };
     let fields = stat(&text);
@@ -178,7 +238,10 @@ fn task(dir: &str, put: &mut Put<'_>) -> bool {
     for (number, name) in STAT {
         // A zombie has no memory; its addresses read as zero or not, depending on its age.
         if !zombie || *number < 20 || *name == "exit_code" || *name == "exit_signal" {
-            put(&format!("stat/{name}"), fields.get(number - 3).copied().unwrap_or("").to_owned());
+            put(
+                &format!("stat/{name}"),
+                fields.get(number - 3).copied().unwrap_or("").to_owned(),
+            );
         }
     }
     if zombie {
@@ -186,15 +249,33 @@ fn task(dir: &str, put: &mut Put<'_>) -> bool {
     }
     for name in FILES {
         if let Ok(bytes) = fs::read(format!("{dir}/{name}")) {
-            put(name, String::from_utf8_lossy(&bytes).replace(['\0', '\n'], "|"));
+            put(
+                name,
+                String::from_utf8_lossy(&bytes).replace(['\0', '\n'], "|"),
+            );
         }
     }
     if let Ok(bytes) = fs::read(format!("{dir}/auxv")) {
-        put("auxv", bytes.chunks(8).map(|word| word.iter().rev().map(|b| format!("{b:02x}")).collect::<String>()).collect::<Vec<_>>().join(" "));
+        put(
+            "auxv",
+            bytes
+                .chunks(8)
+                .map(|word| {
+                    word.iter()
+                        .rev()
+                        .map(|b| format!("{b:02x}"))
+                        .collect::<String>()
+                })
+                .collect::<Vec<_>>()
+                .join(" "),
+        );
     }
-    if let Ok(text) = fs::read_to_string(format!("{dir}/timers")) {
+    if let Ok(text) = read(format!("{dir}/timers")) {
         // "signal: 10/0000..." carries a kernel address or user value; the timer's own value is the case's to check.
-        put("timers", text.replace('\n', "|").replace("ClockID", "clock"));
+        put(
+            "timers",
+            text.replace('\n', "|").replace("ClockID", "clock"),
+        );
     }
     for name in ["cwd", "root", "exe"] {
         if let Ok(target) = fs::read_link(format!("{dir}/{name}")) {
@@ -206,7 +287,10 @@ fn task(dir: &str, put: &mut Put<'_>) -> bool {
             // The clocks of a task go on by putting it into a new time namespace.
             let clocks = entry.file_name().to_string_lossy().starts_with("time");
             if let (Ok(target), false) = (fs::read_link(entry.path()), clocks) {
-                put(&format!("ns/{}", entry.file_name().to_string_lossy()), target.to_string_lossy().into_owned());
+                put(
+                    &format!("ns/{}", entry.file_name().to_string_lossy()),
+                    target.to_string_lossy().into_owned(),
+                );
             }
         }
     }
@@ -219,7 +303,7 @@ fn threads(dir: &str, put: &mut Put<'_>) {
     };
     for entry in entries.flatten() {
         let tid = entry.file_name().to_string_lossy().into_owned();
-        if let Ok(text) = fs::read_to_string(entry.path().join("status")) {
+        if let Ok(text) = read(entry.path().join("status")) {
             for line in text.lines() {
                 if let Some((name, value)) = line.split_once(':')
                     && STATUS.contains(&name)
@@ -228,25 +312,39 @@ fn threads(dir: &str, put: &mut Put<'_>) {
                 }
             }
         }
-        if let Ok(text) = fs::read_to_string(entry.path().join("stat")) {
+        if let Ok(text) = read(entry.path().join("stat")) {
             let fields = stat(&text);
             for number in [19, 40, 41] {
-                put(&format!("thread/{tid}/stat{number}"), fields.get(number - 3).copied().unwrap_or("").to_owned());
+                put(
+                    &format!("thread/{tid}/stat{number}"),
+                    fields.get(number - 3).copied().unwrap_or("").to_owned(),
+                );
             }
         }
     }
 }
 
 /// Lines of fdinfo that mean the same after a restore; others hold ids, inode numbers or times that run.
-const FDINFO: &[&str] =
-    &["pos", "flags", "eventfd-count", "eventfd-semaphore", "sigmask", "clockid", "settime flags", "it_interval", "Pid"];
+const FDINFO: &[&str] = &[
+    "pos",
+    "flags",
+    "eventfd-count",
+    "eventfd-semaphore",
+    "sigmask",
+    "clockid",
+    "settime flags",
+    "it_interval",
+    "Pid",
+];
 
 fn descriptors(dir: &str, names: &mut Names, put: &mut Put<'_>) {
     let Ok(entries) = fs::read_dir(format!("{dir}/fd")) else {
         return;
     };
-    let mut fds: Vec<u32> =
-        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    let mut fds: Vec<u32> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
     fds.sort_unstable();
     for fd in fds {
         let path = format!("{dir}/fd/{fd}");
@@ -255,19 +353,37 @@ fn descriptors(dir: &str, names: &mut Names, put: &mut Put<'_>) {
         };
         let mut value = link_name(&target, names);
         if let Ok(meta) = fs::metadata(&path) {
-            value += &format!(" mode={:o} owner={}:{} size={} rdev={:x}", meta.mode(), meta.uid(), meta.gid(), meta.size(), meta.rdev());
+            value += &format!(
+                " mode={:o} owner={}:{} size={} rdev={:x}",
+                meta.mode(),
+                meta.uid(),
+                meta.gid(),
+                meta.size(),
+                meta.rdev()
+            );
             if meta.is_file() {
-                value += &format!(" links={} file=#{}", meta.nlink(), names.of(format!("{}:{}", meta.dev(), meta.ino())));
+                value += &format!(
+                    " links={} file=#{}",
+                    meta.nlink(),
+                    names.of(format!("{}:{}", meta.dev(), meta.ino()))
+                );
             }
         }
-        let info = fs::read_to_string(format!("{dir}/fdinfo/{fd}")).unwrap_or_default();
+        let info = read(format!("{dir}/fdinfo/{fd}")).unwrap_or_default();
         for line in info.lines() {
             match line.split_once(':') {
-                Some((name, text)) if FDINFO.contains(&name) => value += &format!(" {name}={}", text.trim()),
+                Some((name, text)) if FDINFO.contains(&name) => {
+                    value += &format!(" {name}={}", text.trim())
+                }
                 Some(("lock", text)) => {
                     // "1: POSIX ADVISORY WRITE 7 fe:00:123 0 9": without the running number and the inode.
                     let words: Vec<&str> = text.split_whitespace().collect();
-                    value += &format!(" lock={}", [&words[1..5.min(words.len())], &words[6.min(words.len())..]].concat().join(","));
+                    value += &format!(
+                        " lock={}",
+                        [&words[1..5.min(words.len())], &words[6.min(words.len())..]]
+                            .concat()
+                            .join(",")
+                    );
                 }
                 _ => {}
             }
@@ -280,7 +396,9 @@ fn descriptors(dir: &str, names: &mut Names, put: &mut Put<'_>) {
 fn link_name(target: &Path, names: &mut Names) -> String {
     let text = target.to_string_lossy();
     match text.split_once(":[") {
-        Some((kind, _)) if kind == "pipe" || kind == "socket" => format!("{kind}:[#{}]", names.of(text.to_string())),
+        Some((kind, _)) if kind == "pipe" || kind == "socket" => {
+            format!("{kind}:[#{}]", names.of(text.to_string()))
+        }
         _ => text.into_owned(),
     }
 }
@@ -296,13 +414,16 @@ struct Mapping {
 }
 
 fn mappings(dir: &str, names: &mut Names, put: &mut Put<'_>) {
-    let Ok(text) = fs::read_to_string(format!("{dir}/smaps")) else {
+    let Ok(text) = read(format!("{dir}/smaps")) else {
         return;
     };
     for mapping in joined(parse_smaps(&text, names)) {
         put(
             &format!("maps/{:012x}-{:012x}", mapping.start, mapping.end),
-            format!("{} {:x} {} [{}]", mapping.permissions, mapping.offset, mapping.file, mapping.flags),
+            format!(
+                "{} {:x} {} [{}]",
+                mapping.permissions, mapping.offset, mapping.file, mapping.flags
+            ),
         );
     }
 }
@@ -316,30 +437,53 @@ fn parse_smaps(text: &str, names: &mut Names) -> Vec<Mapping> {
     for line in text.lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
             if let Some(last) = mappings.last_mut() {
-                last.flags = flags.split_whitespace().filter(|flag| !OWN_FLAGS.contains(flag)).collect::<Vec<_>>().join(" ");
+                last.flags = flags
+                    .split_whitespace()
+                    .filter(|flag| !OWN_FLAGS.contains(flag))
+                    .collect::<Vec<_>>()
+                    .join(" ");
             }
             continue;
         }
         let mut words = line.splitn(6, ' ');
         let range = words.next().and_then(|range| range.split_once('-'));
-        let (Some((start, end)), Some(permissions), Some(offset), Some(device), Some(inode)) =
-            (range, words.next(), words.next(), words.next(), words.next())
-        else {
+        let (Some((start, end)), Some(permissions), Some(offset), Some(device), Some(inode)) = (
+            range,
+            words.next(),
+            words.next(),
+            words.next(),
+            words.next(),
+        ) else {
             continue;
         };
-        let (Ok(start), Ok(end), Ok(offset)) =
-            (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16), u64::from_str_radix(offset, 16))
-        else {
+        let (Ok(start), Ok(end), Ok(offset)) = (
+            u64::from_str_radix(start, 16),
+            u64::from_str_radix(end, 16),
+            u64::from_str_radix(offset, 16),
+        ) else {
             continue;
         };
         // Anonymous shared memory stays that, though criu makes it anew out of a memfd.
-        let name = words.next().unwrap_or_default().trim().replace("/memfd:/dev/zero", "/dev/zero");
+        let name = words
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .replace("/memfd:/dev/zero", "/dev/zero");
         let file = match inode {
             "0" => name,
             _ => format!("{name} file=#{}", names.of(format!("{device}:{inode}"))),
         };
-        mappings.push(Mapping { start, end, permissions: permissions.to_owned(), offset, file, flags: String::new() });
+        mappings.push(Mapping {
+            start,
+            end,
+            permissions: permissions.to_owned(),
+            offset,
+            file,
+            flags: String::new(),
+        });
     }
+    // The kernel's own, at the same place for all; listed or not by how the process came to be.
+    mappings.retain(|mapping| mapping.file != "[vsyscall]");
     mappings
 }
 
@@ -352,7 +496,8 @@ fn joined(mappings: Vec<Mapping>) -> Vec<Mapping> {
                     && last.permissions == mapping.permissions
                     && last.file == mapping.file
                     && last.flags == mapping.flags
-                    && (!mapping.file.contains("file=") || last.offset + (last.end - last.start) == mapping.offset) =>
+                    && (!mapping.file.contains("file=")
+                        || last.offset + (last.end - last.start) == mapping.offset) =>
             {
                 last.end = mapping.end;
             }
@@ -375,8 +520,19 @@ mod tests {
 4000-5000 r--p 00001000 fe:00 42     /lib/x\nVmFlags: rd\n\
 5000-6000 r--p 00003000 fe:00 42     /lib/x\nVmFlags: rd\n";
         let all = joined(parse_smaps(text, &mut Names::default()));
-        let ranges: Vec<_> = all.iter().map(|mapping| (mapping.start, mapping.end)).collect();
-        assert_eq!(ranges, [(0x1000, 0x3000), (0x3000, 0x4000), (0x4000, 0x5000), (0x5000, 0x6000)]);
+        let ranges: Vec<_> = all
+            .iter()
+            .map(|mapping| (mapping.start, mapping.end))
+            .collect();
+        assert_eq!(
+            ranges,
+            [
+                (0x1000, 0x3000),
+                (0x3000, 0x4000),
+                (0x4000, 0x5000),
+                (0x5000, 0x6000)
+            ]
+        );
         assert_eq!(all[3].file, "/lib/x file=#1");
     }
 
@@ -384,7 +540,10 @@ mod tests {
     fn a_change_that_a_case_allows_is_none() {
         let see = |fd: &str| Visible([("    5/fd/0003".to_owned(), fd.to_owned())].into());
         let (before, after) = (see("/a pos=0"), see("/a pos=1"));
-        assert_eq!(before.differences(&after, &[]), ["-     5/fd/0003 /a pos=0", "+     5/fd/0003 /a pos=1"]);
+        assert_eq!(
+            before.differences(&after, &[]),
+            ["-     5/fd/0003 /a pos=0", "+     5/fd/0003 /a pos=1"]
+        );
         assert!(before.differences(&after, &["fd".to_owned()]).is_empty());
         assert!(before.differences(&after, &["*".to_owned()]).is_empty());
     }

@@ -33,7 +33,7 @@ impl FileKind for Epoll {
     fn dump(&self, _: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
         let tfd = file.info.lines_of("tfd").map(|line| {
             Ok(pb::EventpollTfdEntry {
-                id: file.number(),
+                id: 0, // Of use only when targets had an image of their own.
                 tfd: line.dec("tfd")?,
                 events: line.hex("events")?,
                 data: line.hex("data")?,
@@ -44,27 +44,51 @@ impl FileKind for Epoll {
             })
         });
         let tfd = tfd.collect::<Result<Vec<_>>>()?;
-        Ok(pb::EventpollFileEntry { id: file.number(), flags: file.flags(), fown: file.owner, tfd })
+        Ok(pb::EventpollFileEntry {
+            id: file.number(),
+            flags: file.flags(),
+            fown: file.owner,
+            tfd,
+        })
     }
 
-    fn relations(&self, cx: &mut dyn DumpCx, file: &OpenFile, entry: &mut Self::Entry) -> Result<()> {
-        let Some(epoll) = file.slot else { return Ok(()) };
+    fn relations(
+        &self,
+        cx: &mut dyn DumpCx,
+        file: &OpenFile,
+        entry: &mut Self::Entry,
+    ) -> Result<()> {
+        let Some(epoll) = file.slot else {
+            return Ok(());
+        };
         for (index, target) in entry.tfd.iter().enumerate() {
             let number = target.tfd.cast_signed();
-            let alike = entry.tfd[..index].iter().filter(|other| other.tfd == target.tfd).count();
+            let alike = entry.tfd[..index]
+                .iter()
+                .filter(|other| other.tfd == target.tfd)
+                .count();
             let skip = u32::try_from(alike).unwrap_or(u32::MAX);
             let mut fits = |slot| is_epoll_target(slot, epoll, number, skip);
             let found = cx.find(epoll.pid, number, target.inode, &mut fits)?;
             let Some((id, slot)) = found else {
                 return Err(Error::unsupported(
-                    format!("it watches descriptor {number}, which only a process outside the dump has open"),
+                    format!(
+                        "it watches descriptor {number}, which only a process outside the dump has open"
+                    ),
                     "dump that process too, or remove the descriptor from the set",
                 ));
             };
             if slot.fd != number || slot.pid != epoll.pid {
                 let index = u32::try_from(index).unwrap_or(u32::MAX);
-                let ext = pb::EpollExtEntry { epoll_id: entry.id, index, file_id: id.get() };
-                let ext = pb::FilesExtEntry { epoll: Some(ext), ..pb::FilesExtEntry::default() };
+                let ext = pb::EpollExtEntry {
+                    epoll_id: entry.id,
+                    index,
+                    file_id: id.get(),
+                };
+                let ext = pb::FilesExtEntry {
+                    epoll: Some(ext),
+                    ..pb::FilesExtEntry::default()
+                };
                 cx.append(desc::FILES_EXT, (), &ext, &[])?;
             }
         }
@@ -72,7 +96,11 @@ impl FileKind for Epoll {
     }
 
     fn numbers(&self, entry: &Self::Entry) -> Vec<i32> {
-        entry.tfd.iter().map(|target| target.tfd.cast_signed()).collect()
+        entry
+            .tfd
+            .iter()
+            .map(|target| target.tfd.cast_signed())
+            .collect()
     }
 
     fn open(&self, cx: &mut dyn RestoreCx, _: &Self::Entry) -> Result<Opened> {
@@ -81,7 +109,12 @@ impl FileKind for Epoll {
         Ok(Opened::Here(cx.here().run(&program)?.fd(fd)))
     }
 
-    fn relate(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry, program: &mut Program) -> Result<()> {
+    fn relate(
+        &self,
+        cx: &mut dyn RestoreCx,
+        entry: &Self::Entry,
+        program: &mut Program,
+    ) -> Result<()> {
         let ours = cx.cached(Elsewhere::load)?;
         let id = FileId::new(entry.id);
         let missing = |what: &str| Error::corrupt("files.img", format!("epoll set {id}: {what}"));
@@ -94,7 +127,9 @@ impl FileKind for Epoll {
                     .beside(id, number)
                     .ok_or_else(|| missing(&format!("nobody has its target {number} open")))?,
             };
-            let file = cx.file(file)?.ok_or_else(|| missing(&format!("its target {number} is not open yet")))?;
+            let file = cx
+                .file(file)?
+                .ok_or_else(|| missing(&format!("its target {number} is not open yet")))?;
             program.dup3(file, number, libc::O_CLOEXEC);
             let event = program.bytes(event(target.events, target.data));
             program.epoll_ctl(set, EPOLL_CTL_ADD, number, event);
@@ -115,8 +150,55 @@ struct Elsewhere(HashMap<(u32, usize), FileId>);
 
 impl Elsewhere {
     fn load(store: &dyn Store) -> Result<Self> {
-        let entries = store.entries::<pb::FilesExtEntry>(desc::FILES_EXT, ())?.unwrap_or_default();
+        let entries = store
+            .entries::<pb::FilesExtEntry>(desc::FILES_EXT, ())?
+            .unwrap_or_default();
         let epolls = entries.into_iter().filter_map(|entry| entry.message.epoll);
-        Ok(Self(epolls.map(|epoll| ((epoll.epoll_id, epoll.index as usize), FileId::new(epoll.file_id))).collect()))
+        Ok(Self(
+            epolls
+                .map(|epoll| {
+                    (
+                        (epoll.epoll_id, epoll.index as usize),
+                        FileId::new(epoll.file_id),
+                    )
+                })
+                .collect(),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use criu_kind::testing::{dumped, open_file, restored};
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn each_target_has_its_number_for_a_moment() {
+        let text = "pos:\t0\nflags:\t02\nmnt_id:\t15\nino:\t1063\n\
+            tfd:        5 events:       19 data: 1122334455667788  pos:0 ino:43e9 sdev:e\n\
+            tfd:        7 events: 80000001 data:                1  pos:0 ino:43ea sdev:e\n";
+        let entry =
+            dumped(&Epoll, &open_file("anon_inode:[eventpoll]", 0o600, text)).expect("known");
+        assert_eq!(FileKind::numbers(&Epoll, &entry), [5, 7]);
+        assert_eq!(
+            (entry.tfd[0].inode, entry.tfd[0].dev, entry.tfd[0].pos),
+            (Some(0x43e9), Some(14), Some(0))
+        );
+        let listing = restored(&Epoll, &entry).expect("a program");
+        let expected = expect![[r#"
+            $0 = epoll_create1(0)
+            is 100
+            later:
+            $0 = dup3(1005, 5, 0x80000)
+            $1 = epoll_ctl(1001, 1, 5, <190000008877665544332211>)
+            $2 = dup3(1007, 7, 0x80000)
+            $3 = epoll_ctl(1001, 1, 7, <010000800100000000000000>)
+        "#]];
+        // The structure is packed on one architecture only.
+        if size_of::<libc::epoll_event>() == 12 && cfg!(target_endian = "little") {
+            expected.assert_eq(&listing);
+        }
     }
 }

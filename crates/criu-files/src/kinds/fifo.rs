@@ -27,17 +27,27 @@ impl FileKind for Fifo {
     const SINCE: Kernel = Kernel::new(2, 6, 35);
 
     fn claims(&self, file: &OpenFile) -> bool {
-        file.inode.format() == libc::S_IFIFO && file.link.starts_with(b"/") && file.flags() & O_PATH == 0
+        file.inode.format() == libc::S_IFIFO
+            && file.link.starts_with(b"/")
+            && file.flags() & O_PATH == 0
     }
 
     fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
-        let pipe_id = u32::try_from(file.inode.ino)
-            .map_err(|_| Error::unsupported("a FIFO whose inode number has more than 32 bits", "make it anew"))?;
+        let pipe_id = u32::try_from(file.inode.ino).map_err(|_| {
+            Error::unsupported(
+                "a FIFO whose inode number has more than 32 bits",
+                "make it anew",
+            )
+        })?;
         if file.flags() & O_ACCMODE != O_WRONLY && cx.first(Self::NAME, pipe_id.into()) {
             pipe_data::keep(cx, file, pipe_id, desc::FIFO_DATA)?;
         }
         let regf_id = cx.part(&mut |cx, id| cx.path(file, id).map(FileEntry::into_file))?;
-        Ok(pb::FifoEntry { id: file.number(), pipe_id, regf_id: Some(regf_id.get()) })
+        Ok(pb::FifoEntry {
+            id: file.number(),
+            pipe_id,
+            regf_id: Some(regf_id.get()),
+        })
     }
 
     fn twins(&self, entry: &Self::Entry) -> Option<u64> {
@@ -55,7 +65,9 @@ impl FileKind for Fifo {
 
     /// An end open for both keeps all other openings from waiting for a peer, and takes the content.
     fn open_twins(&self, cx: &mut dyn RestoreCx, entries: &[&Self::Entry]) -> Result<Vec<Opened>> {
-        let Some(first) = entries.first() else { return Ok(Vec::new()) };
+        let Some(first) = entries.first() else {
+            return Ok(Vec::new());
+        };
         let content = Waiting::of(cx, true, first.pipe_id)?;
         let both = cx.open_path(path_of(first), Some(O_RDWR | O_NONBLOCK))?;
         let opened: Vec<Opened> = entries
@@ -76,4 +88,26 @@ impl FileKind for Fifo {
 /// Before 3.6 path and end had one id.
 fn path_of(entry: &pb::FifoEntry) -> FileId {
     FileId::new(entry.regf_id.unwrap_or(entry.id))
+}
+
+#[cfg(test)]
+mod tests {
+    use criu_kind::testing::{dumped, open_file, restored};
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn a_path_and_an_end() {
+        let text = "pos:\t0\nflags:\t0100001\nmnt_id:\t15\nino:\t77\n";
+        let entry = dumped(&Fifo, &open_file("/tmp/f", 0o010_644, text)).expect("known");
+        assert_eq!((entry.id, entry.pipe_id, entry.regf_id), (1, 77, Some(2)));
+        expect![[r#"
+            $0 = openat(-100, "path of 2", 2050, 0)
+            $0 = openat(-100, "path of 2", 0, 0)
+            $0 = close(100)
+            is 101
+        "#]]
+        .assert_eq(&restored(&Fifo, &entry).expect("a program"));
+    }
 }

@@ -30,6 +30,7 @@ impl Victim {
             .expect("a line");
         assert_eq!(line, "ready\n");
         let victim = Self(child);
+        // One that runs on is not waited for.
         let asleep = libc_clock_nanosleep().to_string();
         while !victim.blocked_in().starts_with(&asleep) {
             std::thread::sleep(std::time::Duration::from_millis(5));
@@ -84,15 +85,18 @@ pub struct Files {
 }
 
 impl Files {
-    fn take(&mut self, link: String) -> FileId {
+    fn take(&mut self, link: String, writable: bool) -> FileId {
         let path = std::fs::read_link(&link).expect("a link");
-        let name = path.to_string_lossy().into_owned();
+        let name = format!("{writable} {}", path.display());
         if let Some((id, _)) = self.links.iter().find(|(_, known)| **known == name) {
             return FileId::new(*id);
         }
         let id = u32::try_from(self.links.len()).expect("few") + 1;
-        let file = File::options().read(true).write(true).open(&link);
-        let file = file.or_else(|_| File::open(&link)).expect("it can be opened");
+        let file = File::options()
+            .read(true)
+            .write(writable)
+            .open(&link)
+            .expect("it can be opened");
         self.links.insert(id, name);
         self.open.insert(id, file);
         FileId::new(id)
@@ -100,12 +104,15 @@ impl Files {
 }
 
 impl MappedFiles for Files {
-    fn mapped(&mut self, pid: Pid, range: Range<u64>, _writable: bool) -> Result<FileId> {
-        Ok(self.take(format!("/proc/{pid}/map_files/{:x}-{:x}", range.start, range.end)))
+    fn mapped(&mut self, pid: Pid, range: Range<u64>, writable: bool) -> Result<FileId> {
+        Ok(self.take(
+            format!("/proc/{pid}/map_files/{:x}-{:x}", range.start, range.end),
+            writable,
+        ))
     }
 
     fn exe(&mut self, pid: Pid) -> Result<FileId> {
-        Ok(self.take(format!("/proc/{pid}/exe")))
+        Ok(self.take(format!("/proc/{pid}/exe"), false))
     }
 }
 

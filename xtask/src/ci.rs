@@ -1,0 +1,68 @@
+//! `ci`: what a change has to pass. CI runs this and nothing more.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::{codegen, shell, tidy, zdtm};
+
+/// Programs that have to be there, and the Debian packages they come in.
+const PROGRAMS: &[(&str, &str)] = &[("cc", "gcc"), ("git", "git")];
+
+/// A step: its name, and what it does.
+type Step = (&'static str, fn() -> Result<()>);
+
+/// In this order: cheap ones first.
+const STEPS: &[Step] = &[
+    ("programs", programs),
+    ("tidy", || tidy::run(&[])),
+    ("format", || shell::cargo(&["fmt", "--all", "--check"])),
+    ("codegen", || codegen::run(&["--check".to_owned()])),
+    ("clippy", || {
+        shell::cargo(&[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ])
+    }),
+    ("test", || shell::cargo(&["test", "--workspace"])),
+    ("zdtm", || {
+        std::fs::create_dir_all(shell::root()?.join("target"))?;
+        zdtm::run(&["--junit=target/zdtm.xml".to_owned()])
+    }),
+];
+
+/// All steps, or the named ones.
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    std::env::set_current_dir(shell::root()?)?;
+    for (name, step) in STEPS {
+        if !arguments.is_empty() && !arguments.iter().any(|wanted| wanted == name) {
+            continue;
+        }
+        let started = Instant::now();
+        eprintln!("== {name}");
+        step().with_context(|| format!("ci step {name}"))?;
+        eprintln!("== {name}: {:.1}s", started.elapsed().as_secs_f64());
+    }
+    Ok(())
+}
+
+/// Installs what is missing, where there is apt to do it.
+fn programs() -> Result<()> {
+    let missing: Vec<&str> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| !shell::has(program))
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() || !shell::has("apt-get") {
+        return Ok(());
+    }
+    shell::run("apt-get", &["update", "-qq"])?;
+    shell::run(
+        "apt-get",
+        &[&["install", "-y", "-qq"], missing.as_slice()].concat(),
+    )
+}
