@@ -2,8 +2,8 @@
 //!
 //! Every task has a line in the file `diary`: its name, how often it has looked, and what it found. What is looked at:
 //! memory of its own, memory that a child shares with its parent until somebody writes, memory shared for good,
-//! floating-point registers, sleeps that must not end early, reads and polls that must not fail, descriptors and what
-//! waits in them. When there is a file `finish` it looks at everything once more, ends, and leaves a file `finished`.
+//! floating-point registers, sleeps that must not end early, reads that must not fail, descriptors and what waits in
+//! them. When there is a file `finish` it looks at everything once more, ends, and leaves a file `finished`.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
@@ -16,6 +16,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use zdtm::{Child, Mapping};
@@ -269,12 +270,16 @@ fn echo(asked: Receiver<u64>, answer: SyncSender<u64>) -> impl FnMut(u64) -> any
     }
 }
 
-/// Polls a descriptor that nothing comes from: neither an event nor EINTR is right.
+/// Polls a descriptor that nothing comes from. EINTR is right: poll(2) with a timeout is restarted by what the kernel
+/// remembers of it, which no image can hold.
 fn poller() -> anyhow::Result<impl FnMut(u64) -> anyhow::Result<()>> {
     let quiet = EventFd::from_value_and_flags(0, EfdFlags::empty())?;
     Ok(move |_| {
         let mut waits = [PollFd::new(quiet.as_fd(), PollFlags::POLLIN)];
-        let events = poll(&mut waits, 2u8).context("poll")?;
+        let events = match poll(&mut waits, 2u8) {
+            Err(Errno::EINTR) => 0,
+            other => other.context("poll")?,
+        };
         ensure!(events == 0, "an event came out of nowhere");
         Ok(())
     })

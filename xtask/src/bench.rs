@@ -278,7 +278,7 @@ fn all_cases(options: &Options) -> Result<usize> {
 
 fn all_series(options: &Options) -> Result<usize> {
     warm_up(options);
-    println!("medians; x: how much more than of half as many, 2 is linear");
+    println!("minima; x: how much more than of half as many, 2 is linear");
     println!(
         "{:<18} {:<8} {:>9} {:>10} {:>5} {:>9} {:>10} {:>5} {:>7}",
         "", "", "", "each", "x", "peer", "each", "x", "ratio"
@@ -301,20 +301,20 @@ fn all_series(options: &Options) -> Result<usize> {
                     "{:<18} {label:<8}",
                     if verb == 0 { name.as_str() } else { "" }
                 );
-                let mut medians = [None; 2];
+                let mut minima = [None; 2];
                 for (which, samples) in samples.iter().enumerate() {
-                    let median = summary(samples.as_ref(), number).0;
-                    let each = median.map(|ms| format!("{:.1} µs", ms * 1000.0 / count as f64));
+                    let minimum = summary(samples.as_ref(), number).1;
+                    let each = minimum.map(|ms| format!("{:.1} µs", ms * 1000.0 / count as f64));
                     print!(
                         " {:>9} {:>10} {:>5}",
-                        median.map_or_else(dash, print),
-                        each.unwrap_or_else(|| dash()),
-                        ratio(median, last[verb][which])
+                        minimum.map_or_else(dash, print),
+                        each.unwrap_or_else(dash),
+                        ratio(minimum, last[verb][which])
                     );
-                    last[verb][which] = median;
-                    medians[which] = median;
+                    last[verb][which] = minimum;
+                    minima[which] = minimum;
                 }
-                println!(" {:>7}", ratio(medians[0], medians[1]));
+                println!(" {:>7}", ratio(minima[0], minima[1]));
             }
         }
     }

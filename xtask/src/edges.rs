@@ -61,7 +61,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("zdtm", &[]),
     ("zdtm-cases", &["zdtm"]),
     ("zdtm-runner", &[]),
-    ("xtask", &["zdtm-runner"]),
+    ("benches", &["zdtm"]),
+    ("xtask", &["zdtm-runner", "criu-image"]),
 ];
 
 /// What a subsystem may use: what is below all of them, and none of its siblings.

@@ -6,6 +6,8 @@ mod codegen;
 mod criu;
 mod demo;
 mod edges;
+mod kill;
+mod observe;
 mod programs;
 mod room;
 mod shell;
@@ -43,6 +45,11 @@ const VERBS: &[Verb] = &[
         "demo",
         "dump, kill and restore a small program, and show it going on; no root needed",
         demo::run,
+    ),
+    (
+        "kill",
+        "kill criu itself at random moments; nothing may be lost (--help: options)",
+        kill::run,
     ),
     (
         "programs",

@@ -13,7 +13,7 @@ use crate::memory::Memory;
 use crate::native::{Native, NativeRegs};
 use crate::place::Place;
 use crate::program::Program;
-use crate::ptrace::SigInfo;
+use crate::ptrace::{self, SigInfo};
 use crate::rseq::Rseq;
 use crate::run::{self, Workplace};
 use crate::site::{Outcome, Site};
@@ -197,7 +197,7 @@ impl Tracee {
             if threads.is_empty() {
                 continue;
             }
-            let signal = closing_signal(pid);
+            let signal = closing_signal(pid, threads[0].stop);
             let memory = Memory::open(pid)?;
             for thread in &mut threads {
                 gone_is_fine(thread.look_at_rseq(&memory))?;
@@ -441,9 +441,7 @@ impl Tracee {
             for info in thread.deferred.drain(..) {
                 stop_again |= info.signal() == libc::SIGSTOP;
                 if info.signal() != libc::SIGSTOP {
-                    gone_is_fine(
-                        kill(thread.tid, Signal::try_from(info.signal()).ok()).call("kill"),
-                    )?;
+                    gone_is_fine(ptrace::tgkill(self.pid, thread.tid, info.signal()))?;
                 }
             }
             if let Some(stopped) = thread.stopped.take() {
@@ -492,7 +490,7 @@ impl Tracee {
                 let thread = &mut self.threads[0];
                 let stopped = thread.stopped.take().ok_or(Error::Gone(thread.tid))?;
                 // A blocked signal would only be queued.
-                stopped.set_mask(&vec![0; Native::SIGSET])?;
+                stopped.set_mask(&[0; Native::SIGSET])?;
                 match stopped.cont(signal)?.wait() {
                     Err(Error::Gone(_)) => {}
                     Err(error) => return Err(error),
@@ -686,14 +684,23 @@ fn already_traced(tid: Pid, error: Error) -> Error {
     }
 }
 
-/// A signal that the process neither handles nor has pending, and that does nothing by default.
-fn closing_signal(pid: Pid) -> i32 {
+/// A signal that does nothing by default and that the process neither handles nor has pending.
+///
+/// `SIGCONT` is one too, as long as nobody is stopped or about to be. If all are taken, a process whose
+/// tracer dies may see a `SIGURG` that nobody sent.
+fn closing_signal(pid: Pid, stop: Stop) -> i32 {
+    const STOPS: [i32; 4] = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
     let status = status(pid);
     let set = |name| u64::from_str_radix(field(&status, name), 16).unwrap_or(0);
-    let busy = set("SigCgt") | set("ShdPnd") | set("SigPnd");
+    let pending = set("ShdPnd") | set("SigPnd");
+    let busy = set("SigCgt") | pending;
+    let has = |set: u64, signal: i32| set >> (signal - 1) & 1 == 1;
+    let may_continue =
+        !matches!(stop, Stop::Group(_)) && !STOPS.iter().any(|signal| has(pending, *signal));
     [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD]
         .into_iter()
-        .find(|signal| busy >> (signal - 1) & 1 == 0)
+        .chain(may_continue.then_some(libc::SIGCONT))
+        .find(|signal| !has(busy, *signal))
         .unwrap_or(libc::SIGURG)
 }
 

@@ -70,13 +70,16 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
     if end != EndState::Running {
         names.keep();
     }
+    progress.stage("release");
     at("release", release(tracees, end))?;
     stats.released();
-    progress.clear();
+    progress.stage("manifest");
     at(
         "manifest",
         Manifest::build(images).map(drop).map_err(Error::from),
     )?;
+    progress.clear();
+    tracing::info!("done");
     stats.write(&options.tree.common.work, options.tree.display_stats)?;
     refused
 }
@@ -176,6 +179,7 @@ fn file_options(options: &DumpOptions) -> criu_files::DumpOptions {
         link_remap: options.link_remap,
         file_locks: options.file_locks,
         evasive_devices: options.evasive_devices,
+        mounts: false,
         validation: validation(options.tree.validation),
         external: Vec::new(),
     }
