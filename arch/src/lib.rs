@@ -19,7 +19,7 @@ pub use abi::{SigactionLayout, StackLayout};
 #[cfg(feature = "image")]
 pub use core_image::{CoreError, CoreImage};
 pub use record::{END, Record, RecordLayout, TOLERATE};
-pub use regs::{Regs, RegsTransfer};
+pub use regs::{Next, Regs, RegsTransfer, Timeout, TimeoutForm};
 pub use stub::{Entry, HealContext, Job, Stub};
 pub use thread::ThreadState;
 
@@ -64,6 +64,10 @@ pub trait Arch {
 
     /// The interpreter of records.
     const STUB: Stub;
+
+    /// Whether a task in call `nr` may be waiting for a time counted from when the call was made,
+    /// whichever of the machine's tables of calls the number is of.
+    fn may_time_out(nr: u64, args: &[u64; 6]) -> bool;
 
     /// Points a thread at the stub.
     ///
