@@ -71,7 +71,8 @@ pub(crate) fn inherit(
             compare(child, parent, vma, &mut found, compared)?;
         }
         // Nothing in common: a new mapping is cheaper than to copy each page and throw it away.
-        if !private || compared.equal > before {
+        let untouched = found.discards.is_empty() && found.reads.is_empty();
+        if !private || untouched || compared.equal > before {
             *kept = Some(found);
         }
     }

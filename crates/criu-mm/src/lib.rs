@@ -7,6 +7,7 @@
 //! for an image that does not hold together. Who files are is asked ([`criu_kind::MappedFiles`],
 //! [`criu_kind::FileFds`]) and never looked into.
 #![forbid(unsafe_code)]
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
 mod aio;
 mod bits;

@@ -42,6 +42,9 @@ libc.madvise(guarded, 8 * P, 16)
 for advice in 10, 14, 18: libc.madvise(anon(2, 0x22, 1 << (advice - 10) % 3), 2 * P, advice)
 locked = anon(3); put(locked, 1, b'locked')
 assert libc.mlock(locked, 3 * P) == 0
+droppable = libc.mmap(0, 4 * P, 3, 0x28, -1, 0)
+huge = libc.mmap(0, 4 << 20, 3, 0x40022, -1, 0)  # only where pages are set aside for it
+if huge != 2**64 - 1: put(huge, 700, b'huge')
 grows = libc.mmap(0x10000000, 4 * P, 3, 0x100122, -1, 0)
 put(grows, 3, b'down')
 "#;
@@ -69,8 +72,8 @@ fn portrait(pid: Pid, skip: impl Fn(u64) -> bool) -> Portrait {
             .codes()
             .filter(|code| !["ac", "sd"].contains(code))
             .collect();
-        // Anonymous shared memory is another object.
-        let inode = if vma.name == MapName::DevZero {
+        // Objects without a name are others.
+        let inode = if matches!(vma.name, MapName::DevZero | MapName::AnonHugepage) {
             0
         } else {
             vma.inode
