@@ -3,9 +3,11 @@ mod args;
 mod bench;
 mod ci;
 mod codegen;
+mod corpus;
 mod criu;
 mod demo;
 mod edges;
+mod fuzz;
 mod kill;
 mod observe;
 mod programs;
@@ -45,6 +47,11 @@ const VERBS: &[Verb] = &[
         "demo",
         "dump, kill and restore a small program, and show it going on; no root needed",
         demo::run,
+    ),
+    (
+        "fuzz",
+        "feed damaged images and texts of /proc to their readers (--help: options)",
+        fuzz::run,
     ),
     (
         "kill",
