@@ -71,13 +71,15 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
         names.keep();
     }
     progress.stage("release");
-    at("release", release(tracees, end))?;
-    stats.released();
-    progress.stage("manifest");
-    at(
-        "manifest",
-        Manifest::build(images).map(drop).map_err(Error::from),
-    )?;
+    // Summing needs nobody: it goes on while the tasks end or start to run.
+    let (released, summed) = std::thread::scope(|scope| {
+        let sums = scope.spawn(|| Manifest::build(images).map(drop));
+        let released = release(tracees, end);
+        stats.released();
+        (released, sums.join().expect("summing does not panic"))
+    });
+    at("release", released)?;
+    at("manifest", summed.map_err(Error::from))?;
     progress.clear();
     tracing::info!("done");
     stats.write(&options.tree.common.work, options.tree.display_stats)?;
