@@ -541,7 +541,6 @@ _start:
     jmp 1b
 "#;
 
-#[cfg(target_arch = "x86_64")]
 #[test]
 fn a_32_bit_process_goes_on() {
     let dir = tempfile::tempdir().expect("a directory");
