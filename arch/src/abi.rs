@@ -27,3 +27,17 @@ pub struct StackLayout {
     /// The size, a word.
     pub size: usize,
 }
+
+/// What a 64-bit machine does differently for 32-bit code. Some calls note how they were made, so they
+/// have to be made so again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CompatAbi {
+    /// Number of `rt_sigaction`.
+    pub rt_sigaction: u32,
+    /// Number of `set_robust_list`.
+    pub set_robust_list: u32,
+    /// Number of `get_robust_list`.
+    pub get_robust_list: u32,
+    /// `struct compat_sigaction`; its words are of 32 bits.
+    pub sigaction: SigactionLayout,
+}

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use criu_arch::{Arch, END, Record, RecordLayout, TOLERATE};
+use criu_arch::{Arch, COMPAT, END, Record, RecordLayout, TOLERATE};
 use nix::errno::Errno;
 
 use crate::error::{CallError, Error, Result};
@@ -174,8 +174,11 @@ impl<'p> Progress<'p> {
                     },
                 };
             }
-            let flags = if call.tolerate { TOLERATE } else { 0 };
-            let nr = call.sysno.id().unsigned_abs() as u64;
+            let mut flags = if call.tolerate { TOLERATE } else { 0 };
+            let mut nr = call.sysno.id().unsigned_abs() as u64;
+            if let Some(number) = call.compat {
+                (flags, nr) = (flags | COMPAT, number.into());
+            }
             LAYOUT.put_record(
                 &mut bytes,
                 LAYOUT.size() * position,
