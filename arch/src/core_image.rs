@@ -32,12 +32,15 @@ pub enum CoreError {
 /// Registers to and from `core-*.img`.
 pub trait CoreImage: Arch {
     /// Writes the machine and its registers into `core`. They are stored as a new task takes them on
-    /// ([`crate::Regs::reborn`]).
+    /// ([`crate::Regs::reborn`]) that has no handler to run first.
     fn to_core(
         state: &ThreadState<Self::Regs>,
         layout: &Self::FpLayout,
         core: &mut pb::CoreEntry,
     ) -> Result<(), CoreError>;
+
+    /// Replaces the general registers in `core`: those a new task goes on with.
+    fn set_regs(core: &mut pb::CoreEntry, reborn: &Self::Regs);
 
     /// The state of a new task, ready to be set.
     fn from_core(

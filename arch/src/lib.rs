@@ -19,7 +19,7 @@ pub use abi::{SigactionLayout, StackLayout};
 #[cfg(feature = "image")]
 pub use core_image::{CoreError, CoreImage};
 pub use record::{END, Record, RecordLayout, TOLERATE};
-pub use regs::{Regs, RegsTransfer};
+pub use regs::{Next, Regs, RegsTransfer, Timeout, TimeoutForm};
 pub use stub::{Entry, HealContext, Job, Stub};
 pub use thread::ThreadState;
 
@@ -65,6 +65,10 @@ pub trait Arch {
     /// The interpreter of records.
     const STUB: Stub;
 
+    /// Whether a task in call `nr` may be waiting for a time counted from when the call was made,
+    /// whichever of the machine's tables of calls the number is of.
+    fn may_time_out(nr: u64, args: &[u64; 6]) -> bool;
+
     /// Points a thread at the stub.
     ///
     /// Only registers change. The thread must be stopped; `code` is where [`Arch::STUB`] lies in it.
@@ -78,6 +82,10 @@ pub trait Arch {
 
     /// Bytes that [`Arch::heal`] gives.
     const HEAL_SIZE: usize;
+
+    /// The call that maps the vdso of 32-bit programs into a task of a 64-bit kernel, and its first
+    /// argument; the second is the address.
+    const COMPAT_VDSO: Option<(usize, u64)>;
 
     /// Code to lie at `from`, the start of a function of a vdso, that goes on at `target`, the same
     /// function of another: arguments and return address stay as they are.

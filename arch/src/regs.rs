@@ -38,12 +38,54 @@ pub trait Regs: Clone + Debug + PartialEq + Send + 'static {
     /// Whether the thread runs 32-bit code on a 64-bit kernel.
     fn is_compat(&self) -> bool;
 
+    /// Sets an argument of the call that the thread is about to issue again.
+    fn set_argument(&mut self, index: usize, value: u64);
+
     /// The registers with which the thread, still the same kernel task, goes on as if it had never
     /// been stopped. An interrupted syscall is issued again; one with a restart block through
-    /// `restart_syscall`, which finds the block where the kernel left it.
+    /// `restart_syscall`, which finds the block where the kernel left it. Where a handler is to run
+    /// first none of this is right: give the thread the registers it had, and the kernel decides.
     fn resumed(&self) -> Self;
 
     /// The registers with which a *new* task goes on. The restart block does not exist there, so a
-    /// call that needs one returns `EINTR`.
-    fn reborn(&self) -> Self;
+    /// call that needs one is issued anew; if it counts from when it began, see [`Regs::timeout`].
+    fn reborn(&self, next: Next) -> Self;
+
+    /// How long the interrupted call wanted to wait when it was made, if issuing it again means
+    /// waiting for all of that again.
+    fn timeout(&self) -> Option<Timeout>;
+}
+
+/// What a stopped thread does before anything else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It goes on.
+    Resume,
+    /// It runs the handler of a signal that is pending already.
+    Handler {
+        /// Whether the handler wants interrupted calls issued again (`SA_RESTART`).
+        restart: bool,
+    },
+}
+
+/// A time to wait, counted from when the call is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeout {
+    /// Which argument it is.
+    pub argument: usize,
+    /// The argument: the time itself, or the address of it.
+    pub value: u64,
+    /// How to read it.
+    pub form: TimeoutForm,
+    /// The kernel remembers the rest of it for a task that is still the same.
+    pub remembered: bool,
+}
+
+/// How a call is told a time to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimeoutForm {
+    /// Milliseconds.
+    Millis,
+    /// The address of seconds and nanoseconds, each of so many bytes.
+    Timespec(usize),
 }

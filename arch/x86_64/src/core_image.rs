@@ -6,7 +6,7 @@
 //!
 //! Not here: shadow stacks are stored but not restored.
 
-use criu_arch::{CoreError, CoreImage, Regs, ThreadState};
+use criu_arch::{CoreError, CoreImage, Next, Regs, ThreadState};
 use criu_image::pb;
 use criu_image::pb::core_entry::March;
 
@@ -50,7 +50,7 @@ impl CoreImage for X86_64 {
         Self::set_machine(core);
         core.thread_info = Some(pb::ThreadInfoX86 {
             clear_tid_addr: 0,
-            gpregs: regs_to_entry(&state.regs),
+            gpregs: regs_to_entry(&state.regs.reborn(Next::Resume), state.regs.orig_ax),
             fpregs,
             tls: state
                 .tls
@@ -59,6 +59,12 @@ impl CoreImage for X86_64 {
                 .collect(),
         });
         Ok(())
+    }
+
+    fn set_regs(core: &mut pb::CoreEntry, reborn: &X86Regs) {
+        if let Some(info) = &mut core.thread_info {
+            info.gpregs = regs_to_entry(reborn, info.gpregs.orig_ax);
+        }
     }
 
     fn from_core(
@@ -105,13 +111,12 @@ impl CoreImage for X86_64 {
     }
 }
 
-fn regs_to_entry(regs: &X86Regs) -> pb::UserX86RegsEntry {
-    let reborn = regs.reborn();
+fn regs_to_entry(regs: &X86Regs, orig_ax: u64) -> pb::UserX86RegsEntry {
     macro_rules! entry {
-        ($($name:ident),*) => { pb::UserX86RegsEntry { $($name: reborn.$name,)* mode: None } };
+        ($($name:ident),*) => { pb::UserX86RegsEntry { $($name: regs.$name,)* mode: None } };
     }
     let mut entry = alike!(entry);
-    entry.orig_ax = regs.orig_ax;
+    entry.orig_ax = orig_ax;
     entry.set_mode(if regs.is_compat() {
         pb::UserX86RegsMode::Compat
     } else {

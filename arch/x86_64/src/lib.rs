@@ -7,6 +7,7 @@
 mod core_image;
 mod fpu;
 mod regs;
+mod restart;
 mod stub;
 mod tls;
 mod vdso;
@@ -49,9 +50,16 @@ impl Arch for X86_64 {
     const SIGSET: usize = 8;
     const STUB: Stub = stub::STUB;
     const HEAL_SIZE: usize = stub::HEAL_SIZE;
+    const COMPAT_VDSO: Option<(usize, u64)> = Some((158, 0x2002)); // arch_prctl(ARCH_MAP_VDSO_32)
 
     fn fp_layout(identify: &dyn Fn(u32, u32) -> [u32; 4]) -> XstateLayout {
         XstateLayout::from_cpuid(identify)
+    }
+
+    fn may_time_out(nr: u64, args: &[u64; 6]) -> bool {
+        [false, true]
+            .iter()
+            .any(|compat| restart::timeout(nr, *compat, args).is_some())
     }
 
     fn enter(regs: &mut X86Regs, code: u64, entry: &Entry) {

@@ -1,8 +1,14 @@
 //! General registers: `struct user_regs_struct`, and the rules of syscall restart.
 //!
+//! A call that was interrupted is issued again, whatever the kernel would have done after a signal: the
+//! tracer's stop is none. That holds for the calls of `restart.rs` too, for which the kernel has only a
+//! plain `EINTR`.
+//!
 //! `arch/x86/include/asm/user_64.h`, `arch/x86/kernel/signal.c` (`arch_do_signal_or_restart`).
 
-use criu_arch::Regs;
+use criu_arch::{Next, Regs, Timeout};
+
+use crate::restart;
 
 macro_rules! registers {
     ($($name:ident),* $(,)?) => {
@@ -47,16 +53,51 @@ const RESTART_SYSCALL: u64 = 219;
 const RESTART_SYSCALL_COMPAT: u64 = 0;
 
 impl X86Regs {
-    /// The result of the call the thread was stopped in; `None` outside a call.
+    /// The error, positive, with which the call that the thread was stopped in says that it was only
+    /// interrupted; `None` outside a call, and after one that has come to an end.
     fn interrupted(&self) -> Option<i64> {
-        let width = |word| {
-            if self.is_compat() {
-                low_half(word)
-            } else {
-                word.cast_signed()
+        if self.wide(self.orig_ax) < 0 {
+            return None;
+        }
+        match -self.wide(self.ax) {
+            error @ (ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK) => {
+                Some(error)
             }
-        };
-        (width(self.orig_ax) >= 0).then(|| width(self.ax))
+            EINTR if restart::may_be_repeated(self.nr(), self.is_compat(), self.arguments()[0]) => {
+                Some(EINTR)
+            }
+            _ => None,
+        }
+    }
+
+    fn wide(&self, word: u64) -> i64 {
+        if self.is_compat() {
+            low_half(word)
+        } else {
+            word.cast_signed()
+        }
+    }
+
+    /// The number of the call it is in.
+    fn nr(&self) -> u64 {
+        self.wide(self.orig_ax).cast_unsigned()
+    }
+
+    fn is_restart(&self) -> bool {
+        self.nr()
+            == if self.is_compat() {
+                RESTART_SYSCALL_COMPAT
+            } else {
+                RESTART_SYSCALL
+            }
+    }
+
+    fn arguments(&self) -> [u64; 6] {
+        if self.is_compat() {
+            [self.bx, self.cx, self.dx, self.si, self.di, self.bp].map(|word| word & 0xffff_ffff)
+        } else {
+            [self.di, self.si, self.dx, self.r10, self.r8, self.r9]
+        }
     }
 
     fn again(mut self, nr: u64) -> Self {
@@ -108,30 +149,73 @@ impl Regs for X86Regs {
         self.cs == USER32_CS
     }
 
+    fn set_argument(&mut self, index: usize, value: u64) {
+        let registers = if self.is_compat() {
+            [
+                &mut self.bx,
+                &mut self.cx,
+                &mut self.dx,
+                &mut self.si,
+                &mut self.di,
+                &mut self.bp,
+            ]
+        } else {
+            [
+                &mut self.di,
+                &mut self.si,
+                &mut self.dx,
+                &mut self.r10,
+                &mut self.r8,
+                &mut self.r9,
+            ]
+        };
+        *registers[index] = value;
+    }
+
     fn resumed(&self) -> Self {
-        let mut regs = match self.interrupted().map(|result| -result) {
-            Some(ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND) => self.clone().again(self.orig_ax),
+        let mut regs = match self.interrupted() {
             Some(ERESTART_RESTARTBLOCK) => self.clone().again(if self.is_compat() {
                 RESTART_SYSCALL_COMPAT
             } else {
                 RESTART_SYSCALL
             }),
-            _ => self.clone(),
+            Some(_) => self.clone().again(self.orig_ax),
+            None => self.clone(),
         };
         regs.orig_ax = NO_SYSCALL;
         regs
     }
 
-    fn reborn(&self) -> Self {
-        let mut regs = match self.interrupted().map(|result| -result) {
-            Some(ERESTART_RESTARTBLOCK) => Self {
+    /// `handle_signal`, `arch_do_signal_or_restart`.
+    fn reborn(&self, next: Next) -> Self {
+        let interrupted = self.interrupted();
+        let again = match (interrupted, next) {
+            (None, _) => false,
+            // What it was is not known any more: it was stopped and went on before.
+            (Some(ERESTART_RESTARTBLOCK), Next::Resume) => !self.is_restart(),
+            (Some(_), Next::Resume) => true,
+            (Some(ERESTARTNOINTR), Next::Handler { .. }) => true,
+            (Some(ERESTARTSYS), Next::Handler { restart }) => restart,
+            (Some(_), Next::Handler { .. }) => false,
+        };
+        let mut regs = match interrupted {
+            Some(_) if again => self.clone().again(self.orig_ax),
+            Some(_) => Self {
                 ax: (-EINTR).cast_unsigned(),
                 ..self.clone()
             },
-            _ => self.resumed(),
+            None => self.clone(),
         };
         regs.orig_ax = NO_SYSCALL;
         regs
+    }
+
+    fn timeout(&self) -> Option<Timeout> {
+        let result = self.interrupted()?;
+        let args = self.arguments();
+        let mut timeout = restart::timeout(self.nr(), self.is_compat(), &args)?;
+        timeout.remembered = result == ERESTART_RESTARTBLOCK;
+        Some(timeout)
     }
 }
 
@@ -169,10 +253,50 @@ mod tests {
             (regs.resumed().ip, regs.resumed().ax),
             (0x1000, RESTART_SYSCALL)
         );
-        assert_eq!(
-            (regs.reborn().ip, regs.reborn().ax.cast_signed()),
-            (0x1002, -EINTR)
+        assert_eq!(reborn(&regs, Next::Resume), (0x1000, 35));
+        let regs = stopped_in(RESTART_SYSCALL, -516);
+        assert_eq!(reborn(&regs, Next::Resume), (0x1002, -EINTR));
+    }
+
+    fn reborn(regs: &X86Regs, next: Next) -> (u64, i64) {
+        let regs = regs.reborn(next);
+        (regs.ip, regs.ax.cast_signed())
+    }
+
+    #[test]
+    fn a_handler_decides_as_in_the_kernel() {
+        let (bare, restart) = (
+            Next::Handler { restart: false },
+            Next::Handler { restart: true },
         );
+        let over = (0x1002, -EINTR);
+        assert_eq!(reborn(&stopped_in(0, -512), bare), over);
+        assert_eq!(reborn(&stopped_in(0, -512), restart), (0x1000, 0));
+        assert_eq!(reborn(&stopped_in(0, -513), bare), (0x1000, 0));
+        assert_eq!(reborn(&stopped_in(34, -514), restart), over);
+        assert_eq!(reborn(&stopped_in(35, -516), restart), over);
+        assert_eq!(reborn(&stopped_in(232, -EINTR), restart), over);
+    }
+
+    #[test]
+    fn a_bare_eintr_is_repeated_where_nobody_has_written_anything() {
+        assert_eq!(
+            reborn(&stopped_in(232, -EINTR), Next::Resume),
+            (0x1000, 232)
+        );
+        assert_eq!(stopped_in(232, -EINTR).resumed().ip, 0x1000);
+        // close(2): the descriptor is gone already.
+        assert_eq!(stopped_in(3, -EINTR).resumed().ip, 0x1002);
+    }
+
+    #[test]
+    fn a_timeout_is_an_argument() {
+        let mut regs = stopped_in(232, -EINTR);
+        regs.r10 = 1200;
+        let timeout = regs.timeout().expect("epoll_wait");
+        assert_eq!((timeout.argument, timeout.value), (3, 1200));
+        regs.set_argument(3, 5);
+        assert_eq!(regs.r10, 5);
     }
 
     #[test]

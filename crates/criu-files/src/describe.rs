@@ -36,7 +36,7 @@ impl DumpCx for Collector<'_> {
         let mount = file.info.mount.map_or(-1, |mount| mount.0);
         if self.options.external.contains(&(mount, file.inode.ino)) {
             let name = format!("file[{mount:x}:{:x}]", file.inode.ino);
-            let mut entry = entry_of(file, id, name.into_bytes());
+            let mut entry = self.entry_of(file, id, name.into_bytes());
             entry.ext = Some(true);
             return Ok(entry);
         }
@@ -47,7 +47,7 @@ impl DumpCx for Collector<'_> {
                 None => other?,
             },
         };
-        let mut entry = entry_of(file, id, named.path.clone());
+        let mut entry = self.entry_of(file, id, named.path.clone());
         match named.found {
             path::Found::Here => {
                 entry.build_id = crate::build_id::of(file, self.options.validation)?
@@ -162,37 +162,43 @@ impl Collector<'_> {
         cx.append(desc::REMAP_FPATH, (), &remap, &[])
     }
 
+    /// The mount a path is on, if mounts are dumped.
+    pub(crate) fn mount_of(&self, file: &OpenFile) -> Option<i32> {
+        let mount = file.info.mount.filter(|_| self.options.mounts)?;
+        Some(mount.0)
+    }
+
+    /// The entry of a path, without what depends on where the path leads.
+    fn entry_of(&self, file: &OpenFile, id: FileId, name: Vec<u8>) -> pb::RegFileEntry {
+        let flags = file.flags();
+        let only_appends = flags & libc::O_APPEND.cast_unsigned() != 0
+            && flags & libc::O_ACCMODE.cast_unsigned() == libc::O_WRONLY.cast_unsigned();
+        let has_size = file.inode.format() == libc::S_IFREG && !only_appends;
+        pb::RegFileEntry {
+            id: id.get(),
+            flags,
+            pos: file.info.pos.cast_unsigned(),
+            fown: file.owner,
+            name,
+            mnt_id: self.mount_of(file),
+            // A file that is only appended to may have grown: a log.
+            size: has_size.then_some(file.inode.size),
+            mode: Some(file.inode.mode),
+            ..pb::RegFileEntry::default()
+        }
+    }
+
     /// A new file id for an entry that is not an open file.
     pub(crate) fn link_entry(&mut self, path: Vec<u8>, mount: Option<i32>) -> u32 {
         self.last += 1;
         let entry = pb::RegFileEntry {
             id: self.last,
-            name: path.into(),
+            name: path,
             mnt_id: mount,
             ..pb::RegFileEntry::default()
         };
         self.add(criu_kind::FileEntry::into_file(entry));
         self.last
-    }
-}
-
-/// The entry of a path, without what depends on where the path leads.
-fn entry_of(file: &OpenFile, id: FileId, name: Vec<u8>) -> pb::RegFileEntry {
-    let flags = file.flags();
-    let only_appends = flags & libc::O_APPEND.cast_unsigned() != 0
-        && flags & libc::O_ACCMODE.cast_unsigned() == libc::O_WRONLY.cast_unsigned();
-    let has_size = file.inode.format() == libc::S_IFREG && !only_appends;
-    pb::RegFileEntry {
-        id: id.get(),
-        flags,
-        pos: file.info.pos.cast_unsigned(),
-        fown: file.owner,
-        name: name.into(),
-        mnt_id: Some(file.info.mount.map_or(-1, |mount| mount.0)),
-        // A file that is only appended to may have grown: a log.
-        size: has_size.then_some(file.inode.size),
-        mode: Some(file.inode.mode),
-        ..pb::RegFileEntry::default()
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) fn keep(collector: &mut Collector<'_>, file: &OpenFile) -> Result<u32
     collector.ghosts.insert(key, id);
     let symlnk_target = target(file)?;
     let mut entry = entry(&file.inode);
-    entry.symlnk_target = symlnk_target.map(Into::into);
+    entry.symlnk_target = symlnk_target;
     let runs = match &content {
         Some(content) if file.inode.blocks * 512 < file.inode.size => {
             (entry.chunks, entry.size) = (Some(true), Some(file.inode.size));

@@ -22,6 +22,7 @@ mod identity;
 mod legacy;
 mod link;
 mod locks;
+mod make;
 mod open;
 mod options;
 mod owner;

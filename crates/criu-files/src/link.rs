@@ -95,7 +95,7 @@ pub(crate) fn give_name(
         ) {
             Ok(()) => {
                 collector.links.names.0.push(reach);
-                let id = collector.link_entry(path, file.info.mount.map(|mount| mount.0));
+                let id = collector.link_entry(path, collector.mount_of(file));
                 collector.links.files.insert(key, id);
                 return Ok(id);
             }

@@ -232,9 +232,13 @@ pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Res
     let path = from_root(files, &name);
     match files.remaps.get(&id) {
         Some(Remap::Ghost(ghost)) => {
+            let ghost = *ghost;
+            if let Some(fd) = files.raised.take(id) {
+                return Ok(fd);
+            }
             let missing =
                 || Error::corrupt("remap-fpath.img", format!("ghost {ghost} was not made"));
-            let through = files.raised.path(*ghost).ok_or_else(missing)?;
+            let through = files.raised.path(ghost, &path).ok_or_else(missing)?;
             // The link in /proc must be followed, and the inode is the one.
             let born = (libc::O_TMPFILE & !libc::O_DIRECTORY).cast_unsigned();
             let flags = match flags & born {

@@ -13,6 +13,9 @@ pub struct DumpOptions {
     pub evasive_devices: bool,
     /// What is kept to know files again (`--file-validation`).
     pub validation: Validation,
+    /// Whether paths say which mount they are on: only if the mounts are dumped too. Without them CRIU would look
+    /// for the mount and not find it.
+    pub mounts: bool,
     /// Files that are given at restore: mount id and inode number (`--external file[mnt_id:inode]`).
     pub external: Vec<(i32, u64)>,
 }

@@ -142,12 +142,13 @@ impl Files<'_> {
     }
 
     /// Adds the calls of the last moment: clocks start.
-    pub fn arm(&self, table: FdTableId, program: &mut Program) -> Result<()> {
-        for (id, (home, number)) in &self.homes {
-            if *home == table {
-                let saved = &self.all[id];
-                saved.kind.arm(&saved.entry, *number, program)?;
-            }
+    pub fn arm(&mut self, table: FdTableId, program: &mut Program) -> Result<()> {
+        let at_home = self.homes.iter().filter(|(_, (home, _))| *home == table);
+        let files: Vec<(FileId, i32)> = at_home.map(|(id, (_, number))| (*id, *number)).collect();
+        for (id, number) in files {
+            let saved = &self.all[&id];
+            let (kind, entry) = (saved.kind, saved.entry.clone());
+            kind.arm(self, &entry, number, program)?;
         }
         Ok(())
     }

@@ -410,8 +410,14 @@ pub trait FileKind: Sync {
     }
 
     /// The last moment before tasks go on: clocks start. Runs in a task that has it as `fd`.
-    fn arm(&self, entry: &Self::Entry, fd: i32, program: &mut Program) -> Result<()> {
-        let _nothing = (entry, fd, program);
+    fn arm(
+        &self,
+        cx: &mut dyn RestoreCx,
+        entry: &Self::Entry,
+        fd: i32,
+        program: &mut Program,
+    ) -> Result<()> {
+        let _nothing = (cx, entry, fd, program);
         Ok(())
     }
 }
@@ -443,7 +449,13 @@ pub trait AnyFileKind: Sync {
         entry: &pb::FileEntry,
         program: &mut Program,
     ) -> Result<()>;
-    fn arm(&self, entry: &pb::FileEntry, fd: i32, program: &mut Program) -> Result<()>;
+    fn arm(
+        &self,
+        cx: &mut dyn RestoreCx,
+        entry: &pb::FileEntry,
+        fd: i32,
+        program: &mut Program,
+    ) -> Result<()>;
     fn flags(&self, entry: &pb::FileEntry) -> Option<u32>;
     fn owner(&self, entry: &pb::FileEntry) -> Option<pb::FownEntry>;
 }
@@ -529,8 +541,14 @@ impl<K: FileKind> AnyFileKind for K {
     ) -> Result<()> {
         FileKind::relate(self, cx, member(entry)?, program)
     }
-    fn arm(&self, entry: &pb::FileEntry, fd: i32, program: &mut Program) -> Result<()> {
-        FileKind::arm(self, member(entry)?, fd, program)
+    fn arm(
+        &self,
+        cx: &mut dyn RestoreCx,
+        entry: &pb::FileEntry,
+        fd: i32,
+        program: &mut Program,
+    ) -> Result<()> {
+        FileKind::arm(self, cx, member(entry)?, fd, program)
     }
     fn flags(&self, entry: &pb::FileEntry) -> Option<u32> {
         K::Entry::of(entry).and_then(FileEntry::flags)

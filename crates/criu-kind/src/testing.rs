@@ -84,7 +84,7 @@ pub fn restored_with<K: FileKind>(
         }
         let mut program = Program::new();
         kind.relate(&mut paper, entry, &mut program)?;
-        kind.arm(entry, 3, &mut program)?;
+        kind.arm(&mut paper, entry, 3, &mut program)?;
         if !program.is_empty() {
             listing += &format!("later:\n{program}");
         }

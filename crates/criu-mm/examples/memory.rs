@@ -11,8 +11,8 @@ use criu_image::id::FileId;
 use criu_image::{Directory, Durability, Store};
 use criu_kind::{FileFds, MappedFiles, Result};
 use criu_mm::{
-    DrainOptions, FillJob, Ground, Materials, Shared, Space, SpaceImage, SurveyOptions, clear, drain, fill, finish,
-    survey,
+    DrainOptions, FillJob, Ground, Materials, Shared, Space, SpaceImage, SurveyOptions, clear,
+    drain, fill, finish, survey,
 };
 use criu_proc::ProcDir;
 use criu_tracee::{Program, Site, Tracee, spawn_root};
@@ -24,7 +24,11 @@ struct Files(BTreeMap<u32, File>);
 
 impl Files {
     fn open(&mut self, link: &str, writable: bool) -> FileId {
-        let file = File::options().read(true).write(writable).open(link).expect("it can be opened");
+        let file = File::options()
+            .read(true)
+            .write(writable)
+            .open(link)
+            .expect("it can be opened");
         let id = u32::try_from(self.0.len()).expect("few") + 1;
         self.0.insert(id, file);
         FileId::new(id)
@@ -33,7 +37,10 @@ impl Files {
 
 impl MappedFiles for Files {
     fn mapped(&mut self, pid: Pid, range: Range<u64>, writable: bool) -> Result<FileId> {
-        Ok(self.open(&format!("/proc/{pid}/map_files/{:x}-{:x}", range.start, range.end), writable))
+        Ok(self.open(
+            &format!("/proc/{pid}/map_files/{:x}-{:x}", range.start, range.end),
+            writable,
+        ))
     }
 
     fn exe(&mut self, pid: Pid) -> Result<FileId> {
@@ -56,7 +63,16 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let pid = Pid::from_raw(pid.parse()?);
     let mut clock = Instant::now();
     let mut step = |name: &str| {
-        println!("{name:>8} {:>9.3} ms", clock.elapsed().as_secs_f64() * 1e3);
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let peak = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .unwrap_or("?")
+            .trim();
+        println!(
+            "{name:>8} {:>9.3} ms, driver's peak {peak}",
+            clock.elapsed().as_secs_f64() * 1e3
+        );
         clock = Instant::now();
     };
 
@@ -64,7 +80,9 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let store = Directory::create(&directory, Durability::Process)?;
     let mut tracee = Tracee::seize(pid)?;
     step("seize");
-    let options = SurveyOptions { allow_uprobes: false };
+    let options = SurveyOptions {
+        allow_uprobes: false,
+    };
     let mut space = survey(&ProcDir::open(pid)?, &tracee, &mut files, &options)?;
     step("survey");
     let mut program = Program::new();
@@ -73,7 +91,10 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     space.answer(&outcome, questions);
     step("ask");
     let (mut tracees, mut spaces) = ([tracee], [space]);
-    let mut options = DrainOptions { in_target, next_pages: 1 };
+    let mut options = DrainOptions {
+        in_target,
+        next_pages: 1,
+    };
     let stats = drain(&mut tracees, &mut spaces, &store, &mut options)?;
     step("drain");
     let [tracee] = tracees;
@@ -93,14 +114,23 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     clear(&mut tracees[0], &ground)?;
     shared.fill(&mut tracees[0])?;
     step("clear");
-    let jobs = [FillJob { tracee: 0, image: &images[0], parent: None }];
-    let stats = fill(&mut tracees, &jobs, &Materials { ground: &ground, files: &files, shared: &shared })?;
+    let jobs = [FillJob {
+        tracee: 0,
+        image: &images[0],
+        parent: None,
+    }];
+    let stats = fill(
+        &mut tracees,
+        &jobs,
+        &Materials {
+            ground: &ground,
+            files: &files,
+            shared: &shared,
+        },
+    )?;
     step("fill");
     finish(&mut tracees, &jobs, &ground)?;
     step("finish");
     println!("{stats:?}");
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
-    println!("driver {peak}");
     Ok(())
 }

@@ -14,8 +14,10 @@ use crate::image::SpaceImage;
 use crate::page_size;
 
 /// `struct aio_ring` and `struct io_event`.
-const HEADER: u64 = 32;
-const EVENT: u64 = 32;
+const HEADER: u64 = HEADER_BYTES as u64;
+const HEADER_BYTES: usize = 32;
+const EVENT: u64 = EVENT_BYTES as u64;
+const EVENT_BYTES: usize = 32;
 /// Requests made at a time.
 const GROUP: u32 = 16;
 
@@ -46,7 +48,7 @@ struct Header {
 }
 
 impl Header {
-    fn read(bytes: &[u8; HEADER as usize]) -> Self {
+    fn read(bytes: &[u8; HEADER_BYTES]) -> Self {
         let word = |at: usize| {
             u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
         };
@@ -77,7 +79,7 @@ pub(crate) fn restore(tracee: &mut Tracee, image: &SpaceImage) -> Result<()> {
 
 fn restore_one(tracee: &mut Tracee, image: &SpaceImage, ring: &pb::AioRingEntry) -> Result<()> {
     let corrupt = |why| Error::corrupt("mm", format!("AIO ring {:#x}: {why}", ring.id));
-    let mut bytes = [0; HEADER as usize];
+    let mut bytes = [0; HEADER_BYTES];
     image.pages.read(ring.id, &mut bytes)?;
     let wanted = Header::read(&bytes);
     if u64::from(wanted.nr) != events(ring.ring_len.into())
@@ -139,7 +141,7 @@ fn complete(tracee: &mut Tracee, context: u64, null: i32, count: u32, take: bool
         for slot in 0..size {
             program.link(requests, slot * Native::WORD, request);
         }
-        let events = program.room(size * EVENT as usize);
+        let events = program.room(size * EVENT_BYTES);
         let mut submitted = Vec::new();
         let mut left = count - done;
         while left > 0 {

@@ -63,6 +63,16 @@ impl Ground {
         })
     }
 
+    #[cfg(test)]
+    pub(crate) fn without_vdso(at: u64) -> Self {
+        Self {
+            nursery: at..at + 0x1_0000,
+            threads: 1,
+            park: at + 0x1_0000,
+            vdso: None,
+        }
+    }
+
     /// Maps the nursery in the driver.
     pub fn nursery(&self) -> Result<Nursery> {
         Ok(Nursery::map(self.nursery.start, self.threads)?)

@@ -1,8 +1,9 @@
 //! An address space in images, checked before anything is made of it.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
-use criu_image::id::VPid;
+use criu_image::id::{FileId, VPid};
 use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{Error, Result};
 
@@ -125,6 +126,23 @@ impl SpaceImage {
             pages,
             real,
         })
+    }
+
+    /// Files that must be open for writing to be mapped. Images of CRIU do not say it with the file: one
+    /// entry of it may serve mappings of both kinds.
+    pub fn writable_files(&self) -> BTreeSet<FileId> {
+        let writable = |vma: &&pb::VmaEntry| {
+            let mode = vma
+                .fdflags
+                .map(|flags| flags & libc::O_ACCMODE.cast_unsigned());
+            let rdwr = libc::O_RDWR.cast_unsigned();
+            backing(vma) == Backing::File
+                && vma.flags & map::SHARED != 0
+                && (mode == Some(rdwr) || vma.prot & prot::WRITE != 0)
+        };
+        let vmas = self.vmas().iter().filter(writable);
+        vmas.filter_map(|vma| u32::try_from(vma.shmid).ok().map(FileId::new))
+            .collect()
     }
 
     /// The mappings in order of address.

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use criu_kind::Result;
 use criu_tracee::arch::Arch;
-use criu_tracee::{Job, Native, Program, Tracee, fetch_fd, pidfd_open, run_all};
+use criu_tracee::{Blob, Ret};
+use criu_tracee::{Job, Native, Outcome, Program, Tracee, fetch_fd, pidfd_open, run_all};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 /// Gives each process the file beside its index; returns the number it has there, or `None` where the
@@ -25,11 +26,15 @@ pub(crate) fn hand_over(
         .iter()
         .map(|(tracee, _)| job(*tracee, &program))
         .collect();
-    for outcome in run_all(tracees, &jobs)? {
-        pairs.push(outcome.get(made).ok().map(|_| {
+    for (outcome, (tracee, _)) in run_all(tracees, &jobs)?.iter().zip(files) {
+        let pair = outcome.get(made).ok().map(|_| {
             let fds = outcome.bytes(fds);
             (int(fds, 0), int(fds, 4))
-        }));
+        });
+        if let Some((one, other)) = pair {
+            tracees[*tracee].set_undo(Some(&closing(&[one, other])))?;
+        }
+        pairs.push(pair);
     }
     let mut receivers = Vec::with_capacity(files.len());
     for ((tracee, file), pair) in files.iter().zip(&pairs) {
@@ -41,18 +46,39 @@ pub(crate) fn hand_over(
         .map(|((tracee, _), got)| job(*tracee, &got.program))
         .collect();
     let outcomes = run_all(tracees, &jobs)?;
-    let numbers = receivers.iter().zip(&outcomes).map(|(receiver, outcome)| {
-        let (call, control) = receiver.answer?;
-        let control = outcome.bytes(control);
-        let came = outcome.get(call).is_ok() && word(control, 0) == FD_AT as u64 + 4;
-        came.then(|| int(control, FD_AT))
-    });
-    Ok(numbers.collect())
+    let mut numbers = Vec::with_capacity(files.len());
+    for ((receiver, outcome), (tracee, _)) in receivers.iter().zip(&outcomes).zip(files) {
+        let number = receiver.number(outcome);
+        let undo = number.map(|fd| closing(&[fd]));
+        tracees[*tracee].set_undo(undo.as_ref())?;
+        numbers.push(number);
+    }
+    Ok(numbers)
+}
+
+/// What a process does whose tracer dies while it has descriptors of ours.
+fn closing(fds: &[i32]) -> Program {
+    let mut program = Program::new();
+    for fd in fds {
+        program.close(*fd);
+        program.tolerate();
+    }
+    program
 }
 
 struct Receiver {
     program: Program,
-    answer: Option<(criu_tracee::Ret, criu_tracee::Blob)>,
+    answer: Option<(Ret, Blob)>,
+}
+
+impl Receiver {
+    /// The descriptor that came.
+    fn number(&self, outcome: &Outcome) -> Option<i32> {
+        let (call, control) = self.answer?;
+        let control = outcome.bytes(control);
+        let came = outcome.get(call).is_ok() && word(control, 0) == FD_AT as u64 + 4;
+        came.then(|| int(control, FD_AT))
+    }
 }
 
 /// `struct cmsghdr`: length, level, type; then the descriptor.

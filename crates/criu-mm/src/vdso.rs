@@ -39,6 +39,13 @@ pub(crate) enum Fate {
     Home(u64),
     /// Ours stays where it is parked; these bytes go into the image's.
     Proxy(Vec<(u64, Vec<u8>)>),
+    /// The program is of 32 bits: ours goes, and the kernel maps its other one here.
+    Compat {
+        /// The start of its data.
+        at: u64,
+        /// The start of its code.
+        code: u64,
+    },
 }
 
 impl OwnVdso {
@@ -98,6 +105,13 @@ pub(crate) fn fate(image: &SpaceImage, own: Option<&OwnVdso>, park: u64) -> Resu
     }
     let mut theirs = vec![0; usize::try_from(vdso.end - vdso.start).unwrap_or(0)];
     image.pages.read(vdso.start, &mut theirs)?;
+    if Native::COMPAT_VDSO.is_some() && !is_native(&theirs) {
+        let at = of(Backing::Vvar).map_or(vdso.start, |vvar| vvar.start.min(vdso.start));
+        return Ok(Fate::Compat {
+            at,
+            code: vdso.start,
+        });
+    }
     if placed_alike(vdso, of(Backing::Vvar), own) && alike(&theirs, &own.bytes) {
         return Ok(Fate::Home(vdso.start - (own.code.start - own.span.start)));
     }
@@ -142,14 +156,20 @@ fn jumps(theirs_at: u64, theirs: &[u8], ours_at: u64, ours: &[u8]) -> Vec<(u64, 
         let Some((_, target)) = ours.iter().find(|(other, _)| *other == name) else {
             continue;
         };
-        let code = Native::vdso_jump(theirs_at + offset, ours_at + target);
-        let length = code.len() as u64;
-        let inside = offset + length <= theirs.len() as u64;
-        if inside && !jumps.iter().any(|(at, _)| *at == theirs_at + offset) {
-            jumps.push((theirs_at + offset, code));
+        // An image may say anything of its vdso.
+        let at = theirs_at.saturating_add(offset);
+        let code = Native::vdso_jump(at, ours_at + target);
+        let inside = offset.saturating_add(code.len() as u64) <= theirs.len() as u64;
+        if inside && !jumps.iter().any(|(other, _)| *other == at) {
+            jumps.push((at, code));
         }
     }
     jumps
+}
+
+/// Whether it is code of the kernel's own word size; what is no ELF file passes for that.
+fn is_native(bytes: &[u8]) -> bool {
+    object::File::parse(bytes).map_or(true, |file| file.is_64() == (Native::WORD == 8))
 }
 
 /// Functions by name, with their offsets. What is no ELF file has none.

@@ -13,7 +13,7 @@ use criu_mm::{
 };
 use criu_proc::{MapName, ProcDir};
 use criu_tracee::arch::Regs;
-use criu_tracee::{Program, Site, Tracee, spawn_root};
+use criu_tracee::{Nursery, Program, Site, Tracee, spawn_root};
 use nix::unistd::Pid;
 
 const SETUP: &str = r#"
@@ -42,6 +42,9 @@ libc.madvise(guarded, 8 * P, 16)
 for advice in 10, 14, 18: libc.madvise(anon(2, 0x22, 1 << (advice - 10) % 3), 2 * P, advice)
 locked = anon(3); put(locked, 1, b'locked')
 assert libc.mlock(locked, 3 * P) == 0
+droppable = libc.mmap(0, 4 * P, 3, 0x28, -1, 0)
+huge = libc.mmap(0, 4 << 20, 3, 0x40022, -1, 0)  # only where pages are set aside for it
+if huge != 2**64 - 1: put(huge, 700, b'huge')
 grows = libc.mmap(0x10000000, 4 * P, 3, 0x100122, -1, 0)
 put(grows, 3, b'down')
 "#;
@@ -69,8 +72,8 @@ fn portrait(pid: Pid, skip: impl Fn(u64) -> bool) -> Portrait {
             .codes()
             .filter(|code| !["ac", "sd"].contains(code))
             .collect();
-        // Anonymous shared memory is another object.
-        let inode = if vma.name == MapName::DevZero {
+        // Objects without a name are others.
+        let inode = if matches!(vma.name, MapName::DevZero | MapName::AnonHugepage) {
             0
         } else {
             vma.inode
@@ -146,7 +149,7 @@ fn dump_with_registers(pids: &[Pid], store: &Memory) -> (Vec<Space>, Files, Vec<
     let mut registers = Vec::new();
     for tracee in &mut tracees {
         let thread = &tracee.threads()[0];
-        registers.push((thread.natural().reborn(), thread.mask().to_vec()));
+        registers.push((thread.natural().reborn(criu_tracee::arch::Next::Resume), thread.mask().to_vec()));
         let proc = ProcDir::open(tracee.pid()).expect("it lives");
         let options = SurveyOptions {
             allow_uprobes: false,
@@ -173,6 +176,54 @@ fn dump_with_registers(pids: &[Pid], store: &Memory) -> (Vec<Space>, Files, Vec<
     (spaces, files, registers)
 }
 
+/// A task with the memory of an image, and the nursery it was born with.
+fn rebuild(image: &[SpaceImage; 1], files: &Files, store: &Memory) -> (Nursery, Tracee) {
+    let shared = Shared::create(image, store).expect("shared memory");
+    let ground = Ground::find(image, 1).expect("a hole");
+    let nursery = ground.nursery().expect("mapped");
+    let mut tracees = [spawn_root(&nursery, &[], 0).expect("born")];
+    clear(&mut tracees[0], &ground).expect("cleared");
+    shared.fill(&mut tracees[0]).expect("shared memory");
+    let jobs = [FillJob {
+        tracee: 0,
+        image: &image[0],
+        parent: None,
+    }];
+    let materials = Materials {
+        ground: &ground,
+        files,
+        shared: &shared,
+    };
+    fill(&mut tracees, &jobs, &materials).expect("filled");
+    finish(&mut tracees, &jobs, &ground).expect("finished");
+    let [tracee] = tracees;
+    (nursery, tracee)
+}
+
+/// Lets a task run that was rebuilt.
+fn wake(mut tracee: Tracee, registers: &Registers) -> Pid {
+    let pid = tracee.pid();
+    let (regs, mask) = registers.clone();
+    tracee.threads_mut()[0].set_natural(regs, mask);
+    tracee.leave().expect("left");
+    tracee.detach().expect("detached");
+    pid
+}
+
+fn end(pid: Pid) {
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("our child");
+    nix::sys::wait::waitpid(pid, None).expect("our child");
+}
+
+/// Whether what is looked at changes in the next two seconds.
+fn moves(look: impl Fn() -> u8) -> bool {
+    let first = look();
+    (0..200).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        look() != first
+    })
+}
+
 #[test]
 fn a_process_comes_back() {
     let victim = Victim::start(SETUP);
@@ -182,27 +233,13 @@ fn a_process_comes_back() {
     let bytes = content(victim.pid(), &before.maps);
 
     let images = [SpaceImage::load(&store, spaces[0].id).expect("good")];
-    let shared = Shared::create(&images, &store).expect("shared memory");
-    let ground = Ground::find(&images, 1).expect("a hole");
-    let nursery = ground.nursery().expect("mapped");
-    let mut tracees = [spawn_root(&nursery, &[], 0).expect("born")];
-    clear(&mut tracees[0], &ground).expect("cleared");
-    shared.fill(&mut tracees[0]).expect("shared memory");
-    let jobs = [FillJob {
-        tracee: 0,
-        image: &images[0],
-        parent: None,
-    }];
-    let materials = Materials {
-        ground: &ground,
-        files: &files,
-        shared: &shared,
-    };
-    let stats = fill(&mut tracees, &jobs, &materials).expect("filled");
-    assert!(stats.pages_restored > 300, "{stats:?}");
-    finish(&mut tracees, &jobs, &ground).expect("finished");
+    let (nursery, mut tracee) = rebuild(&images, &files, &store);
+    let mut program = Program::new();
+    let brk = program.brk(0);
+    let brk = tracee.run(&program).expect("run").value(brk);
+    assert_eq!(brk.cast_unsigned(), images[0].mm.mm_brk);
 
-    let pid = tracees[0].pid();
+    let pid = tracee.pid();
     let after = portrait(pid, |at| nursery.range().contains(&at));
     for (one, other) in before.maps.iter().zip(&after.maps) {
         assert_eq!(one, other);
@@ -388,51 +425,42 @@ fn a_process_goes_on() {
             rename_a_function_of_the_vdso(&store);
         }
         let images = [SpaceImage::load(&store, spaces[0].id).expect("good")];
-        let shared = Shared::create(&images, &store).expect("shared memory");
-        let ground = Ground::find(&images, 1).expect("a hole");
-        let nursery = ground.nursery().expect("mapped");
-        let mut tracees = [spawn_root(&nursery, &[], 0).expect("born")];
-        clear(&mut tracees[0], &ground).expect("cleared");
-        let jobs = [FillJob {
-            tracee: 0,
-            image: &images[0],
-            parent: None,
-        }];
-        let materials = Materials {
-            ground: &ground,
-            files: &files,
-            shared: &shared,
-        };
-        fill(&mut tracees, &jobs, &materials).expect("filled");
-        finish(&mut tracees, &jobs, &ground).expect("finished");
-        let [mut tracee] = tracees;
-        let pid = tracee.pid();
-        let (regs, mask) = registers[0].clone();
-        tracee.threads_mut()[0].set_natural(regs, mask);
-        tracee.leave().expect("left");
-        tracee.detach().expect("detached");
-
-        let ticks = |files: &Files| {
-            let (id, _) = files
-                .links
-                .iter()
-                .find(|(_, name)| name.contains("/tmp/tmp"))
-                .expect("mapped");
+        let (nursery, tracee) = rebuild(&images, &files, &store);
+        let pid = wake(tracee, &registers[0]);
+        let link = |name: &String| name.contains("/tmp/tmp");
+        let (id, _) = files
+            .links
+            .iter()
+            .find(|(_, name)| link(name))
+            .expect("mapped");
+        let moves = moves(|| {
             let mut byte = [0];
             files.open[id].read_exact_at(&mut byte, 0).expect("file");
             byte[0]
-        };
-        let first = ticks(&files);
-        let moves = (0..200).any(|_| {
-            std::thread::sleep(std::time::Duration::from_millis(10));
-            ticks(&files) != first
         });
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("it lives");
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("our child");
-        nix::sys::wait::waitpid(pid, None).expect("our child");
+        end(pid);
         assert!(moves, "the process stands still\n{maps}");
-        let nursery = format!("{:x}-", nursery.range().start);
-        assert!(!maps.contains(&nursery), "{maps}");
+        assert!(
+            !maps.contains(&format!("{:x}-", nursery.range().start)),
+            "{maps}"
+        );
+        // Where it was, or where it was parked.
+        let vdso = maps
+            .lines()
+            .find(|line| line.ends_with("[vdso]"))
+            .expect("there");
+        let home = spaces[0]
+            .mm
+            .vmas
+            .iter()
+            .find(|vma| vma.status & 1 << 3 != 0)
+            .expect("there");
+        assert_eq!(
+            !vdso.starts_with(&format!("{:x}-", home.start)),
+            proxy,
+            "{maps}"
+        );
     }
 }
 
@@ -483,32 +511,83 @@ fn rings_of_asynchronous_requests_keep_their_events() {
         let store = Memory::new();
         let (spaces, files) = dump(&[victim.pid()], &store);
         let images = [SpaceImage::load(&store, spaces[0].id).expect("good")];
-        let ring = images[0].mm.aios[0].clone();
-        let shared = Shared::create(&images, &store).expect("shared memory");
-        let ground = Ground::find(&images, 1).expect("a hole");
-        let nursery = ground.nursery().expect("mapped");
-        let mut tracees = [spawn_root(&nursery, &[], 0).expect("born")];
-        clear(&mut tracees[0], &ground).expect("cleared");
-        let jobs = [FillJob {
-            tracee: 0,
-            image: &images[0],
-            parent: None,
-        }];
-        let materials = Materials {
-            ground: &ground,
-            files: &files,
-            shared: &shared,
-        };
-        fill(&mut tracees, &jobs, &materials).expect("filled");
-        finish(&mut tracees, &jobs, &ground).expect("finished");
+        let ring = images[0].mm.aios[0];
+        let (_nursery, mut tracee) = rebuild(&images, &files, &store);
         let mut program = Program::new();
         let events = program.room(32 * 64);
         let args = [ring.id.into(), 0.into(), 64.into(), events.into(), 0.into()];
         let got = program.call(criu_tracee::Sysno::io_getevents, args);
-        let outcome = tracees[0].run(&program).expect("it is a ring");
+        let outcome = tracee.run(&program).expect("it is a ring");
         assert_eq!(outcome.value(got), 17);
         for (index, event) in outcome.bytes(events).chunks(32).take(17).enumerate() {
             assert_eq!(event[..8], (1004 + index as u64).to_ne_bytes());
         }
     }
+}
+
+/// nanosleep(2) and a count, for ever; in 32-bit code.
+const COMPAT: &str = r#"
+.globl _start
+.data
+counter: .long 0
+ts: .long 0, 1000000
+.text
+_start:
+1:  mov $162, %eax
+    mov $ts, %ebx
+    xor %ecx, %ecx
+    int $0x80
+    incl counter
+    jmp 1b
+"#;
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_32_bit_process_goes_on() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (source, binary) = (dir.path().join("a.S"), dir.path().join("a"));
+    std::fs::write(&source, COMPAT).expect("written");
+    let built = std::process::Command::new("gcc")
+        .args(["-m32", "-nostdlib", "-static", "-o"])
+        .args([&binary, &source])
+        .status();
+    if !built.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: gcc does not build 32-bit programs here");
+        return;
+    }
+    let victim = Victim(
+        std::process::Command::new(&binary)
+            .spawn()
+            .expect("it runs"),
+    );
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    let store = Memory::new();
+    let (spaces, files, registers) = dump_with_registers(&[victim.pid()], &store);
+    let before = portrait(victim.pid(), |_| false);
+    drop(victim);
+    let images = [SpaceImage::load(&store, spaces[0].id).expect("good")];
+    let (nursery, tracee) = rebuild(&images, &files, &store);
+    let mut after = portrait(tracee.pid(), |at| nursery.range().contains(&at));
+    // Until it runs 32-bit code the kernel shows it the vsyscall page.
+    after
+        .maps
+        .retain(|(start, ..)| *start < 0xffff_ffff_0000_0000);
+    assert_eq!(before, after);
+    let pid = wake(tracee, &registers[0]);
+    let memory = File::open(format!("/proc/{pid}/mem")).expect("mem");
+    let data = spaces[0]
+        .mm
+        .vmas
+        .iter()
+        .find(|vma| vma.prot & 2 != 0)
+        .expect("data")
+        .start;
+    let moves = moves(|| {
+        let mut byte = [0];
+        memory.read_exact_at(&mut byte, data).expect("mem");
+        byte[0]
+    });
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    end(pid);
+    assert!(moves, "it stands still: {status}");
 }

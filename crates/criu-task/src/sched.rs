@@ -1,8 +1,9 @@
 //! How a thread is scheduled: policy, real-time priority, nice value: sched_setattr(2).
 //!
-//! Refused: `SCHED_DEADLINE`, whose three times the image has no field for. Not preserved: utilization
-//! clamps and core scheduling cookies.
+//! The three times of `SCHED_DEADLINE` are kept in the extension. Not preserved: utilization clamps and
+//! core scheduling cookies.
 
+use criu_image::pb;
 use criu_kind::{Answer, Aspect, Error, Result, Saved, ThreadView};
 use criu_tracee::{Local, Program, Site};
 
@@ -33,11 +34,12 @@ impl Aspect for Sched {
             let attr = outcome.bytes(attr);
             let (policy, flags) = (int(attr, 4), number(attr, 8, 8));
             if policy == SCHED_DEADLINE {
-                let fact = "a thread is scheduled by deadlines";
-                return Err(Error::unsupported(
-                    fact,
-                    "give it another policy for the dump",
-                ));
+                draft.ext.deadline = Some(pb::SchedDeadlineEntry {
+                    runtime: number(attr, 24, 8),
+                    deadline: number(attr, 32, 8),
+                    period: number(attr, 40, 8),
+                    flags: Some(flags & !SCHED_FLAG_RESET_ON_FORK),
+                });
             }
             let reset = flags & SCHED_FLAG_RESET_ON_FORK != 0;
             let thread = entries::thread_of(draft);
@@ -63,6 +65,18 @@ impl Aspect for Sched {
         put(&mut attr, 8, 8, u64::from(reset) * SCHED_FLAG_RESET_ON_FORK);
         put(&mut attr, 16, 4, i64::from(nice).cast_unsigned());
         put(&mut attr, 20, 4, thread.sched_prio.unwrap_or(0).into());
+        if policy & !SCHED_RESET_ON_FORK == SCHED_DEADLINE {
+            let times = saved.ext.and_then(|ext| ext.deadline.as_ref());
+            let times = times.ok_or_else(|| {
+                let fact = "a thread is scheduled by deadlines that the image does not tell";
+                Error::unsupported(fact, "dump it with criu-rs")
+            })?;
+            let flags = times.flags.unwrap_or(0) | u64::from(reset) * SCHED_FLAG_RESET_ON_FORK;
+            put(&mut attr, 8, 8, flags);
+            put(&mut attr, 24, 8, times.runtime);
+            put(&mut attr, 32, 8, times.deadline);
+            put(&mut attr, 40, 8, times.period);
+        }
         let attr = program.bytes(attr);
         program.sched_setattr(0, attr, 0);
         Ok(())

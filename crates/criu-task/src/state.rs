@@ -4,7 +4,7 @@ use criu_image::pb;
 use criu_kind::{Draft, Error, Result, Saved, ThreadView};
 use criu_proc::Stat;
 use criu_tracee::arch::{Arch, CoreError, CoreImage, ThreadState};
-use criu_tracee::{FpLayout, Native, NativeRegs, Stop, Stopped};
+use criu_tracee::{FpLayout, Native, NativeRegs, Stop, Stopped, Tracee};
 
 use crate::words::{sigset, to_sigset};
 
@@ -126,6 +126,12 @@ impl NewThread {
     /// since programs run on the stack pointer they find.
     pub fn regs(&self) -> &NativeRegs {
         &self.state.regs
+    }
+
+    /// Keeps what is left of the time that the thread's call wants to wait for. After this the place of
+    /// the vdso must not change.
+    pub fn wait_on(&mut self, saved: &Saved<'_>, held: &mut Tracee) {
+        crate::wait::rest(saved, &mut self.state.regs, held);
     }
 
     /// The signal mask, for the same.

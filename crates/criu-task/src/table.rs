@@ -13,6 +13,10 @@ pub const ASPECTS: &[&dyn Aspect] = &[
     &crate::robust_list::RobustList,
     &crate::altstack::Altstack,
     &crate::thp::Thp,
+    &crate::mce_kill::MceKill,
+    &crate::speculation::Speculation,
+    &crate::coredump_filter::CoredumpFilter,
+    &crate::wait::Wait,
     &crate::child_subreaper::ChildSubreaper,
     &crate::membarrier::Membarrier,
     // Memory is in place by now: registering writes to the area.
@@ -25,6 +29,8 @@ pub const ASPECTS: &[&dyn Aspect] = &[
     // After sched: real-time threads have no slack to set.
     &crate::timerslack::Timerslack,
     &crate::loginuid::Loginuid,
+    &crate::io_flusher::IoFlusher,
+    &crate::memory_merge::MemoryMerge,
     &crate::oom_score::OomScore,
     // Timers take a slot of RLIMIT_SIGPENDING each: before rlimit.
     &crate::posix_timer::PosixTimers,
@@ -43,6 +49,8 @@ pub const ASPECTS: &[&dyn Aspect] = &[
     // thread.
     &crate::dumpable::Dumpable,
     &crate::no_new_privs::NoNewPrivs,
+    // Nothing changes mappings any more but the removal of our own.
+    &crate::mdwe::Mdwe,
     // As late as may be: they tick.
     &crate::itimer::Itimers,
     // From here on the thread may not be able to make calls at all, unless filters are suspended.

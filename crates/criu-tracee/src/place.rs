@@ -17,7 +17,7 @@ use crate::memory::Memory;
 use crate::native::Native;
 
 /// Bytes taken: the stub and the leader's healing context.
-const SIZE: usize = 512;
+pub(crate) const SIZE: usize = 512;
 const HEAL_AT: usize = 256;
 
 const _: () = assert!(Native::STUB.code.len() <= HEAL_AT && Native::HEAL_SIZE <= SIZE - HEAL_AT);

@@ -1,22 +1,24 @@
 //! A held process: its threads, its memory, and the room in which programs run.
 
 use std::fs;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use criu_arch::{Arch, HealContext, Regs};
+use criu_arch::{Arch, HealContext, Regs, Timeout, TimeoutForm};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::error::{Context, Error, Result};
+use crate::keep::{self, Tail};
 use crate::memory::Memory;
 use crate::native::{Native, NativeRegs};
 use crate::place::Place;
 use crate::program::Program;
-use crate::ptrace::SigInfo;
+use crate::ptrace::{self, SigInfo};
 use crate::rseq::Rseq;
 use crate::run::{self, Workplace};
 use crate::site::{Outcome, Site};
+use crate::sleep::Naps;
 use crate::spawn::Nursery;
 use crate::stop::{Hold, Running, Stop, Stopped};
 use crate::wait;
@@ -39,6 +41,9 @@ pub struct Thread {
     natural: NativeRegs,
     mask: Vec<u8>,
     rseq: Option<Rseq>,
+    slept: Duration,
+    /// Its own registers are back for good.
+    settled: bool,
     /// Its registers are ours.
     pub(crate) hijacked: bool,
     pub(crate) deferred: Vec<SigInfo>,
@@ -56,6 +61,8 @@ impl Thread {
             natural,
             mask,
             rseq: None,
+            slept: Duration::ZERO,
+            settled: false,
             hijacked: false,
             deferred: Vec::new(),
         })
@@ -104,6 +111,14 @@ impl Thread {
         self.rseq.as_ref()
     }
 
+    /// What is left of the time that the call it was stopped in wants to wait for, if that counts
+    /// from when the call was made.
+    pub fn rest(&self, memory: &Memory) -> Option<(Timeout, Duration)> {
+        let timeout = self.natural.timeout()?;
+        let whole = keep::whole(&timeout, memory)?;
+        Some((timeout, whole.saturating_sub(self.slept)))
+    }
+
     /// The stopped thread, for what only ptrace can ask.
     pub fn stopped(&self) -> Result<&Stopped> {
         self.stopped.as_ref().ok_or(Error::Gone(self.tid))
@@ -142,6 +157,7 @@ pub struct Tracee {
     place: Option<Place>,
     pub(crate) workplace: Option<Workplace>,
     signal: i32,
+    tail: Option<Tail>,
 }
 
 impl Tracee {
@@ -156,6 +172,7 @@ impl Tracee {
     pub fn seize_all(pids: &[Pid], deadline: Option<Instant>) -> Result<Vec<Self>> {
         let mut found: Vec<(Pid, Vec<Thread>)> =
             pids.iter().map(|pid| (*pid, Vec::new())).collect();
+        let naps = Naps::of(pids.iter().flat_map(|pid| thread_ids(*pid)));
         loop {
             let mut fresh = Vec::new();
             for (slot, (pid, threads)) in found.iter().enumerate() {
@@ -180,7 +197,8 @@ impl Tracee {
                 match running.wait_held(deadline) {
                     Ok(held) => {
                         let status = status(tid);
-                        let thread = Thread::held(tid, own_id(tid, &status), held)?;
+                        let mut thread = Thread::held(tid, own_id(tid, &status), held)?;
+                        thread.slept = naps.slept(tid).unwrap_or_default();
                         if !matches!(field(&status, "Seccomp"), "0" | "") {
                             if_allowed(thread.stopped()?.suspend_seccomp(Hold::Dump))?;
                         }
@@ -197,7 +215,7 @@ impl Tracee {
             if threads.is_empty() {
                 continue;
             }
-            let signal = closing_signal(pid);
+            let signal = closing_signal(pid, threads[0].stop);
             let memory = Memory::open(pid)?;
             for thread in &mut threads {
                 gone_is_fine(thread.look_at_rseq(&memory))?;
@@ -212,6 +230,7 @@ impl Tracee {
                 place: None,
                 workplace: None,
                 signal,
+                tail: None,
             });
         }
         Ok(all)
@@ -244,6 +263,7 @@ impl Tracee {
                 size: nursery.rooms_size(),
             }),
             signal: libc::SIGURG,
+            tail: None,
         })
     }
 
@@ -396,9 +416,8 @@ impl Tracee {
         if let (Some(place), Some(workplace)) = (&self.place, &self.workplace) {
             let (code, heal) = (place.code(), place.heal());
             let (rooms, size) = (workplace.rooms, workplace.size);
-            for thread in self.threads.iter_mut().skip(1) {
-                let regs = thread.natural.resumed();
-                thread.put_back(&regs)?;
+            for index in 1..self.threads.len() {
+                self.settle(index)?;
             }
             self.write_heal(0, heal, (0, 0), 0)?;
             run::once(
@@ -410,17 +429,65 @@ impl Tracee {
             )?;
             self.workplace = None;
         }
-        for thread in &mut self.threads {
-            let regs = thread.natural.resumed();
-            thread.put_back(&regs)?;
-            if let Some(rseq) = &thread.rseq {
-                rseq.put_back(&self.memory)?;
-            }
+        for index in 0..self.threads.len() {
+            self.settle(index)?;
         }
         if let Some(place) = self.place.take() {
             place.give_back(&self.memory)?;
         }
         Ok(())
+    }
+
+    /// Gives a thread back to itself.
+    fn settle(&mut self, index: usize) -> Result<()> {
+        if self.threads[index].settled {
+            return Ok(());
+        }
+        let regs = self.as_found(index);
+        let thread = &mut self.threads[index];
+        // Not even a thread that did nothing for us goes on by itself where the kernel would not issue
+        // its call again.
+        thread.hijacked |= regs != thread.natural;
+        thread.put_back(&regs)?;
+        thread.settled = true;
+        match &thread.rseq {
+            Some(rseq) => rseq.put_back(&self.memory),
+            None => Ok(()),
+        }
+    }
+
+    /// The registers with which a thread goes on as if it had not been stopped.
+    fn as_found(&mut self, index: usize) -> NativeRegs {
+        let thread = &self.threads[index];
+        let mut regs = thread.natural.resumed();
+        if regs.ip() == thread.natural.ip() {
+            return regs;
+        }
+        // The thread still is at the end of its call, and the kernel knows what becomes of that when a
+        // handler runs or a stopped thread is continued.
+        if matches!(thread.stop, Stop::Group(_)) || handler_is_next(thread.tid, &thread.mask) {
+            return thread.natural.clone();
+        }
+        if let Some((timeout, rest)) = thread.rest(&self.memory)
+            && !timeout.remembered
+            && let Some(value) = self.keep_time(&timeout, rest)
+        {
+            regs.set_argument(timeout.argument, value);
+        }
+        regs
+    }
+
+    /// The argument that says how long to wait still, for a call that is to be issued again. A time
+    /// that the call reads from memory is kept in the process, if there is room.
+    pub fn keep_time(&mut self, timeout: &Timeout, rest: Duration) -> Option<u64> {
+        if timeout.form == TimeoutForm::Millis {
+            // Rather too many.
+            return u64::try_from(rest.as_micros().div_ceil(1000)).ok();
+        }
+        if self.tail.is_none() {
+            self.tail = Tail::of(self.pid, &self.memory);
+        }
+        self.tail.as_mut()?.keep(&self.memory, timeout, rest)
     }
 
     /// Lets the process go on as it was found.
@@ -441,9 +508,7 @@ impl Tracee {
             for info in thread.deferred.drain(..) {
                 stop_again |= info.signal() == libc::SIGSTOP;
                 if info.signal() != libc::SIGSTOP {
-                    gone_is_fine(
-                        kill(thread.tid, Signal::try_from(info.signal()).ok()).call("kill"),
-                    )?;
+                    gone_is_fine(ptrace::tgkill(self.pid, thread.tid, info.signal()))?;
                 }
             }
             if let Some(stopped) = thread.stopped.take() {
@@ -492,7 +557,7 @@ impl Tracee {
                 let thread = &mut self.threads[0];
                 let stopped = thread.stopped.take().ok_or(Error::Gone(thread.tid))?;
                 // A blocked signal would only be queued.
-                stopped.set_mask(&vec![0; Native::SIGSET])?;
+                stopped.set_mask(&[0; Native::SIGSET])?;
                 match stopped.cont(signal)?.wait() {
                     Err(Error::Gone(_)) => {}
                     Err(error) => return Err(error),
@@ -629,6 +694,17 @@ fn if_allowed(result: Result<()>) -> Result<()> {
     }
 }
 
+/// Whether a signal that has a handler is pending and not blocked.
+fn handler_is_next(tid: Pid, mask: &[u8]) -> bool {
+    let status = status(tid);
+    let set = |name| u128::from_str_radix(field(&status, name), 16).unwrap_or(0);
+    let blocked = mask
+        .iter()
+        .rev()
+        .fold(0u128, |all, byte| all << 8 | u128::from(*byte));
+    (set("SigPnd") | set("ShdPnd")) & set("SigCgt") & !blocked != 0
+}
+
 fn gone_is_fine(result: Result<()>) -> Result<()> {
     match result {
         Err(
@@ -686,14 +762,23 @@ fn already_traced(tid: Pid, error: Error) -> Error {
     }
 }
 
-/// A signal that the process neither handles nor has pending, and that does nothing by default.
-fn closing_signal(pid: Pid) -> i32 {
+/// A signal that does nothing by default and that the process neither handles nor has pending.
+///
+/// `SIGCONT` is one too, as long as nobody is stopped or about to be. If all are taken, a process whose
+/// tracer dies may see a `SIGURG` that nobody sent.
+fn closing_signal(pid: Pid, stop: Stop) -> i32 {
+    const STOPS: [i32; 4] = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
     let status = status(pid);
     let set = |name| u64::from_str_radix(field(&status, name), 16).unwrap_or(0);
-    let busy = set("SigCgt") | set("ShdPnd") | set("SigPnd");
+    let pending = set("ShdPnd") | set("SigPnd");
+    let busy = set("SigCgt") | pending;
+    let has = |set: u64, signal: i32| set >> (signal - 1) & 1 == 1;
+    let may_continue =
+        !matches!(stop, Stop::Group(_)) && !STOPS.iter().any(|signal| has(pending, *signal));
     [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD]
         .into_iter()
-        .find(|signal| busy >> (signal - 1) & 1 == 0)
+        .chain(may_continue.then_some(libc::SIGCONT))
+        .find(|signal| !has(busy, *signal))
         .unwrap_or(libc::SIGURG)
 }
 

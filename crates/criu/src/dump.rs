@@ -70,13 +70,18 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
     if end != EndState::Running {
         names.keep();
     }
-    at("release", release(tracees, end))?;
-    stats.released();
+    progress.stage("release");
+    // Summing needs nobody: it goes on while the tasks end or start to run.
+    let (released, summed) = std::thread::scope(|scope| {
+        let sums = scope.spawn(|| Manifest::build(images).map(drop));
+        let released = release(tracees, end);
+        stats.released();
+        (released, sums.join().expect("summing does not panic"))
+    });
+    at("release", released)?;
+    at("manifest", summed.map_err(Error::from))?;
     progress.clear();
-    at(
-        "manifest",
-        Manifest::build(images).map(drop).map_err(Error::from),
-    )?;
+    tracing::info!("done");
     stats.write(&options.tree.common.work, options.tree.display_stats)?;
     refused
 }
@@ -176,6 +181,7 @@ fn file_options(options: &DumpOptions) -> criu_files::DumpOptions {
         link_remap: options.link_remap,
         file_locks: options.file_locks,
         evasive_devices: options.evasive_devices,
+        mounts: false,
         validation: validation(options.tree.validation),
         external: Vec::new(),
     }

@@ -36,7 +36,7 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
     if options.verify {
         at(
             "verify",
-            Manifest::verify(&tree.common.images, Depth::Sizes)
+            Manifest::verify(&tree.common.images, Depth::Meta)
                 .map(drop)
                 .map_err(Error::from),
         )?;
@@ -55,12 +55,46 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
     at("plan", checked)?;
     tree.scripts.run(Action::PreRestore, None)?;
 
-    progress.stage("spawn");
-    let mut files = files;
+    let verify = options.verify.then_some(&tree.common.images);
+    std::thread::scope(|scope| {
+        // Pages are summed while they are brought in; nobody wakes before they are known to be right.
+        let sums = verify.map(|images| scope.spawn(|| Manifest::verify(images, Depth::Pages)));
+        let sums = || {
+            sums.map_or(Ok(()), |sums| {
+                sums.join().expect("summing does not panic").map(drop)
+            })
+        };
+        build(
+            options, progress, &mut stats, &model, files, &plan, &store, sums,
+        )
+    })?;
+    progress.clear();
+    tracing::info!("Restore finished successfully. Tasks resumed.");
+    stats.write(&tree.common.work, tree.display_stats)
+}
+
+/// From the first clone to the last detach.
+#[allow(
+    clippy::too_many_arguments,
+    reason = "the stages of one function, cut where the checksums join"
+)]
+fn build(
+    options: &RestoreOptions,
+    progress: &Progress,
+    stats: &mut RestoreStats,
+    model: &Model,
+    mut files: Files<'_>,
+    plan: &Plan,
+    store: &Directory,
+    pages_are_right: impl FnOnce() -> Result<(), criu_image::Error>,
+) -> Result<(), Failure> {
+    let tree = &options.tree;
+    progress.stage("open");
     at("open", files.open_all())?;
+    progress.stage("spawn");
     let mut world = at(
         "spawn",
-        World::spawn(&model, files, &plan, &store, options.sibling),
+        World::spawn(model, files, plan, store, options.sibling),
     )?;
     stats.forked();
     stats.filled(
@@ -75,16 +109,16 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
     at("settle", world.settle())?;
     progress.stage("seal");
     at("seal", world.seal(&fp_layout()))?;
+    at("verify", pages_are_right().map_err(Error::from))?;
     tree.scripts.run(Action::PostRestore, Some(root))?;
     if let Some(path) = &options.pidfile {
         write_pidfile(path, root)?;
     }
     tree.scripts.run(Action::PreResume, Some(root))?;
+    progress.stage("wake");
     at("wake", world.wake(options.stopped))?;
-    progress.clear();
     tree.scripts.run(Action::PostResume, Some(root))?;
-    tracing::info!("Restore finished successfully. Tasks resumed.");
-    stats.write(&tree.common.work, tree.display_stats)
+    Ok(())
 }
 
 fn file_options(options: &RestoreOptions) -> criu_files::RestoreOptions {

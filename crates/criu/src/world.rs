@@ -390,18 +390,20 @@ impl<'m> World<'m> {
     }
 
     fn push(&mut self, image: usize, here: usize, layout: &FpLayout) -> Result<()> {
-        let task = self.task(image);
+        let model = self.model;
+        let task = &model.tasks[image];
         let mut new: Vec<NewThread> = Vec::new();
         for index in 0..=task.threads.len() {
             let now = self.status(here, index)?;
-            let Some(saved) = self.model.saved(task, index, &now) else {
+            let Some(saved) = model.saved(task, index, &now) else {
                 continue;
             };
-            let held = &self.held[here];
+            let held = &mut self.held[here];
             let thread = &held.threads()[index];
             criu_task::push(&saved, &ProcDir::task(held.pid(), thread.tid())?)?;
-            let state = criu_task::natural(&saved, layout)?;
+            let mut state = criu_task::natural(&saved, layout)?;
             state.set(thread.stopped()?)?;
+            state.wait_on(&saved, held);
             new.push(state);
         }
         for (thread, state) in self.held[here].threads_mut().iter_mut().zip(&new) {

@@ -2099,8 +2099,8 @@ impl ::prost::Name for CpuinfoEntry {
         "/cpuinfo_entry".into()
     }
 }
-/// Scheduling state of one thread, in `criu-rs-task-P.img`, an entry for each thread of process P.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+/// State of one thread, in `criu-rs-task-P.img`, an entry for each thread of process P.
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TaskExtEntry {
     /// The thread, as the PID namespace of the tree sees it.
     #[prost(uint32, required, tag = "1")]
@@ -2117,6 +2117,37 @@ pub struct TaskExtEntry {
     /// What the thread gets by PR_SET_TIMERSLACK with 0.
     #[prost(uint64, optional, tag = "5")]
     pub default_timerslack_ns: ::core::option::Option<u64>,
+    /// The rest of a wait whose timeout the call reads from memory.
+    #[prost(message, optional, tag = "6")]
+    pub wait: ::core::option::Option<WaitEntry>,
+    /// sched_getattr(2) under SCHED_DEADLINE.
+    #[prost(message, optional, tag = "7")]
+    pub deadline: ::core::option::Option<SchedDeadlineEntry>,
+    /// PR_GET_SPECULATION_CTRL, of kinds that the thread has changed.
+    #[prost(message, repeated, tag = "8")]
+    pub speculation: ::prost::alloc::vec::Vec<SpeculationEntry>,
+    /// get_robust_list(2) of a 32-bit thread of a 64-bit kernel, as 32-bit code asks it.
+    #[prost(uint32, optional, tag = "9")]
+    pub compat_robust_list: ::core::option::Option<u32>,
+    /// PR_MCE_KILL_GET.
+    #[prost(uint32, optional, tag = "10")]
+    pub mce_kill: ::core::option::Option<u32>,
+    /// PR_GET_IO_FLUSHER.
+    #[prost(bool, optional, tag = "11")]
+    pub io_flusher: ::core::option::Option<bool>,
+    /// Of leaders, for their process:
+    /// /proc/PID/coredump_filter.
+    #[prost(uint32, optional, tag = "16")]
+    pub coredump_filter: ::core::option::Option<u32>,
+    /// PR_GET_MEMORY_MERGE.
+    #[prost(bool, optional, tag = "17")]
+    pub memory_merge: ::core::option::Option<bool>,
+    /// PR_GET_MDWE.
+    #[prost(uint32, optional, tag = "18")]
+    pub mdwe: ::core::option::Option<u32>,
+    /// It is stopped, and its parent has taken the report of that.
+    #[prost(bool, optional, tag = "19")]
+    pub stop_reported: ::core::option::Option<bool>,
 }
 impl ::prost::Name for TaskExtEntry {
     const NAME: &'static str = "task_ext_entry";
@@ -2126,6 +2157,72 @@ impl ::prost::Name for TaskExtEntry {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/task_ext_entry".into()
+    }
+}
+/// A time to wait that is issued again.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WaitEntry {
+    /// Which argument of the call is its address.
+    #[prost(uint32, required, tag = "1")]
+    pub argument: u32,
+    /// Bytes of the seconds, and of the nanoseconds.
+    #[prost(uint32, required, tag = "2")]
+    pub half: u32,
+    /// What is left of it.
+    #[prost(uint64, required, tag = "3")]
+    pub rest_ns: u64,
+}
+impl ::prost::Name for WaitEntry {
+    const NAME: &'static str = "wait_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "wait_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/wait_entry".into()
+    }
+}
+/// Times of SCHED_DEADLINE, in nanoseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SchedDeadlineEntry {
+    #[prost(uint64, required, tag = "1")]
+    pub runtime: u64,
+    #[prost(uint64, required, tag = "2")]
+    pub deadline: u64,
+    #[prost(uint64, required, tag = "3")]
+    pub period: u64,
+    /// SCHED_FLAG_* without RESET_ON_FORK.
+    #[prost(uint64, optional, tag = "4")]
+    pub flags: ::core::option::Option<u64>,
+}
+impl ::prost::Name for SchedDeadlineEntry {
+    const NAME: &'static str = "sched_deadline_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "sched_deadline_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/sched_deadline_entry".into()
+    }
+}
+/// One kind of speculation.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SpeculationEntry {
+    /// PR_SPEC_STORE_BYPASS ...
+    #[prost(uint32, required, tag = "1")]
+    pub which: u32,
+    /// PR_SPEC_ENABLE ... as PR_SET_SPECULATION_CTRL takes it.
+    #[prost(uint32, required, tag = "2")]
+    pub control: u32,
+}
+impl ::prost::Name for SpeculationEntry {
+    const NAME: &'static str = "speculation_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "speculation_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/speculation_entry".into()
     }
 }
 /// Name of an anonymous mapping (PR_SET_VMA_ANON_NAME).
@@ -2252,6 +2349,26 @@ impl ::prost::Name for EpollExtEntry {
         "/epoll_ext_entry".into()
     }
 }
+/// When an absolute timer of the time of day rings, by that clock.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TimerfdExtEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub timerfd_id: u32,
+    #[prost(uint64, required, tag = "2")]
+    pub sec: u64,
+    #[prost(uint32, required, tag = "3")]
+    pub nsec: u32,
+}
+impl ::prost::Name for TimerfdExtEntry {
+    const NAME: &'static str = "timerfd_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "timerfd_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/timerfd_ext_entry".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FilesExtEntry {
     #[prost(message, optional, tag = "1")]
@@ -2260,6 +2377,8 @@ pub struct FilesExtEntry {
     pub pipe: ::core::option::Option<PipeExtEntry>,
     #[prost(message, optional, tag = "3")]
     pub epoll: ::core::option::Option<EpollExtEntry>,
+    #[prost(message, optional, tag = "4")]
+    pub timerfd: ::core::option::Option<TimerfdExtEntry>,
 }
 impl ::prost::Name for FilesExtEntry {
     const NAME: &'static str = "files_ext_entry";

@@ -423,6 +423,7 @@ Message { name: "files_ext_entry", file: "criu-rs-files", fields: &[
 Field { number: 1, name: "ghost", label: Optional, ty: Message("ghost_ext_entry"), display: Plain },
 Field { number: 2, name: "pipe", label: Optional, ty: Message("pipe_ext_entry"), display: Plain },
 Field { number: 3, name: "epoll", label: Optional, ty: Message("epoll_ext_entry"), display: Plain },
+Field { number: 4, name: "timerfd", label: Optional, ty: Message("timerfd_ext_entry"), display: Plain },
 ] },
 Message { name: "fown_entry", file: "fown", fields: &[
 Field { number: 1, name: "uid", label: Required, ty: Uint32, display: Plain },
@@ -874,6 +875,12 @@ Field { number: 4, name: "mask", label: Required, ty: Uint64, display: Hex },
 Field { number: 5, name: "compat_sigaction", label: Optional, ty: Bool, display: Plain },
 Field { number: 6, name: "mask_extended", label: Optional, ty: Uint64, display: Hex },
 ] },
+Message { name: "sched_deadline_entry", file: "criu-rs-ext", fields: &[
+Field { number: 1, name: "runtime", label: Required, ty: Uint64, display: Plain },
+Field { number: 2, name: "deadline", label: Required, ty: Uint64, display: Plain },
+Field { number: 3, name: "period", label: Required, ty: Uint64, display: Plain },
+Field { number: 4, name: "flags", label: Optional, ty: Uint64, display: Plain },
+] },
 Message { name: "scm_entry", file: "sk-packet", fields: &[
 Field { number: 1, name: "type", label: Required, ty: Uint32, display: Plain },
 Field { number: 2, name: "rights", label: Repeated, ty: Uint32, display: Plain },
@@ -948,6 +955,10 @@ Field { number: 1, name: "id_for", label: Required, ty: Uint32, display: Plain }
 Field { number: 2, name: "length", label: Required, ty: Uint32, display: Plain },
 Field { number: 4, name: "scm", label: Repeated, ty: Message("scm_entry"), display: Plain },
 ] },
+Message { name: "speculation_entry", file: "criu-rs-ext", fields: &[
+Field { number: 1, name: "which", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "control", label: Required, ty: Uint32, display: Plain },
+] },
 Message { name: "stats_entry", file: "stats", fields: &[
 Field { number: 1, name: "dump", label: Optional, ty: Message("dump_stats_entry"), display: Plain },
 Field { number: 2, name: "restore", label: Optional, ty: Message("restore_stats_entry"), display: Plain },
@@ -984,6 +995,16 @@ Field { number: 2, name: "affinity", label: Repeated, ty: Uint64, display: Plain
 Field { number: 3, name: "ioprio", label: Optional, ty: Int32, display: Plain },
 Field { number: 4, name: "timerslack_ns", label: Optional, ty: Uint64, display: Plain },
 Field { number: 5, name: "default_timerslack_ns", label: Optional, ty: Uint64, display: Plain },
+Field { number: 6, name: "wait", label: Optional, ty: Message("wait_entry"), display: Plain },
+Field { number: 7, name: "deadline", label: Optional, ty: Message("sched_deadline_entry"), display: Plain },
+Field { number: 8, name: "speculation", label: Repeated, ty: Message("speculation_entry"), display: Plain },
+Field { number: 9, name: "compat_robust_list", label: Optional, ty: Uint32, display: Plain },
+Field { number: 10, name: "mce_kill", label: Optional, ty: Uint32, display: Plain },
+Field { number: 11, name: "io_flusher", label: Optional, ty: Bool, display: Plain },
+Field { number: 16, name: "coredump_filter", label: Optional, ty: Uint32, display: Plain },
+Field { number: 17, name: "memory_merge", label: Optional, ty: Bool, display: Plain },
+Field { number: 18, name: "mdwe", label: Optional, ty: Uint32, display: Plain },
+Field { number: 19, name: "stop_reported", label: Optional, ty: Bool, display: Plain },
 ] },
 Message { name: "task_kobj_ids_entry", file: "core", fields: &[
 Field { number: 1, name: "vm_id", label: Required, ty: Uint32, display: Plain },
@@ -1137,6 +1158,11 @@ Field { number: 7, name: "vsec", label: Required, ty: Uint64, display: Plain },
 Field { number: 8, name: "vnsec", label: Required, ty: Uint64, display: Plain },
 Field { number: 9, name: "isec", label: Required, ty: Uint64, display: Plain },
 Field { number: 10, name: "insec", label: Required, ty: Uint64, display: Plain },
+] },
+Message { name: "timerfd_ext_entry", file: "criu-rs-files", fields: &[
+Field { number: 1, name: "timerfd_id", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "sec", label: Required, ty: Uint64, display: Plain },
+Field { number: 3, name: "nsec", label: Required, ty: Uint32, display: Plain },
 ] },
 Message { name: "timespec", file: "timens", fields: &[
 Field { number: 1, name: "tv_sec", label: Required, ty: Uint64, display: Plain },
@@ -1530,6 +1556,11 @@ Message { name: "vma_name_entry", file: "criu-rs-ext", fields: &[
 Field { number: 1, name: "start", label: Required, ty: Uint64, display: Plain },
 Field { number: 2, name: "end", label: Required, ty: Uint64, display: Plain },
 Field { number: 3, name: "name", label: Required, ty: Bytes, display: Plain },
+] },
+Message { name: "wait_entry", file: "criu-rs-ext", fields: &[
+Field { number: 1, name: "argument", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "half", label: Required, ty: Uint32, display: Plain },
+Field { number: 3, name: "rest_ns", label: Required, ty: Uint64, display: Plain },
 ] },
 Message { name: "winsize_entry", file: "tty", fields: &[
 Field { number: 1, name: "ws_row", label: Required, ty: Uint32, display: Plain },

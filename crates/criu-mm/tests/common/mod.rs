@@ -13,10 +13,10 @@ use criu_kind::{FileFds, MappedFiles, Result};
 use nix::unistd::Pid;
 
 /// A python3 process that has run `setup` and waits.
-pub struct Victim(pub Child);
+pub(crate) struct Victim(pub(crate) Child);
 
 impl Victim {
-    pub fn start(setup: &str) -> Self {
+    pub(crate) fn start(setup: &str) -> Self {
         let script = format!("{PRELUDE}\n{setup}\nprint('ready', flush=True)\ntime.sleep(1000)\n");
         let mut child = Command::new("python3")
             .args(["-c", &script])
@@ -42,7 +42,7 @@ impl Victim {
         std::fs::read_to_string(format!("/proc/{}/syscall", self.pid())).expect("it lives")
     }
 
-    pub fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         Pid::from_raw(self.0.id().cast_signed())
     }
 }
@@ -79,9 +79,9 @@ def put(at, page, text):
 
 /// Files by the order of their appearance.
 #[derive(Default)]
-pub struct Files {
-    pub links: BTreeMap<u32, String>,
-    pub open: BTreeMap<u32, File>,
+pub(crate) struct Files {
+    pub(crate) links: BTreeMap<u32, String>,
+    pub(crate) open: BTreeMap<u32, File>,
 }
 
 impl Files {
