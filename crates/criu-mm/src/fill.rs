@@ -190,7 +190,7 @@ impl Plan {
             self.program
                 .prctl(libc::PR_SET_THP_DISABLE, disable, 0, 0, 0);
         }
-        set_mm_map(&mut self.program, mm, exe);
+        set_mm_map(&mut self.program, job.image, exe);
         Ok(())
     }
 
@@ -303,7 +303,9 @@ pub(crate) fn file_id(vma: &pb::VmaEntry) -> Result<FileId> {
 }
 
 /// `prctl(PR_SET_MM, PR_SET_MM_MAP, struct prctl_mm_map *)`, Linux 3.18.
-fn set_mm_map(program: &mut Program, mm: &pb::MmEntry, exe: i32) {
+/// The auxiliary vector is of words as wide as the program's.
+fn set_mm_map(program: &mut Program, image: &SpaceImage, exe: i32) {
+    let mm = &image.mm;
     let words = [
         mm.mm_start_code,
         mm.mm_end_code,
@@ -319,7 +321,10 @@ fn set_mm_map(program: &mut Program, mm: &pb::MmEntry, exe: i32) {
     ];
     let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let auxv_at = bytes.len();
-    let auxv = auxv(&mm.mm_saved_auxv);
+    let auxv = auxv(
+        &mm.mm_saved_auxv,
+        if image.is_compat() { 4 } else { Native::WORD },
+    );
     bytes.resize(auxv_at + Native::WORD, 0);
     bytes.extend_from_slice(&u32::try_from(auxv.len()).unwrap_or(0).to_ne_bytes());
     bytes.extend_from_slice(&exe.to_ne_bytes());
@@ -332,7 +337,7 @@ fn set_mm_map(program: &mut Program, mm: &pb::MmEntry, exe: i32) {
 }
 
 /// The vector up to its end mark: what kernels keep behind it differs in length.
-fn auxv(words: &[u64]) -> Vec<u8> {
+fn auxv(words: &[u64], width: usize) -> Vec<u8> {
     let pairs = words.chunks(2);
     let used = pairs
         .clone()
@@ -340,6 +345,6 @@ fn auxv(words: &[u64]) -> Vec<u8> {
         .map_or(words.len(), |at| 2 * at + 2);
     let used = &words[..used.min(words.len())];
     used.iter()
-        .flat_map(|word| word.to_ne_bytes()[..Native::WORD].to_vec())
+        .flat_map(|word| word.to_ne_bytes()[..width].to_vec())
         .collect()
 }

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use criu_image::pb;
 use criu_kind::{Result, Within};
-use criu_tracee::{Job, Program, Ret, Tracee, run_all};
+use criu_tracee::arch::Arch;
+use criu_tracee::{Job, Native, Program, Ret, Sysno, Tracee, run_all};
 
 use crate::bits::{madv, map};
 use crate::clear::remap;
@@ -12,7 +13,7 @@ use crate::drain::subject;
 use crate::fill::FillJob;
 use crate::ground::Ground;
 use crate::image::{Backing, SpaceImage, backing};
-use crate::vdso::{Fate, fate};
+use crate::vdso::{Fate, check_compat, fate};
 
 /// `PR_SET_VMA` and `PR_SET_VMA_ANON_NAME`, Linux 5.17.
 const PR_SET_VMA: i32 = 0x5356_4d41;
@@ -48,6 +49,12 @@ pub fn finish(tracees: &mut [Tracee], jobs: &[FillJob<'_>], ground: &Ground) -> 
             }
         }
     }
+    for (job, plan) in jobs.iter().zip(&plans) {
+        if let Some((code, theirs)) = &plan.compat {
+            let tracee = &tracees[job.tracee];
+            check_compat(tracee.memory(), code, theirs).within(|| subject(tracee))?;
+        }
+    }
     for job in jobs {
         let tracee = &mut tracees[job.tracee];
         let done = crate::aio::restore(tracee, job.image);
@@ -62,6 +69,8 @@ pub(crate) struct Plan {
     pub(crate) program: Program,
     jumps: Vec<(u64, Vec<u8>)>,
     hints: Vec<(Ret, &'static str)>,
+    /// A vdso that must be there in the end.
+    compat: Option<(Range<u64>, Vec<u8>)>,
 }
 
 pub(crate) fn plan(image: &SpaceImage, ground: &Ground) -> Result<Plan> {
@@ -143,6 +152,23 @@ impl Plan {
                 }
             }
             Fate::Proxy(jumps) => self.jumps = jumps,
+            Fate::Compat {
+                start,
+                code,
+                theirs,
+            } => {
+                for part in &own.parts {
+                    let part = parked(part);
+                    self.program.munmap(part.start, part.end - part.start);
+                }
+                let call = Native::COMPAT.and_then(|abi| abi.map_vdso);
+                if let Some((number, sub)) =
+                    call.and_then(|(number, sub)| Some((Sysno::new(number as usize)?, sub)))
+                {
+                    self.program.call(number, [sub.into(), start.into()]);
+                }
+                self.compat = Some((code, theirs));
+            }
         }
     }
 }

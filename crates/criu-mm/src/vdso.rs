@@ -10,8 +10,8 @@ use std::os::unix::fs::FileExt;
 use criu_image::{desc, pb};
 use criu_kind::{Error, Result};
 use criu_proc::{MapName, Vmas};
-use criu_tracee::Native;
 use criu_tracee::arch::Arch;
+use criu_tracee::{Memory, Native};
 use object::{Object, ObjectSymbol, SymbolKind};
 
 use crate::image::{Backing, SpaceImage, backing};
@@ -39,6 +39,12 @@ pub(crate) enum Fate {
     Home(u64),
     /// Ours stays where it is parked; these bytes go into the image's.
     Proxy(Vec<(u64, Vec<u8>)>),
+    /// Ours goes, and the kernel maps that of 32-bit code from here on; it must be what the image has.
+    Compat {
+        start: u64,
+        code: Range<u64>,
+        theirs: Vec<u8>,
+    },
 }
 
 impl OwnVdso {
@@ -98,6 +104,14 @@ pub(crate) fn fate(image: &SpaceImage, own: Option<&OwnVdso>, park: u64) -> Resu
     }
     let mut theirs = vec![0; usize::try_from(vdso.end - vdso.start).unwrap_or(0)];
     image.pages.read(vdso.start, &mut theirs)?;
+    if image.is_compat() {
+        let start = of(Backing::Vvar).map_or(vdso.start, |vvar| vvar.start.min(vdso.start));
+        return Ok(Fate::Compat {
+            start,
+            code: vdso.start..vdso.end,
+            theirs,
+        });
+    }
     if placed_alike(vdso, of(Backing::Vvar), own) && alike(&theirs, &own.bytes) {
         return Ok(Fate::Home(vdso.start - (own.code.start - own.span.start)));
     }
@@ -110,6 +124,19 @@ pub(crate) fn fate(image: &SpaceImage, own: Option<&OwnVdso>, park: u64) -> Resu
         ));
     }
     Ok(Fate::Proxy(jumps))
+}
+
+/// Refuses a vdso of 32-bit code that is not the image's: the program has addresses in it.
+pub(crate) fn check_compat(memory: &Memory, code: &Range<u64>, theirs: &[u8]) -> Result<()> {
+    let mut ours = vec![0; theirs.len()];
+    let read = memory.read(code.start, &mut ours);
+    if read.is_ok() && alike(theirs, &ours) {
+        return Ok(());
+    }
+    Err(Error::unsupported(
+        "the vdso of 32-bit code is not that of the image",
+        "restore on the kernel of the dump",
+    ))
 }
 
 /// Whether the mappings have the same sizes at the same distance.

@@ -51,9 +51,16 @@ fn address<T>(value: &T) -> usize {
     std::ptr::from_ref(value).addr()
 }
 
+/// The runner's SIGTERM is the main thread's: it would end the sleep.
+fn deaf_to_the_runner() {
+    let set = 1u64 << (libc::SIGTERM - 1);
+    raw(libc::SYS_rt_sigprocmask, [0, address(&set), 0, 8, 0, 0]); // SIG_BLOCK
+}
+
 fn timed(sleep: fn(Duration) -> (i64, i64)) -> Result<()> {
     let started = Instant::now();
     let thread = std::thread::spawn(move || {
+        deaf_to_the_runner();
         let result = (sleep(LENGTH), Instant::now());
         // Stays, so that it shows what the call returned and not that a thread is missing.
         zdtm::wait();
@@ -138,7 +145,7 @@ fn poll(length: Duration) -> (i64, i64) {
 }
 
 fn ppoll(length: Duration) -> (i64, i64) {
-    let (time, mask) = (spec(length), 0u64);
+    let (time, mask) = (spec(length), 1u64 << (libc::SIGTERM - 1));
     (
         raw(
             libc::SYS_ppoll,
@@ -251,6 +258,7 @@ fn woken(waker: Waker, sleep: fn(usize) -> (i64, i64)) -> Result<()> {
     unsafe { libc::signal(libc::SIGUSR1, ignore as *const () as usize) };
     let fd = usize::try_from(reader.as_raw_fd())?;
     let thread = std::thread::spawn(move || {
+        deaf_to_the_runner();
         if matches!(waker, Waker::Blocked) {
             let set = 1u64 << (libc::SIGUSR1 - 1);
             raw(libc::SYS_rt_sigprocmask, [0, address(&set), 0, 8, 0, 0]); // SIG_BLOCK
@@ -354,7 +362,7 @@ fn pause(_: usize) -> (i64, i64) {
 }
 
 fn sigsuspend(_: usize) -> (i64, i64) {
-    let mask = 1u64 << (libc::SIGUSR2 - 1);
+    let mask = 1u64 << (libc::SIGUSR2 - 1) | 1 << (libc::SIGTERM - 1);
     (
         raw(libc::SYS_rt_sigsuspend, [address(&mask), 8, 0, 0, 0, 0]),
         INTERRUPTED,
