@@ -104,7 +104,7 @@ pub(crate) fn fate(image: &SpaceImage, own: Option<&OwnVdso>, park: u64) -> Resu
     }
     let mut theirs = vec![0; usize::try_from(vdso.end - vdso.start).unwrap_or(0)];
     image.pages.read(vdso.start, &mut theirs)?;
-    if image.is_compat() {
+    if image.is_compat() && is_compat(&theirs) {
         let start = of(Backing::Vvar).map_or(vdso.start, |vvar| vvar.start.min(vdso.start));
         return Ok(Fate::Compat {
             start,
@@ -124,6 +124,13 @@ pub(crate) fn fate(image: &SpaceImage, own: Option<&OwnVdso>, park: u64) -> Resu
         ));
     }
     Ok(Fate::Proxy(jumps))
+}
+
+/// Whether an ELF file is of 32-bit code.
+fn is_compat(file: &[u8]) -> bool {
+    const EI_CLASS: usize = 4;
+    const ELFCLASS32: u8 = 1;
+    file.get(EI_CLASS) == Some(&ELFCLASS32)
 }
 
 /// Refuses a vdso of 32-bit code that is not the image's: the program has addresses in it.

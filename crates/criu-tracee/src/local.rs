@@ -144,6 +144,10 @@ const F_GETOWN_EX: i32 = 16;
 const F_GETOWNER_UIDS: i32 = 17;
 
 /// Requests of ioctl(2), all with an address: bytes to be read, and the ticks of a timerfd.
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "its type differs between libraries and machines"
+)]
 const IOCTLS: &[u64] = &[libc::FIONREAD as u64, TFD_IOC_SET_TICKS];
 const TFD_IOC_SET_TICKS: u64 = 0x4008_5400;
 

@@ -559,7 +559,7 @@ impl Tracee {
                 let thread = &mut self.threads[0];
                 let stopped = thread.stopped.take().ok_or(Error::Gone(thread.tid))?;
                 // A blocked signal would only be queued.
-                stopped.set_mask(&vec![0; Native::SIGSET])?;
+                stopped.set_mask(&[0; Native::SIGSET])?;
                 match stopped.cont(signal)?.wait() {
                     Err(Error::Gone(_)) => {}
                     Err(error) => return Err(error),
