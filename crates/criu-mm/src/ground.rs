@@ -49,8 +49,7 @@ impl Ground {
             .into_iter()
             .chain(images.iter().flat_map(SpaceImage::busy));
         // A call of 32-bit code reaches no further.
-        let low = |image: &SpaceImage| image.busy().all(|range| range.end <= FROM);
-        let highest = if images.iter().any(low) {
+        let highest = if images.iter().any(SpaceImage::is_compat) {
             highest.min(FROM)
         } else {
             highest
