@@ -130,21 +130,14 @@ impl SpaceImage {
         })
     }
 
-    /// Files that must be open for writing to be mapped. Images of CRIU do not say it with the file: one
-    /// entry of it may serve mappings of both kinds.
-    pub fn writable_files(&self) -> BTreeSet<FileId> {
-        let writable = |vma: &&pb::VmaEntry| {
-            let mode = vma
-                .fdflags
-                .map(|flags| flags & libc::O_ACCMODE.cast_unsigned());
-            let rdwr = libc::O_RDWR.cast_unsigned();
-            backing(vma) == Backing::File
-                && vma.flags & map::SHARED != 0
-                && (mode == Some(rdwr) || vma.prot & prot::WRITE != 0)
+    /// Files of shared mappings, and whether they must be open for writing. Images of CRIU do not say it
+    /// with the file: one entry of it may serve mappings of both kinds.
+    pub fn shared_files(&self) -> BTreeSet<(FileId, bool)> {
+        let file = |vma: &pb::VmaEntry| {
+            let writable = shared_access(vma)?;
+            Some((FileId::new(u32::try_from(vma.shmid).ok()?), writable))
         };
-        let vmas = self.vmas().iter().filter(writable);
-        vmas.filter_map(|vma| u32::try_from(vma.shmid).ok().map(FileId::new))
-            .collect()
+        self.vmas().iter().filter_map(file).collect()
     }
 
     /// The mappings in order of address.
@@ -202,6 +195,13 @@ pub(crate) fn backing(vma: &pb::VmaEntry) -> Backing {
     } else {
         Backing::Anonymous
     }
+}
+
+/// Whether the file of a shared mapping is open for writing, so that it may become writable.
+pub(crate) fn shared_access(vma: &pb::VmaEntry) -> Option<bool> {
+    let mode = vma.fdflags.map(|flags| flags.cast_signed() & libc::O_ACCMODE);
+    let writable = mode.map_or(vma.prot & prot::WRITE != 0, |mode| mode == libc::O_RDWR);
+    (backing(vma) == Backing::File && vma.flags & map::SHARED != 0).then_some(writable)
 }
 
 /// Whether a pagemap may speak of it.
