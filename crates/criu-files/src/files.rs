@@ -49,11 +49,16 @@ pub struct Files<'s> {
     /// The first table that has each file, and its number there.
     pub(crate) homes: BTreeMap<FileId, (FdTableId, i32)>,
     pub(crate) locks: Vec<pb::FileLockEntry>,
+    /// Numbers that watched files had when they were added to their epoll sets.
+    former: Vec<i32>,
     /// Processes and threads that there will be, helpers among them.
     pids: BTreeSet<u32>,
     helpers: BTreeSet<u32>,
     pub(crate) tasks: BTreeMap<FdTableId, VPid>,
     pub(crate) opened: BTreeMap<FileId, Opened>,
+    /// Shared mappings that need a file open in a way that its entry does not say.
+    pub(crate) shared: BTreeSet<(FileId, bool)>,
+    pub(crate) shared_fds: BTreeMap<(FileId, bool), i32>,
     pub(crate) raised: Raised,
     pub(crate) floor: i32,
     cache: Cache,
@@ -93,10 +98,16 @@ impl<'s> Files<'s> {
             tables: BTreeMap::new(),
             homes: BTreeMap::new(),
             locks: messages(store, desc::FILE_LOCKS)?,
+            former: messages::<pb::FilesExtEntry>(store, desc::FILES_EXT)?
+                .into_iter()
+                .filter_map(|ext| ext.epoll?.tfd.map(u32::cast_signed))
+                .collect(),
             pids: BTreeSet::new(),
             helpers: BTreeSet::new(),
             tasks: BTreeMap::new(),
             opened: BTreeMap::new(),
+            shared: BTreeSet::new(),
+            shared_fds: BTreeMap::new(),
             raised: Raised::default(),
             floor: 0,
             cache: Cache::new(),
@@ -287,13 +298,39 @@ impl<'s> Files<'s> {
             .all
             .values()
             .flat_map(|file| file.kind.numbers(&file.entry));
-        placed.chain(passing).collect()
+        let former = self.former.iter().copied();
+        placed.chain(passing).chain(former).collect()
     }
 
     /// Says which process has which table. Needed before [`Files::place`]: some files are opened in one
     /// task and fetched by others, and locks belong to processes.
     pub fn set_tasks(&mut self, tasks: impl IntoIterator<Item = (FdTableId, VPid)>) {
         self.tasks.extend(tasks);
+    }
+
+    /// Says which files have shared mappings, and whether those must be open for writing. Needed before
+    /// [`Files::open_all`].
+    pub fn share(&mut self, mappings: impl IntoIterator<Item = (FileId, bool)>) {
+        self.shared.extend(mappings);
+    }
+
+    /// Of those that are shared the ones whose entry is open in another way, with the flags they need.
+    pub(crate) fn other_openings(&self) -> Vec<(FileId, bool, u32)> {
+        const MODE: u32 = libc::O_ACCMODE.cast_unsigned();
+        let openings = self.shared.iter().filter_map(|(id, writable)| {
+            let Some(Opened::Here(_)) = self.opened.get(id) else {
+                return None;
+            };
+            let flags = self.paths.get(id)?.flags;
+            let mode = if *writable {
+                libc::O_RDWR
+            } else {
+                libc::O_RDONLY
+            };
+            let wanted = flags & !MODE | mode.cast_unsigned();
+            (wanted != flags).then_some((*id, *writable, wanted))
+        });
+        openings.collect()
     }
 
     /// A path for people.
@@ -325,6 +362,13 @@ impl FileFds for Files<'_> {
                 "files.img",
                 format!("file {id} is not there"),
             )),
+        }
+    }
+
+    fn fd_to_map(&self, id: FileId, writable: bool) -> Result<i32> {
+        match self.shared_fds.get(&(id, writable)) {
+            Some(fd) => Ok(*fd),
+            None => self.fd(id),
         }
     }
 }
@@ -381,11 +425,13 @@ impl RestoreCx for Files<'_> {
 impl Drop for Files<'_> {
     fn drop(&mut self) {
         let mut program = Program::new();
-        for opened in self.opened.values() {
-            if let Opened::Here(fd) | Opened::Given(fd) = opened {
-                program.call(Sysno::close, [(*fd).into()]);
-                program.tolerate();
-            }
+        let opened = self.opened.values().filter_map(|opened| match opened {
+            Opened::Here(fd) | Opened::Given(fd) => Some(fd),
+            Opened::There => None,
+        });
+        for fd in opened.chain(self.shared_fds.values()) {
+            program.call(Sysno::close, [(*fd).into()]);
+            program.tolerate();
         }
         if let Err(error) = Local.run(&program) {
             tracing::error!(%error, "files of the restore could not be closed");

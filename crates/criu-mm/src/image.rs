@@ -6,6 +6,8 @@ use std::ops::Range;
 use criu_image::id::{FileId, VPid};
 use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{Error, Result};
+use criu_tracee::Native;
+use criu_tracee::arch::Arch;
 
 use crate::bits::{map, prot, status};
 use crate::page_size;
@@ -128,21 +130,14 @@ impl SpaceImage {
         })
     }
 
-    /// Files that must be open for writing to be mapped. Images of CRIU do not say it with the file: one
-    /// entry of it may serve mappings of both kinds.
-    pub fn writable_files(&self) -> BTreeSet<FileId> {
-        let writable = |vma: &&pb::VmaEntry| {
-            let mode = vma
-                .fdflags
-                .map(|flags| flags & libc::O_ACCMODE.cast_unsigned());
-            let rdwr = libc::O_RDWR.cast_unsigned();
-            backing(vma) == Backing::File
-                && vma.flags & map::SHARED != 0
-                && (mode == Some(rdwr) || vma.prot & prot::WRITE != 0)
+    /// Files of shared mappings, and whether they must be open for writing. Images of CRIU do not say it
+    /// with the file: one entry of it may serve mappings of both kinds.
+    pub fn shared_files(&self) -> BTreeSet<(FileId, bool)> {
+        let file = |vma: &pb::VmaEntry| {
+            let writable = shared_access(vma)?;
+            Some((FileId::new(u32::try_from(vma.shmid).ok()?), writable))
         };
-        let vmas = self.vmas().iter().filter(writable);
-        vmas.filter_map(|vma| u32::try_from(vma.shmid).ok().map(FileId::new))
-            .collect()
+        self.vmas().iter().filter_map(file).collect()
     }
 
     /// The mappings in order of address.
@@ -153,6 +148,11 @@ impl SpaceImage {
     /// The regions of guard pages.
     pub(crate) fn guards(&self) -> &[pb::VmaEntry] {
         &self.mm.vmas[self.real..]
+    }
+
+    /// Whether it is of 32-bit code on a 64-bit machine: nothing but the kernel's own lies above.
+    pub(crate) fn is_compat(&self) -> bool {
+        Native::COMPAT.is_some() && self.busy().all(|range| range.end <= 1 << 32)
     }
 
     /// Ranges of addresses that it needs.
@@ -195,6 +195,13 @@ pub(crate) fn backing(vma: &pb::VmaEntry) -> Backing {
     } else {
         Backing::Anonymous
     }
+}
+
+/// Whether the file of a shared mapping is open for writing, so that it may become writable.
+pub(crate) fn shared_access(vma: &pb::VmaEntry) -> Option<bool> {
+    let mode = vma.fdflags.map(|flags| flags.cast_signed() & libc::O_ACCMODE);
+    let writable = mode.map_or(vma.prot & prot::WRITE != 0, |mode| mode == libc::O_RDWR);
+    (backing(vma) == Backing::File && vma.flags & map::SHARED != 0).then_some(writable)
 }
 
 /// Whether a pagemap may speak of it.

@@ -31,6 +31,8 @@ impl Script {
             .arg(directory)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            // Ours may be a log that grows meanwhile.
+            .stderr(Stdio::null())
             .spawn()
             .expect("python3 runs");
         let mut line = String::new();
