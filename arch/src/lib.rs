@@ -86,6 +86,10 @@ pub trait Arch {
     /// Bytes that [`Arch::heal`] gives.
     const HEAL_SIZE: usize;
 
+    /// The call that maps the vdso of 32-bit programs into a task of a 64-bit kernel, and its first
+    /// argument; the second is the address.
+    const COMPAT_VDSO: Option<(usize, u64)>;
+
     /// Code to lie at `from`, the start of a function of a vdso, that goes on at `target`, the same
     /// function of another: arguments and return address stay as they are.
     fn vdso_jump(from: u64, target: u64) -> Vec<u8>;

@@ -53,7 +53,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("criu-proc", &[]),
     ("criu-image", &[]),
-    ("criu-arch", &[]),
+    // Only under the feature "image".
+    ("criu-arch", &["criu-image"]),
     ("criu-arch-x86_64", ARCH),
     ("criu-arch-aarch64", ARCH),
     ("criu-arch-armv7", ARCH),
@@ -61,7 +62,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("zdtm", &[]),
     ("zdtm-cases", &["zdtm"]),
     ("zdtm-runner", &[]),
-    ("xtask", &["zdtm-runner"]),
+    ("benches", &["zdtm"]),
+    ("xtask", &["zdtm-runner", "criu-image"]),
 ];
 
 /// What a subsystem may use: what is below all of them, and none of its siblings.

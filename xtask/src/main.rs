@@ -1,9 +1,19 @@
 //! `cargo xtask VERB`: a verb a file, listed in one table.
+mod args;
+mod bench;
 mod ci;
 mod codegen;
+mod corpus;
+mod criu;
 mod demo;
 mod edges;
+mod fuzz;
+mod kill;
+mod observe;
+mod programs;
+mod room;
 mod shell;
+mod target;
 mod tidy;
 mod zdtm;
 
@@ -19,6 +29,11 @@ type Verb = (
 /// Every verb.
 const VERBS: &[Verb] = &[
     (
+        "bench",
+        "what dumps and restores take, beside another criu (--help: options)",
+        bench::run,
+    ),
+    (
         "ci",
         "everything a change has to pass; what CI runs",
         ci::run,
@@ -32,6 +47,21 @@ const VERBS: &[Verb] = &[
         "demo",
         "dump, kill and restore a small program, and show it going on; no root needed",
         demo::run,
+    ),
+    (
+        "fuzz",
+        "feed damaged images and texts of /proc to their readers (--help: options)",
+        fuzz::run,
+    ),
+    (
+        "kill",
+        "kill criu itself at random moments; nothing may be lost (--help: options)",
+        kill::run,
+    ),
+    (
+        "programs",
+        "dump, kill, restore and check python, redis, sqlite, bash, go, java (--help: options)",
+        programs::run,
     ),
     (
         "tidy",

@@ -46,8 +46,6 @@ impl Arch for X86_64 {
         rt_sigaction: 174,
         set_robust_list: 311,
         get_robust_list: 312,
-        // arch_prctl, ARCH_MAP_VDSO_32.
-        map_vdso: Some((158, 0x2002)),
         sigaction: SigactionLayout {
             size: 20,
             handler: 0,
@@ -66,6 +64,7 @@ impl Arch for X86_64 {
     const SIGSET: usize = 8;
     const STUB: Stub = stub::STUB;
     const HEAL_SIZE: usize = stub::HEAL_SIZE;
+    const COMPAT_VDSO: Option<(usize, u64)> = Some((158, 0x2002)); // arch_prctl(ARCH_MAP_VDSO_32)
 
     fn fp_layout(identify: &dyn Fn(u32, u32) -> [u32; 4]) -> XstateLayout {
         XstateLayout::from_cpuid(identify)

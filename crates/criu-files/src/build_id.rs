@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use criu_kind::{Error, OpenFile, Result};
 use nix::fcntl::OFlag;
 
-use crate::collector::reopen;
+use crate::describe::reopen;
 use crate::options::Validation;
 
 const PT_NOTE: u64 = 4;

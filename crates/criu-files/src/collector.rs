@@ -5,22 +5,22 @@
 //! is refused all at once, each with its descriptor.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 
 use criu_image::id::{FdTableId, FileId};
-use criu_image::{Desc, ImageId, ImageWriter, Store, StoreExt, desc, pb};
+use criu_image::{ImageWriter, Store, StoreExt, desc, pb};
 use criu_kind::{AnyFileKind, DumpCx, Error, Inode, OpenFile, Result, Slot, Subject, Within};
 use criu_proc::{Fdinfo, ProcDir};
 use criu_tracee::{fetch_fd, pidfd_open};
-use nix::errno::Errno;
 use nix::sys::stat::fstat;
 use nix::unistd::Pid;
 
 use crate::identity::{self, Identities};
+use crate::link::Names;
 use crate::locks::Locks;
 use crate::options::DumpOptions;
-use crate::{ghost, link, owner, path};
+use crate::{link, owner};
 
 /// A descriptor table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,35 +33,39 @@ pub struct FdTable {
 
 /// Takes in descriptor tables and single files, and writes the images of all of them.
 ///
-/// Dropping it removes the names it gave to files ([`DumpOptions::link_remap`]), unless
-/// [`Collector::finish`] said to keep them.
+/// Dropping it removes the names it gave to files ([`DumpOptions::link_remap`]).
 pub struct Collector<'s> {
     pub(crate) options: DumpOptions,
-    store: &'s dyn Store,
+    pub(crate) store: &'s dyn Store,
     kinds: Vec<&'static dyn AnyFileKind>,
-    images: BTreeMap<String, ImageWriter>,
+    pub(crate) images: BTreeMap<String, ImageWriter>,
     identities: Identities,
-    tables: BTreeMap<FdTableId, Table>,
+    pub(crate) tables: BTreeMap<FdTableId, Table>,
     /// Descriptors by inode: candidates where a number does not help.
-    inodes: HashMap<u64, Vec<(FileId, Slot)>>,
+    pub(crate) inodes: HashMap<u64, Vec<(FileId, Slot)>>,
     entries: Vec<pb::FileEntry>,
     types: HashMap<FileId, i32>,
     /// Files that have more to say when all are known, with their kind and their place in `entries`.
     related: Vec<(OpenFile, &'static dyn AnyFileKind, usize)>,
     /// Mappings, executables and directories, by what tells them apart.
     singles: HashMap<(u64, u64, Vec<u8>, u32), FileId>,
-    seen: HashSet<(&'static str, u64)>,
+    pub(crate) seen: HashSet<(&'static str, u64)>,
     pub(crate) ghosts: HashMap<(u64, u64), u32>,
     pub(crate) links: link::Links,
     locks: Locks,
-    last: u32,
+    pub(crate) last: u32,
+    /// Descriptors that were in flight: they keep their numbers.
+    pub(crate) kept: Vec<OwnedFd>,
 }
 
 #[derive(Debug)]
-struct Table {
-    pid: Pid,
-    files: BTreeMap<i32, FileId>,
+pub(crate) struct Table {
+    pub(crate) pid: Pid,
+    pub(crate) files: BTreeMap<i32, FileId>,
 }
+
+/// The flag that fdinfo has among those of the file, though it is the descriptor's.
+pub(crate) const O_CLOEXEC: u32 = libc::O_CLOEXEC.cast_unsigned();
 
 impl std::fmt::Debug for Collector<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -96,6 +100,7 @@ impl<'s> Collector<'s> {
             links: link::Links::default(),
             locks: Locks::default(),
             last: 0,
+            kept: Vec::new(),
         }
     }
 
@@ -157,51 +162,62 @@ impl<'s> Collector<'s> {
         slot: Slot,
         table: FdTableId,
     ) -> Result<Option<pb::FdinfoEntry>> {
-        let fd = slot.fd;
-        let mut info = proc.fdinfo(fd)?;
-        let cloexec = libc::O_CLOEXEC.cast_unsigned();
-        let closes = info.flags & cloexec != 0;
-        info.flags &= !cloexec;
-        let link = || Ok(proc.readlink(&format!("fd/{fd}"))?.into_vec());
-        let next = FileId::new(self.last + 1);
-        let known = self.identities.file(slot, &info, link, next)?;
-        let id = match known {
-            Some(id) => id,
-            None => {
-                self.last = next.get();
-                let Some(copy) = fetch_fd(pidfd, fd)? else {
-                    return Ok(None);
-                };
-                let inode = Inode::from(&fstat(&copy).map_err(Error::kernel("fstat"))?);
-                let file = OpenFile {
-                    id: next,
-                    link: link()?,
-                    inode,
-                    owner: owner_of(&copy, &info, &*self)?,
-                    fd: copy,
-                    info: info.clone(),
-                    pid: slot.pid,
-                    slot: Some(slot),
-                };
-                self.inodes.entry(inode.ino).or_default().push((next, slot));
-                self.describe(file)?;
-                next
-            }
+        let mut info = proc.fdinfo(slot.fd)?;
+        let closes = info.flags & O_CLOEXEC != 0;
+        info.flags &= !O_CLOEXEC;
+        let fetch = || Ok(fetch_fd(pidfd, slot.fd)?);
+        let Some((id, _)) = self.identify(proc, slot, &info, fetch)? else {
+            return Ok(None);
         };
         if !info.locks.is_empty() {
             self.locks
                 .take(&self.options, slot, id.get(), &info, proc)?;
         }
         if let Some(table) = self.tables.get_mut(&table) {
-            table.files.insert(fd, id);
+            table.files.insert(slot.fd, id);
         }
         Ok(Some(pb::FdinfoEntry {
             id: id.get(),
             flags: u32::from(closes),
             r#type: self.types.get(&id).copied().unwrap_or(0),
-            fd: fd.cast_unsigned(),
+            fd: slot.fd.cast_unsigned(),
             xattr_security_selinux: None,
         }))
+    }
+
+    /// The file of a descriptor, and whether it is new; then it is described. `None`: it was closed.
+    pub(crate) fn identify(
+        &mut self,
+        proc: &ProcDir,
+        slot: Slot,
+        info: &Fdinfo,
+        fetch: impl FnOnce() -> Result<Option<OwnedFd>>,
+    ) -> Result<Option<(FileId, bool)>> {
+        let link = || Ok(proc.readlink(&format!("fd/{}", slot.fd))?.into_vec());
+        let id = FileId::new(self.last + 1);
+        if let Some(known) = self.identities.file(slot, info, link, id)? {
+            return Ok(Some((known, false)));
+        }
+        self.last = id.get();
+        let Some(fd) = fetch()? else { return Ok(None) };
+        let inode = Inode::from(&fstat(&fd).map_err(Error::kernel("fstat"))?);
+        let owner = if info.flags & libc::O_PATH.cast_unsigned() == 0 {
+            owner::read(fd.as_raw_fd(), |pid| self.vpid(pid))?
+        } else {
+            pb::FownEntry::default()
+        };
+        self.inodes.entry(inode.ino).or_default().push((id, slot));
+        self.describe(OpenFile {
+            id,
+            link: link()?,
+            inode,
+            owner,
+            fd,
+            info: info.clone(),
+            pid: slot.pid,
+            slot: Some(slot),
+        })?;
+        Ok(Some((id, true)))
     }
 
     /// Lets exactly one kind claim the file, and describe it.
@@ -260,7 +276,7 @@ impl<'s> Collector<'s> {
         Ok(id)
     }
 
-    fn add(&mut self, entry: pb::FileEntry) {
+    pub(crate) fn add(&mut self, entry: pb::FileEntry) {
         self.types.insert(FileId::new(entry.id), entry.r#type);
         self.entries.push(entry);
     }
@@ -293,9 +309,9 @@ impl<'s> Collector<'s> {
             .within(|| Subject::Object(format!("{name} ({text})")))
     }
 
-    /// Resolves what refers from file to file, writes all that is left, and closes the images.
-    /// `keep_names`: the tasks end here, so names given to files stay for the restore.
-    pub fn finish(mut self, keep_names: bool) -> Result<()> {
+    /// Resolves what refers from file to file, writes all that is left, and closes the images. Names given to
+    /// files go again with what is returned, unless [`Names::keep`] is called.
+    pub fn finish(mut self) -> Result<Names> {
         let mut refused = Vec::new();
         for (file, kind, index) in std::mem::take(&mut self.related) {
             let mut entry = self.entries[index].clone();
@@ -331,10 +347,27 @@ impl<'s> Collector<'s> {
         for (_, image) in std::mem::take(&mut self.images) {
             image.finish()?;
         }
-        if keep_names {
-            self.links.keep();
-        }
-        Ok(())
+        Ok(std::mem::take(&mut self.links).into_names())
+    }
+}
+
+impl criu_kind::MappedFiles for Collector<'_> {
+    fn mapped(&mut self, pid: Pid, range: std::ops::Range<u64>, writable: bool) -> Result<FileId> {
+        let proc = ProcDir::open(pid)?;
+        let name = format!("map_files/{:x}-{:x}", range.start, range.end);
+        let link = proc.readlink(&name)?.into_vec();
+        let fd = proc.open_file(&name, nix::fcntl::OFlag::O_PATH)?;
+        let flags = if writable {
+            libc::O_RDWR
+        } else {
+            libc::O_RDONLY
+        };
+        self.single(pid, fd, link, flags.cast_unsigned())
+    }
+
+    fn exe(&mut self, pid: Pid) -> Result<FileId> {
+        let proc = ProcDir::open(pid)?;
+        self.magic_link(pid, &proc, "exe")
     }
 }
 
@@ -371,179 +404,4 @@ fn unknown(file: &OpenFile) -> Error {
         )
     };
     Error::unsupported(what, remedy)
-}
-
-fn owner_of(fd: &OwnedFd, info: &Fdinfo, cx: &dyn DumpCx) -> Result<pb::FownEntry> {
-    if info.flags & libc::O_PATH.cast_unsigned() != 0 {
-        return Ok(pb::FownEntry::default());
-    }
-    owner::read(fd.as_raw_fd(), |pid| cx.vpid(pid))
-}
-
-impl DumpCx for Collector<'_> {
-    fn with_image(
-        &mut self,
-        desc: &'static Desc,
-        id: ImageId,
-        write: &mut dyn FnMut(&mut ImageWriter) -> criu_image::Result<()>,
-    ) -> Result<()> {
-        use std::collections::btree_map::Entry;
-        let image = match self.images.entry(desc.file_name(id.clone())) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => new.insert(self.store.writer(desc, id)?),
-        };
-        Ok(write(image)?)
-    }
-
-    fn first(&mut self, kind: &'static str, key: u64) -> bool {
-        self.seen.insert((kind, key))
-    }
-
-    fn path(&mut self, file: &OpenFile, id: FileId) -> Result<pb::RegFileEntry> {
-        let mount = file.info.mount.map_or(-1, |mount| mount.0);
-        if self.options.external.contains(&(mount, file.inode.ino)) {
-            let mut entry = entry_of(file, id, format!("file[{mount:x}:{:x}]", file.inode.ino));
-            entry.ext = Some(true);
-            return Ok(entry);
-        }
-        let named = path::name(file)?;
-        let mut entry = entry_of(file, id, named.path.clone());
-        match named.found {
-            path::Found::Here => {
-                entry.build_id = crate::build_id::of(file, self.options.validation)?
-            }
-            path::Found::Unlinked => {
-                entry.size = None;
-                let ghost = ghost::keep(self, file)?;
-                self.remap(id, ghost, pb::RemapType::Ghost)?;
-            }
-            path::Found::OtherNames => {
-                let linked = link::give_name(self, file, &named)?;
-                self.remap(id, linked, pb::RemapType::Linked)?;
-            }
-            path::Found::DeadProcess(pid) => self.remap(id, pid, pb::RemapType::Procfs)?,
-        }
-        Ok(entry)
-    }
-
-    fn part(
-        &mut self,
-        make: &mut dyn FnMut(&mut dyn DumpCx, FileId) -> Result<pb::FileEntry>,
-    ) -> Result<FileId> {
-        self.last += 1;
-        let id = FileId::new(self.last);
-        let entry = make(self, id)?;
-        self.add(entry);
-        Ok(id)
-    }
-
-    fn find(
-        &mut self,
-        near: Pid,
-        fd: i32,
-        ino: Option<u64>,
-        fits: &mut dyn FnMut(Slot) -> Result<bool>,
-    ) -> Result<Option<(FileId, Slot)>> {
-        let numbered = |table: &Table| {
-            table
-                .files
-                .get(&fd)
-                .map(|id| (*id, Slot { pid: table.pid, fd }))
-        };
-        let own = self.tables.values().filter(|table| table.pid == near);
-        let others = self.tables.values().filter(|table| table.pid != near);
-        let alike = ino
-            .and_then(|ino| self.inodes.get(&ino))
-            .into_iter()
-            .flatten()
-            .copied();
-        for (id, slot) in own.chain(others).filter_map(numbered).chain(alike) {
-            if fits(slot)? {
-                return Ok(Some((id, slot)));
-            }
-        }
-        Ok(None)
-    }
-
-    fn vpid(&self, pid: Pid) -> Pid {
-        let inner = ProcDir::open(pid).and_then(|proc| proc.status()).ok();
-        inner
-            .and_then(|status| status.ns_pid?.last().copied())
-            .unwrap_or(pid)
-    }
-}
-
-impl Collector<'_> {
-    fn remap(&mut self, file: FileId, to: u32, kind: pb::RemapType) -> Result<()> {
-        let remap = pb::RemapFilePathEntry {
-            orig_id: file.get(),
-            remap_id: to,
-            remap_type: Some(kind.into()),
-        };
-        let cx: &mut dyn DumpCx = self;
-        cx.append(desc::REMAP_FPATH, (), &remap, &[])
-    }
-
-    /// A new file id for an entry that is not an open file.
-    pub(crate) fn link_entry(&mut self, path: String, mount: Option<i32>) -> u32 {
-        self.last += 1;
-        let entry = pb::RegFileEntry {
-            id: self.last,
-            name: path.into(),
-            mnt_id: mount,
-            ..pb::RegFileEntry::default()
-        };
-        self.add(criu_kind::FileEntry::into_file(entry));
-        self.last
-    }
-}
-
-/// The entry of a path, without what depends on where the path leads.
-fn entry_of(file: &OpenFile, id: FileId, name: String) -> pb::RegFileEntry {
-    let flags = file.flags();
-    let only_appends = flags & libc::O_APPEND.cast_unsigned() != 0
-        && flags & libc::O_ACCMODE.cast_unsigned() == libc::O_WRONLY.cast_unsigned();
-    let has_size = file.inode.format() == libc::S_IFREG && !only_appends;
-    pb::RegFileEntry {
-        id: id.get(),
-        flags,
-        pos: file.info.pos.cast_unsigned(),
-        fown: file.owner,
-        name: name.into(),
-        mnt_id: Some(file.info.mount.map_or(-1, |mount| mount.0)),
-        // A file that is only appended to may have grown: a log.
-        size: has_size.then_some(file.inode.size),
-        mode: Some(file.inode.mode),
-        ..pb::RegFileEntry::default()
-    }
-}
-
-impl criu_kind::MappedFiles for Collector<'_> {
-    fn mapped(&mut self, pid: Pid, range: std::ops::Range<u64>, writable: bool) -> Result<FileId> {
-        let proc = ProcDir::open(pid)?;
-        let name = format!("map_files/{:x}-{:x}", range.start, range.end);
-        let link = proc.readlink(&name)?.into_vec();
-        let fd = proc.open_file(&name, nix::fcntl::OFlag::O_PATH)?;
-        let flags = if writable {
-            libc::O_RDWR
-        } else {
-            libc::O_RDONLY
-        };
-        self.single(pid, fd, link, flags.cast_unsigned())
-    }
-
-    fn exe(&mut self, pid: Pid) -> Result<FileId> {
-        let proc = ProcDir::open(pid)?;
-        self.magic_link(pid, &proc, "exe")
-    }
-}
-
-/// A second opening of a file through its copy, for what the copy itself cannot do.
-pub(crate) fn reopen(fd: impl AsFd, flags: nix::fcntl::OFlag) -> Result<OwnedFd, Errno> {
-    let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
-    nix::fcntl::open(
-        path.as_str(),
-        flags | nix::fcntl::OFlag::O_CLOEXEC,
-        nix::sys::stat::Mode::empty(),
-    )
 }

@@ -25,6 +25,9 @@ pub(crate) struct Saved {
     pub(crate) part: bool,
 }
 
+/// `REMAP_GHOST` of images without a remap type.
+const OLD_GHOST: u32 = 1 << 31;
+
 /// Where the path of an unlinked file leads instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Remap {
@@ -218,10 +221,24 @@ impl<'s> Files<'s> {
             if !self.paths.contains_key(&file) {
                 return broken(format!("file {file} has no path"));
             }
-            let to = match remap.remap_type() {
+            // The first versions had a bit of the id instead of a type.
+            let (kind, to) = match remap.remap_type {
+                Some(kind) => (kind, remap.remap_id),
+                None if remap.remap_id & OLD_GHOST != 0 => {
+                    (pb::RemapType::Ghost.into(), remap.remap_id & !OLD_GHOST)
+                }
+                None => (pb::RemapType::Linked.into(), remap.remap_id),
+            };
+            let Ok(kind) = pb::RemapType::try_from(kind) else {
+                return broken(format!(
+                    "file {file} is to be found in a way {kind} that is not known"
+                ));
+            };
+            let to = match kind {
                 pb::RemapType::Linked => {
-                    let name = FileId::new(remap.remap_id);
-                    let Some(saved) = self.all.get_mut(&name) else {
+                    let name = FileId::new(to);
+                    let saved = self.all.get_mut(&name);
+                    let Some(saved) = saved.filter(|saved| saved.entry.reg.is_some()) else {
                         return broken(format!(
                             "file {file} is to be found at {name}, which is not there"
                         ));
@@ -229,10 +246,10 @@ impl<'s> Files<'s> {
                     saved.part = true;
                     Remap::Linked(name)
                 }
-                pb::RemapType::Ghost => Remap::Ghost(remap.remap_id),
+                pb::RemapType::Ghost => Remap::Ghost(to),
                 pb::RemapType::Procfs => {
-                    if self.pids.insert(remap.remap_id) {
-                        self.helpers.insert(remap.remap_id);
+                    if self.pids.insert(to) {
+                        self.helpers.insert(to);
                     }
                     Remap::Process
                 }
@@ -299,7 +316,7 @@ fn messages<M: Message + Default + Name>(store: &dyn Store, desc: &'static Desc)
 impl FileFds for Files<'_> {
     fn fd(&self, id: FileId) -> Result<i32> {
         match self.opened.get(&id) {
-            Some(Opened::Here(fd)) => Ok(*fd),
+            Some(Opened::Here(fd) | Opened::Given(fd)) => Ok(*fd),
             Some(Opened::There) => Err(Error::unsupported(
                 "a file of a restored process is used otherwise than as a descriptor",
                 "restore the process without it",
@@ -323,7 +340,7 @@ impl RestoreCx for Files<'_> {
 
     fn file(&self, id: FileId) -> Result<Option<i32>> {
         match self.opened.get(&id) {
-            Some(Opened::Here(fd)) => Ok(Some(*fd)),
+            Some(Opened::Here(fd) | Opened::Given(fd)) => Ok(Some(*fd)),
             Some(Opened::There) => Ok(None),
             None => Err(Error::corrupt(
                 "files.img",
@@ -342,16 +359,14 @@ impl RestoreCx for Files<'_> {
     }
 
     fn inherited(&self, key: &[u8]) -> Option<i32> {
-        let key = &String::from_utf8_lossy(key);
-        let plain = |text: &str| text.trim_start_matches('/').to_owned();
-        let all = &self.options.inherited;
-        all.iter()
-            .find(|(known, _)| plain(known) == plain(key))
-            .map(|(_, fd)| *fd)
+        let key = key.strip_prefix(b"/").unwrap_or(key);
+        let mut all = self.options.inherited.iter();
+        let given = all.find(|(known, _)| known.trim_start_matches('/').as_bytes() == key);
+        given.map(|(_, fd)| *fd)
     }
 
     fn is_of_task(&self, name: &[u8]) -> bool {
-        path::process_of(&String::from_utf8_lossy(name)).is_some_and(|pid| self.pids.contains(&pid))
+        path::process_of(name).is_some_and(|pid| self.pids.contains(&pid))
     }
 
     fn store(&self) -> &dyn Store {
@@ -367,7 +382,7 @@ impl Drop for Files<'_> {
     fn drop(&mut self) {
         let mut program = Program::new();
         for opened in self.opened.values() {
-            if let Opened::Here(fd) = opened {
+            if let Opened::Here(fd) | Opened::Given(fd) = opened {
                 program.call(Sysno::close, [(*fd).into()]);
                 program.tolerate();
             }

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileExt;
 
 use criu_image::{ImageId, desc, pb};
@@ -14,7 +15,8 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::{Whence, lseek};
 
-use crate::collector::{Collector, reopen};
+use crate::collector::Collector;
+use crate::describe::reopen;
 use crate::xattr;
 
 /// Writes the image of an unlinked file unless it is there, and gives its number.
@@ -28,7 +30,7 @@ pub(crate) fn keep(collector: &mut Collector<'_>, file: &OpenFile) -> Result<u32
     collector.ghosts.insert(key, id);
     let symlnk_target = target(file)?;
     let mut entry = entry(&file.inode);
-    entry.symlnk_target = symlnk_target.map(Into::into);
+    entry.symlnk_target = symlnk_target;
     let runs = match &content {
         Some(content) if file.inode.blocks * 512 < file.inode.size => {
             (entry.chunks, entry.size) = (Some(true), Some(file.inode.size));
@@ -117,19 +119,13 @@ fn below_micro(nanos: i64) -> u32 {
     u32::try_from(nanos % 1000).unwrap_or(0)
 }
 
-fn target(file: &OpenFile) -> Result<Option<String>> {
+fn target(file: &OpenFile) -> Result<Option<Vec<u8>>> {
     if file.inode.format() != libc::S_IFLNK {
         return Ok(None);
     }
     // An empty name: the link that the descriptor itself is.
     let target = nix::fcntl::readlinkat(&file.fd, "").map_err(Error::kernel("readlinkat"))?;
-    let not_text = |_| {
-        Error::unsupported(
-            "a symlink to a path that is not UTF-8",
-            "close it before the dump",
-        )
-    };
-    target.into_string().map(Some).map_err(not_text)
+    Ok(Some(target.into_vec()))
 }
 
 /// The runs of data of a sparse file: offset and length.

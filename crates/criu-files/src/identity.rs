@@ -1,7 +1,7 @@
 //! Which descriptors show the same struct file: kcmp(2), in few calls.
 //!
 //! The kernel orders objects, so n files of a bucket take n log n comparisons; and files that differ in
-//! inode, mount, position or flags are told apart without asking.
+//! inode, mount or access are told apart without asking.
 
 use std::collections::HashMap;
 
@@ -17,13 +17,13 @@ const KCMP_FILES: u32 = 2;
 const KCMP_FS: u32 = 3;
 const KCMP_EPOLL_TFD: u32 = 7;
 
-/// What all descriptors of one struct file have in common, as fdinfo tells it.
+/// What all descriptors of one struct file have in common for as long as it is open. Position and most flags are
+/// not: somebody outside the dump may have the file too, and move on while we look.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Bucket {
     object: Object,
     mount: Option<i32>,
-    pos: i64,
-    flags: u32,
+    access: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -53,13 +53,10 @@ impl Identities {
             Some(inode) => Object::Inode(inode),
             None => Object::Link(link()?),
         };
-        let flags = info.flags & !libc::O_CLOEXEC.cast_unsigned();
-        let mount = info.mount.map(|id| id.0);
         let bucket = Bucket {
             object,
-            mount,
-            pos: info.pos,
-            flags,
+            mount: info.mount.map(|id| id.0),
+            access: info.flags & (libc::O_ACCMODE | libc::O_PATH).cast_unsigned(),
         };
         let known = self.buckets.entry(bucket).or_default();
         search(known, (slot, next), |known| {

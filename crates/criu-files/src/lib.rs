@@ -9,17 +9,20 @@
 //! * a restore makes every file once, and tasks get copies under their own numbers.
 //!
 //! Start at [`Collector`] for the dump, at [`Files`] for the restore, and at [`kinds`] for what there is.
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![forbid(unsafe_code)]
 
 mod build_id;
 mod check;
 mod collector;
+mod describe;
 mod files;
 mod ghost;
 mod identity;
 mod legacy;
 mod link;
 mod locks;
+mod make;
 mod open;
 mod options;
 mod owner;
@@ -61,4 +64,5 @@ pub const KINDS: &[&dyn criu_kind::AnyFileKind] = &[
 
 pub use collector::{Collector, FdTable};
 pub use files::Files;
+pub use link::Names;
 pub use options::{DumpOptions, RestoreOptions, Validation};

@@ -4,6 +4,7 @@
 //! its other names are. So it gets a name beside its old one, which the restore takes away again.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use criu_kind::{Error, OpenFile, Result};
@@ -11,32 +12,43 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStringExt;
 
 use crate::collector::Collector;
 use crate::path::Named;
 
-/// The names given in a dump. Dropped, it removes them.
+/// The names given to files in a dump. Dropped, it removes them: the dump failed, or the tasks go on.
 #[derive(Debug, Default)]
-pub(crate) struct Links {
-    names: Vec<PathBuf>,
-    files: HashMap<(u64, u64), u32>,
-    last: u32,
-}
+#[must_use]
+pub struct Names(Vec<PathBuf>);
 
-impl Links {
-    /// The dump is complete and the tasks end: the names stay.
-    pub(crate) fn keep(&mut self) {
-        self.names.clear();
+impl Names {
+    /// The dump is complete and the tasks end: the restore needs the names, and removes them.
+    pub fn keep(mut self) {
+        self.0.clear();
     }
 }
 
-impl Drop for Links {
+impl Drop for Names {
     fn drop(&mut self) {
-        for name in &self.names {
+        for name in &self.0 {
             if let Err(errno) = unlinkat(AT_FDCWD, name, UnlinkatFlags::NoRemoveDir) {
                 tracing::error!(path = %name.display(), %errno, "a name given to a file could not be removed");
             }
         }
+    }
+}
+
+/// The names given so far, by inode.
+#[derive(Debug, Default)]
+pub(crate) struct Links {
+    names: Names,
+    files: HashMap<(u64, u64), u32>,
+}
+
+impl Links {
+    pub(crate) fn into_names(self) -> Names {
+        self.names
     }
 }
 
@@ -54,7 +66,8 @@ pub(crate) fn give_name(
         return Err(Error::unsupported(
             format!(
                 "its name {} is gone, but it has {} others",
-                named.path, file.inode.links
+                String::from_utf8_lossy(&named.path),
+                file.inode.links
             ),
             "give --link-remap, so that it gets a temporary name",
         ));
@@ -66,11 +79,13 @@ pub(crate) fn give_name(
         ));
     }
     let copy = format!("/proc/self/fd/{}", file.fd.as_raw_fd());
-    let directory = &named.path[..=named.path.rfind('/').unwrap_or(0)];
-    loop {
-        collector.links.last += 1;
-        let path = format!("{directory}link_remap.{}", collector.links.last);
-        let reach = PathBuf::from(format!("{}{path}", named.base));
+    let slash = named.path.iter().rposition(|byte| *byte == b'/');
+    let directory = &named.path[..=slash.unwrap_or(0)];
+    for number in collector.last + 1.. {
+        let name = format!("link_remap.{number}");
+        let path = [directory, name.as_bytes()].concat();
+        let reach = [named.base.as_bytes(), &path].concat();
+        let reach = PathBuf::from(OsString::from_vec(reach));
         match linkat(
             AT_FDCWD,
             copy.as_str(),
@@ -79,18 +94,22 @@ pub(crate) fn give_name(
             AtFlags::AT_SYMLINK_FOLLOW,
         ) {
             Ok(()) => {
-                collector.links.names.push(reach);
-                let id = collector.link_entry(path, file.info.mount.map(|mount| mount.0));
+                collector.links.names.0.push(reach);
+                let id = collector.link_entry(path, collector.mount_of(file));
                 collector.links.files.insert(key, id);
                 return Ok(id);
             }
             Err(Errno::EEXIST) => {}
             Err(errno) => {
                 return Err(Error::unsupported(
-                    format!("it cannot get a temporary name in {directory}: {errno}"),
+                    format!("it cannot get a temporary name beside its old one: {errno}"),
                     "make the directory writable, or let the task close the file before the dump",
                 ));
             }
         }
     }
+    Err(Error::Kernel {
+        call: "linkat",
+        errno: Errno::EEXIST,
+    })
 }

@@ -1,7 +1,7 @@
 //! Locks on files: POSIX, flock(2), open file description, leases.
 //!
-//! The kernel lists them in fdinfo. A POSIX lock belongs to the process and shows at each descriptor of the
-//! inode; the others belong to the struct file and show at each of its descriptors. Each is kept once.
+//! The kernel lists them in fdinfo, at each descriptor of the struct file they were taken through; a POSIX lock
+//! belongs to the process and shows only there. Each is kept once. A lease that breaks is refused.
 
 use std::collections::HashSet;
 
@@ -17,6 +17,11 @@ const POSIX: u32 = 1;
 const FLOCK: u32 = 2;
 const OFD: u32 = 4;
 const LEASE: u32 = 8;
+
+// `include/uapi/asm-generic/fcntl.h`, the same on all architectures.
+const F_RDLCK: u32 = 0;
+const F_WRLCK: u32 = 1;
+const F_UNLCK: u32 = 2;
 
 /// The locks met so far.
 #[derive(Debug, Default)]
@@ -95,11 +100,10 @@ fn entry(lock: &Lock, pid: i32, fd: i32) -> Result<pb::FileLockEntry> {
         }
     };
     let r#type = match lock.access {
-        LockAccess::Read => libc::F_RDLCK,
-        LockAccess::Write => libc::F_WRLCK,
-        _ => libc::F_UNLCK,
+        LockAccess::Read => F_RDLCK,
+        LockAccess::Write => F_WRLCK,
+        _ => F_UNLCK,
     };
-    let r#type = u32::try_from(i32::from(r#type)).unwrap_or(0);
     let len = lock.end.map_or(0, |end| end - lock.start + 1);
     Ok(pb::FileLockEntry {
         flag,
@@ -114,7 +118,7 @@ fn entry(lock: &Lock, pid: i32, fd: i32) -> Result<pb::FileLockEntry> {
 /// Takes the lock again, in the process that had it.
 pub(crate) fn retake(lock: &pb::FileLockEntry, program: &mut Program) -> Result<()> {
     let fd = lock.fd;
-    let reads = lock.r#type == u32::try_from(i32::from(libc::F_RDLCK)).unwrap_or(0);
+    let reads = lock.r#type == F_RDLCK;
     match lock.flag {
         POSIX => {
             let what = program.bytes(flock(lock));

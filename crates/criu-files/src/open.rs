@@ -1,6 +1,8 @@
 //! Everything opened in the tracer, under numbers that no task needs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use criu_image::id::FileId;
@@ -40,13 +42,13 @@ impl Files<'_> {
             for (id, opened) in group.into_iter().zip(opened) {
                 let opened = match opened {
                     Opened::Here(fd) => Opened::Here(self.settle_here(id, fd, &mut numbers)?),
+                    Opened::Given(fd) => Opened::Given(numbers.lift(fd)?),
                     Opened::There => Opened::There,
                 };
                 self.opened.insert(id, opened);
             }
         }
-        self.raised.end();
-        Ok(())
+        self.raised.end()
     }
 
     fn open_group(&mut self, group: &[FileId]) -> Result<Vec<Opened>> {
@@ -176,9 +178,13 @@ impl Numbers {
                     .map_err(Error::kernel("setrlimit"))?;
             }
         }
-        if limit <= highest.cast_unsigned().into() {
+        let free = limit.saturating_sub(used.len() as u64);
+        if limit <= highest.cast_unsigned().into() || free < (count + SPARE) as u64 {
             return Err(Error::unsupported(
-                format!("a task has descriptor {highest}, and the limit here is {limit}"),
+                format!(
+                    "tasks have {} descriptors up to {highest}, and the limit here is {limit}",
+                    used.len()
+                ),
                 format!("raise the limit: `ulimit -Hn {wanted}`"),
             ));
         }
@@ -215,23 +221,24 @@ pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Res
     if let Some(given) = files.inherited(&name) {
         let mut program = Program::new();
         let fd = program.fcntl(given, libc::F_DUPFD_CLOEXEC, 0);
-        return Ok(Local.run(&program)?.fd(fd));
+        return Ok(Local.run(&program)?.fd(fd)); // A part of another file, such as a FIFO.
     }
     if entry.ext() {
         return Err(Error::unsupported(
-            format!("{} was declared external", String::from_utf8_lossy(&name)),
-            format!(
-                "give it with --inherit-fd fd[N]:{}",
-                String::from_utf8_lossy(&name)
-            ),
+            format!("{} was declared external", name.escape_ascii()),
+            format!("give it with --inherit-fd fd[N]:{}", name.escape_ascii()),
         ));
     }
     let path = from_root(files, &name);
     match files.remaps.get(&id) {
         Some(Remap::Ghost(ghost)) => {
+            let ghost = *ghost;
+            if let Some(fd) = files.raised.take(id) {
+                return Ok(fd);
+            }
             let missing =
                 || Error::corrupt("remap-fpath.img", format!("ghost {ghost} was not made"));
-            let through = files.raised.path(*ghost).ok_or_else(missing)?;
+            let through = files.raised.path(ghost, &path).ok_or_else(missing)?;
             // The link in /proc must be followed, and the inode is the one.
             let born = (libc::O_TMPFILE & !libc::O_DIRECTORY).cast_unsigned();
             let flags = match flags & born {
@@ -259,7 +266,6 @@ pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Res
 }
 
 fn openat(path: &Path, flags: u32) -> Result<i32> {
-    use std::os::unix::ffi::OsStrExt;
     let mut program = Program::new();
     let path = program.cstr(path.as_os_str().as_bytes());
     let fd = program.openat(libc::AT_FDCWD, path, flags & !ONE_TIME | ALWAYS, 0);
@@ -268,15 +274,12 @@ fn openat(path: &Path, flags: u32) -> Result<i32> {
 
 /// A path of a task as it is reached from here.
 pub(crate) fn from_root(files: &Files<'_>, path: &[u8]) -> PathBuf {
-    use std::os::unix::ffi::OsStrExt;
-    match files.options.root {
-        Some(root) => {
-            let start = path.iter().take_while(|byte| **byte == b'/').count();
-            PathBuf::from(format!("/proc/self/fd/{root}"))
-                .join(std::ffi::OsStr::from_bytes(&path[start..]))
-        }
-        None => Path::new("/").join(std::ffi::OsStr::from_bytes(path)),
-    }
+    let below = path.strip_prefix(b"/").unwrap_or(path);
+    let root = match files.options.root {
+        Some(root) => format!("/proc/self/fd/{root}/"),
+        None => "/".to_owned(),
+    };
+    PathBuf::from(OsString::from_vec([root.as_bytes(), below].concat()))
 }
 
 /// A path as the subject of a failure.

@@ -9,8 +9,13 @@ pub struct DumpOptions {
     pub link_remap: bool,
     /// Whether locks are dumped (`--file-locks`); without it they are refused.
     pub file_locks: bool,
+    /// Whether any device node of the same number will do (`--evasive-devices`).
+    pub evasive_devices: bool,
     /// What is kept to know files again (`--file-validation`).
     pub validation: Validation,
+    /// Whether paths say which mount they are on: only if the mounts are dumped too. Without them CRIU would look
+    /// for the mount and not find it.
+    pub mounts: bool,
     /// Files that are given at restore: mount id and inode number (`--external file[mnt_id:inode]`).
     pub external: Vec<(i32, u64)>,
 }
@@ -22,8 +27,6 @@ pub struct RestoreOptions {
     pub validation: Validation,
     /// Whether permissions may have changed (`--skip-file-rwx-check`).
     pub skip_permissions: bool,
-    /// Whether any device node of the same number will do (`--evasive-devices`).
-    pub evasive_devices: bool,
     /// Descriptors of ours that take the place of files: `pipe:[4711]`, `file[1f:2a]`, a path.
     pub inherited: Vec<(String, i32)>,
     /// A directory that paths start from (`--root`), by descriptor.

@@ -32,7 +32,7 @@ pub(crate) enum Found {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Named {
     /// The path, absolute, as the process would say it.
-    pub(crate) path: String,
+    pub(crate) path: Vec<u8>,
     /// What to put before it to get there from here: empty, or `/proc/PID/root`.
     pub(crate) base: String,
     /// Where it leads.
@@ -41,16 +41,12 @@ pub(crate) struct Named {
 
 /// Finds out what the file is called.
 pub(crate) fn name(file: &OpenFile) -> Result<Named> {
-    let named = |path: &[u8], base: &str, found| match std::str::from_utf8(path) {
-        Ok(path) => Ok(Named {
+    let named = |path: &[u8], base: &str, found| {
+        Ok(Named {
             path: path.to_owned(),
             base: base.to_owned(),
             found,
-        }),
-        Err(_) => Err(Error::unsupported(
-            "the image format has text for paths, and this path is not UTF-8",
-            "rename it or close it before the dump",
-        )),
+        })
     };
     let link = file.link.as_slice();
     if leads(b"", link, &file.inode)? {
@@ -112,14 +108,16 @@ fn is_silly_name(file: &OpenFile, path: &[u8]) -> bool {
 
 /// The pid in `/proc/PID/…` if there is no such process any more.
 fn dead_process(file: &OpenFile, path: &[u8]) -> Option<u32> {
-    let pid = process_of(std::str::from_utf8(path).ok()?)?;
+    let pid = process_of(path)?;
     let is_proc = fstatfs(&file.fd).is_ok_and(|fs| fs.filesystem_type() == PROC_SUPER_MAGIC);
     (is_proc && !Path::new(&format!("/proc/{pid}")).exists()).then_some(pid)
 }
 
 /// The pid in `/proc/PID/…`.
-pub(crate) fn process_of(path: &str) -> Option<u32> {
-    path.strip_prefix("/proc/")?.split('/').next()?.parse().ok()
+pub(crate) fn process_of(path: &[u8]) -> Option<u32> {
+    let rest = path.strip_prefix(b"/proc/")?;
+    let pid = rest.split(|byte| *byte == b'/').next()?;
+    std::str::from_utf8(pid).ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -128,9 +126,9 @@ mod tests {
 
     #[test]
     fn processes_in_paths() {
-        assert_eq!(process_of("/proc/12/maps"), Some(12));
-        assert_eq!(process_of("/proc/12"), Some(12));
-        assert_eq!(process_of("/proc/sys/kernel"), None);
-        assert_eq!(process_of("/procs/12"), None);
+        assert_eq!(process_of(b"/proc/12/maps"), Some(12));
+        assert_eq!(process_of(b"/proc/12"), Some(12));
+        assert_eq!(process_of(b"/proc/sys/kernel"), None);
+        assert_eq!(process_of(b"/procs/12"), None);
     }
 }

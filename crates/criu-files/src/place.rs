@@ -44,12 +44,18 @@ impl Files<'_> {
         Ok(())
     }
 
-    /// Ties files to each other, those whose home this table is.
+    /// Ties files to each other, those that have their home in this table.
     fn relate(&mut self, table: FdTableId, program: &mut Program) -> Result<()> {
-        let at_home = self.homes.iter().filter(|(_, (home, _))| *home == table);
-        let ids: Vec<FileId> = at_home
+        let first = self.tables.keys().next().copied();
+        let ids: Vec<FileId> = self
+            .all
+            .iter()
+            .filter(|(id, saved)| {
+                // What is only in flight has no home: any will do.
+                let home = self.homes.get(id).map(|(home, _)| *home).or(first);
+                saved.kind.relates() && home == Some(table)
+            })
             .map(|(id, _)| *id)
-            .filter(|id| self.all[id].kind.relates())
             .collect();
         for id in ids {
             let saved = &self.all[&id];
@@ -67,7 +73,7 @@ impl Files<'_> {
     ) -> Result<Source> {
         let id = FileId::new(entry.id);
         match self.opened.get(&id) {
-            Some(Opened::Here(fd)) => return Ok(Source::Number(*fd)),
+            Some(Opened::Here(fd) | Opened::Given(fd)) => return Ok(Source::Number(*fd)),
             Some(Opened::There) => {}
             None => {
                 return Err(Error::corrupt(
@@ -118,6 +124,7 @@ impl Files<'_> {
                 owner::set_owner(&owner, *number, program);
             }
             if let Some(flags) = saved.kind.flags(&saved.entry)
+                && !matches!(self.opened.get(id), Some(Opened::Given(_)))
                 && flags & O_ASYNC != 0
             {
                 program.fcntl(*number, libc::F_SETFL, flags);
@@ -135,12 +142,13 @@ impl Files<'_> {
     }
 
     /// Adds the calls of the last moment: clocks start.
-    pub fn arm(&self, table: FdTableId, program: &mut Program) -> Result<()> {
-        for (id, (home, number)) in &self.homes {
-            if *home == table {
-                let saved = &self.all[id];
-                saved.kind.arm(&saved.entry, *number, program)?;
-            }
+    pub fn arm(&mut self, table: FdTableId, program: &mut Program) -> Result<()> {
+        let at_home = self.homes.iter().filter(|(_, (home, _))| *home == table);
+        let files: Vec<(FileId, i32)> = at_home.map(|(id, (_, number))| (*id, *number)).collect();
+        for (id, number) in files {
+            let saved = &self.all[&id];
+            let (kind, entry) = (saved.kind, saved.entry.clone());
+            kind.arm(self, &entry, number, program)?;
         }
         Ok(())
     }
@@ -171,7 +179,7 @@ impl Files<'_> {
 
     fn directory(&self, id: FileId, program: &mut Program) -> Result<criu_tracee::Arg> {
         match self.opened.get(&id) {
-            Some(Opened::Here(fd)) => Ok((*fd).into()),
+            Some(Opened::Here(fd) | Opened::Given(fd)) => Ok((*fd).into()),
             Some(Opened::There) => {
                 let saved = &self.all[&id];
                 Ok(saved.kind.open_there(&saved.entry, program)?.into())

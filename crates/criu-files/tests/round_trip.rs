@@ -1,194 +1,13 @@
-//! Files of a real process: dumped, made again, placed in a new task, compared.
-//!
-//! The processes are Python scripts that print a line when they are ready. Needs root, as a dump does.
+//! Files of each kind: dumped, made again, placed in a new task, compared.
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+mod support;
 
-use criu_files::{Collector, DumpOptions, Files, KINDS, RestoreOptions, Validation};
-use criu_image::id::FdTableId;
-use criu_image::{Memory, Store, StoreExt, desc, pb};
-use criu_kind::{FileFds, MappedFiles};
-use criu_proc::{Fdinfo, ProcDir};
-use criu_tracee::{Nursery, Program, Site, Tracee, spawn_root};
+use criu_files::{Collector, DumpOptions, KINDS};
+use criu_image::{Memory, StoreExt, desc, pb};
+use criu_proc::ProcDir;
+use criu_tracee::{Program, Site, Tracee};
 use nix::unistd::Pid;
-
-const PRELUDE: &str = "
-import os, sys, select, socket, signal, time, fcntl, struct, ctypes
-dir = sys.argv[1]
-libc = ctypes.CDLL(None, use_errno=True)
-";
-
-struct Script(Child);
-
-impl Script {
-    fn start(directory: &std::path::Path, text: &str) -> Self {
-        let text = format!("{PRELUDE}{text}\nprint('ready', flush=True)\ntime.sleep(1000)\n");
-        let mut child = Command::new("python3")
-            .args(["-c", &text])
-            .arg(directory)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python3 runs");
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().expect("piped"))
-            .read_line(&mut line)
-            .expect("a line");
-        assert_eq!(line, "ready\n");
-        Self(child)
-    }
-
-    fn pid(&self) -> Pid {
-        Pid::from_raw(self.0.id().cast_signed())
-    }
-}
-
-impl Drop for Script {
-    fn drop(&mut self) {
-        self.0.kill().expect("our child");
-        self.0.wait().expect("our child");
-    }
-}
-
-fn dump_options() -> DumpOptions {
-    DumpOptions {
-        ghost_limit: 1 << 20,
-        link_remap: false,
-        file_locks: false,
-        validation: Validation::BuildId,
-        external: Vec::new(),
-    }
-}
-
-fn restore_options() -> RestoreOptions {
-    RestoreOptions {
-        validation: Validation::BuildId,
-        skip_permissions: false,
-        evasive_devices: false,
-        inherited: Vec::new(),
-        root: None,
-    }
-}
-
-/// Dumps all files of processes, stopped meanwhile.
-fn dump(pids: &[Pid], options: DumpOptions) -> criu_kind::Result<(Memory, Vec<FdTableId>)> {
-    let store = Memory::new();
-    let held = Tracee::seize_all(pids)?;
-    let mut tables = Vec::new();
-    let mut collector = Collector::new(options, &store, KINDS.iter().copied());
-    for tracee in &held {
-        let proc = ProcDir::open(tracee.pid())?;
-        let table = collector.table(tracee.pid(), &proc)?;
-        tables.push(table.id);
-        let fs = collector.fs(tracee.pid(), &proc)?;
-        store.write_entry(desc::FS, tracee.pid().as_raw().cast_unsigned(), &fs)?;
-        collector.exe(tracee.pid())?;
-    }
-    collector.finish(true)?;
-    store.finish()?;
-    Ok((store, tables))
-}
-
-fn nursery() -> Nursery {
-    let start = 0x2000_0000_0000 + 0x1_0000_0000 * u64::from(std::process::id() % 1000);
-    (0..)
-        .find_map(|step| Nursery::map(start + step * 0x100_0000, 1).ok())
-        .expect("a hole")
-}
-
-struct Restored<'s> {
-    files: Files<'s>,
-    tasks: Vec<Tracee>,
-    _nursery: Nursery,
-}
-
-/// Makes the files and a new task for each table.
-fn restore<'s>(store: &'s Memory, tables: &[FdTableId]) -> criu_kind::Result<Restored<'s>> {
-    let mut files = Files::load(store, restore_options(), KINDS.iter().copied())?;
-    files.check()?;
-    files.open_all()?;
-    let nursery = nursery();
-    let mut tasks = Vec::new();
-    for table in tables {
-        let task = spawn_root(&nursery, &[], 0)?;
-        files.set_tasks([(*table, (task.pid().as_raw().cast_unsigned()).into())]);
-        tasks.push(task);
-    }
-    for stage in [Files::place, Files::settle] {
-        for (table, task) in tables.iter().zip(&mut tasks) {
-            let mut program = Program::new();
-            stage(&mut files, *table, &mut program)?;
-            task.run(&program)?;
-        }
-    }
-    for (table, task) in tables.iter().zip(&mut tasks) {
-        let mut program = Program::new();
-        files.arm(*table, &mut program)?;
-        task.run(&program)?;
-    }
-    Ok(Restored {
-        files,
-        tasks,
-        _nursery: nursery,
-    })
-}
-
-fn table_of(pid: Pid) -> BTreeMap<i32, (String, Fdinfo)> {
-    let proc = ProcDir::open(pid).expect("it lives");
-    let fds = proc.fds().expect("a list");
-    fds.into_iter()
-        .map(|fd| {
-            let link = proc
-                .readlink(&format!("fd/{fd}"))
-                .expect("open")
-                .to_string_lossy()
-                .into_owned();
-            (fd, (link, proc.fdinfo(fd).expect("open")))
-        })
-        .collect()
-}
-
-/// Both have the same numbers, flags, positions and links, but for the numbers of pipes.
-fn assert_same(before: &BTreeMap<i32, (String, Fdinfo)>, after: &BTreeMap<i32, (String, Fdinfo)>) {
-    let shown = |table: &BTreeMap<i32, (String, Fdinfo)>| -> Vec<String> {
-        table
-            .iter()
-            .map(|(fd, (link, info))| {
-                let link = if link.starts_with("pipe:") {
-                    "pipe"
-                } else {
-                    link
-                };
-                let lines: Vec<String> = info
-                    .lines
-                    .iter()
-                    .map(|line| String::from_utf8_lossy(&line.text).into_owned())
-                    .filter(|line| !line.starts_with("eventfd-id") && !line.starts_with("it_value"))
-                    .map(|line| line.split(" pos:").next().unwrap_or("").to_owned())
-                    .collect();
-                format!(
-                    "{fd} {link} pos {} flags {:o} {lines:?}",
-                    info.pos, info.flags
-                )
-            })
-            .collect()
-    };
-    assert_eq!(shown(before), shown(after));
-}
-
-fn round_trip(text: &str) -> (tempfile::TempDir, Script, Memory) {
-    let directory = tempfile::tempdir().expect("a directory");
-    let script = Script::start(directory.path(), text);
-    let before = table_of(script.pid());
-    let (store, tables) =
-        dump(&[script.pid()], dump_options()).unwrap_or_else(|error| panic!("{error}"));
-    assert_same(&before, &table_of(script.pid()));
-    let restored = restore(&store, &tables).unwrap_or_else(|error| panic!("{error}"));
-    assert_same(&before, &table_of(restored.tasks[0].pid()));
-    (directory, script, store)
-}
+use support::*;
 
 #[test]
 fn plain_files() {
@@ -204,6 +23,7 @@ g = os.open('/dev/null', os.O_RDWR); h = os.open('/dev/urandom', os.O_RDONLY)
 i = os.open('/proc/sys/kernel/ostype', os.O_RDONLY); os.read(i, 3)
 j = os.open(dir + '/strange (deleted)', os.O_RDWR | os.O_CREAT)
 os.set_inheritable(g, True)
+k = os.open(dir.encode() + b'/\\xff\\n\\xfe', os.O_RDWR | os.O_CREAT)
 ",
     );
 }
@@ -284,7 +104,7 @@ r, w = os.pipe(); p.register(r, select.EPOLLIN)
 moved = os.dup2(r, 60); gone = os.dup2(w, 61); p.register(61, select.EPOLLOUT | select.EPOLLONESHOT)
 os.close(61)
 inner = select.epoll(); p.register(inner.fileno(), select.EPOLLIN)
-mask = struct.pack('Q', 1 << 9); q = libc.signalfd(-1, mask, 8, 0o4000)
+mask = struct.pack('Q', 1 << 9) + bytes(120); q = libc.signalfd(-1, mask, 0o4000)
 t = libc.timerfd_create(1, 0o4000); libc.timerfd_settime(t, 0, struct.pack('qqqq', 100, 0, 500, 0), None)
 u = libc.timerfd_create(0, 0)
 ",
@@ -312,4 +132,135 @@ d = os.open(dir + '/d', os.O_RDONLY); os.chdir(dir + '/d/e'); os.rmdir(dir + '/d
             .count(),
         0
     );
+}
+
+/// Reads from a descriptor of a held task.
+fn pread(task: &mut Tracee, fd: i32, length: usize, at: u64) -> Vec<u8> {
+    let mut program = Program::new();
+    let room = program.room(length);
+    let got = program.pread64(fd, room, length, at);
+    let outcome = task.run(&program).expect("pread");
+    outcome.bytes(room)[..usize::try_from(outcome.value(got)).expect("a length")].to_vec()
+}
+
+#[test]
+fn unlinked_files_keep_content_owner_times_and_attributes() {
+    let directory = tempfile::tempdir_in("/dev/shm").expect("a directory");
+    let text = "
+a = os.open(dir + '/a', os.O_RDWR | os.O_CREAT); os.write(a, b'content'); os.dup2(a, 50)
+os.fchown(a, 12, 34); os.fchmod(a, 0o4751); os.setxattr(a, 'user.note', b'kept'); os.setxattr(a, 'trusted.t', b't')
+os.utime(a, ns=(1000000001, 2000000002))
+os.dup2(os.open(dir + '/a', os.O_RDONLY), 51)
+os.unlink(dir + '/a')
+s = os.open(dir + '/sparse', os.O_RDWR | os.O_CREAT); os.pwrite(s, b'end', 1 << 30); os.dup2(s, 52); os.unlink(dir + '/sparse')
+t = os.open(dir, os.O_RDWR | os.O_TMPFILE); os.write(t, b'tmp'); os.dup2(t, 53)
+";
+    let script = Script::start(directory.path(), text);
+    let (store, tables) =
+        dump(&[script.pid()], dump_options()).unwrap_or_else(|error| panic!("{error}"));
+    let mut restored = restore(&store, &tables).unwrap_or_else(|error| panic!("{error}"));
+    let task = &mut restored.tasks[0];
+    let stat = |pid: Pid, fd: i32| {
+        use std::os::unix::fs::MetadataExt;
+        let meta = std::fs::metadata(format!("/proc/{pid}/fd/{fd}")).expect("open");
+        let times = (
+            meta.atime(),
+            meta.atime_nsec(),
+            meta.mtime(),
+            meta.mtime_nsec(),
+        );
+        (
+            meta.mode(),
+            meta.uid(),
+            meta.gid(),
+            meta.size(),
+            meta.nlink(),
+            meta.blocks() < 100,
+            times,
+        )
+    };
+    for fd in [50, 51, 52, 53] {
+        assert_eq!(stat(script.pid(), fd), stat(task.pid(), fd), "fd {fd}");
+    }
+    for fd in [50, 51] {
+        assert_eq!(pread(task, fd, 100, 0), b"content");
+    }
+    assert_eq!(pread(task, 52, 100, (1 << 30) - 1), b"\0end");
+    assert_eq!(pread(task, 53, 100, 0), b"tmp");
+    let ext = store
+        .entries::<pb::FilesExtEntry>(desc::FILES_EXT, ())
+        .expect("well formed")
+        .expect("there");
+    let names: Vec<String> = ext
+        .iter()
+        .filter_map(|entry| entry.ghost.clone())
+        .flat_map(|ghost| ghost.xattrs)
+        .map(|xattr| String::from_utf8(xattr.name).expect("text"))
+        .filter(|name| !name.starts_with("security."))
+        .collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+    let inode = |fd: i32| {
+        nix::sys::stat::stat(format!("/proc/{}/fd/{fd}", task.pid()).as_str())
+            .expect("open")
+            .st_ino
+    };
+    assert_eq!(inode(50), inode(51));
+    let copy = directory.path().join("linked");
+    nix::unistd::linkat(
+        nix::fcntl::AT_FDCWD,
+        format!("/proc/{}/fd/53", task.pid()).as_str(),
+        nix::fcntl::AT_FDCWD,
+        &copy,
+        nix::fcntl::AtFlags::AT_SYMLINK_FOLLOW,
+    )
+    .expect("a file born without a name may get one");
+    assert_eq!(std::fs::read(copy).expect("there"), b"tmp");
+}
+
+#[test]
+fn files_with_other_names_get_one() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let text = "
+n = os.open(dir + '/n', os.O_RDWR | os.O_CREAT); os.write(n, b'data'); os.link(dir + '/n', dir + '/n2'); os.unlink(dir + '/n')
+m = os.open(dir + '/n2', os.O_RDONLY)
+";
+    let script = Script::start(directory.path(), text);
+    let before = table_of(script.pid());
+    let names = || {
+        let entries = std::fs::read_dir(directory.path()).expect("a directory");
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.expect("one").file_name())
+            .map(|name| {
+                name.to_string_lossy()
+                    .split('.')
+                    .next()
+                    .unwrap_or("")
+                    .to_owned()
+            })
+            .collect();
+        names.sort();
+        names
+    };
+    let options = DumpOptions {
+        link_remap: true,
+        ..dump_options()
+    };
+    {
+        let store = Memory::new();
+        let mut collector = Collector::new(options.clone(), &store, KINDS.iter().copied());
+        collector
+            .table(
+                script.pid(),
+                &ProcDir::open(script.pid()).expect("it lives"),
+            )
+            .expect("a table");
+        assert_eq!(names(), ["link_remap", "n2"]);
+    }
+    assert_eq!(names(), ["n2"], "a dump that fails takes them back");
+    let (store, tables) = dump(&[script.pid()], options).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(names(), ["link_remap", "n2"]);
+    let restored = restore(&store, &tables).unwrap_or_else(|error| panic!("{error}"));
+    assert_same(&before, &table_of(restored.tasks[0].pid()));
+    restored.files.remove_names().expect("removed");
+    assert_eq!(names(), ["n2"]);
 }

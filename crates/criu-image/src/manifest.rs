@@ -5,8 +5,9 @@
 //! Tools that rewrite images (`crit encode`, deduplication) make it wrong; build it anew after them.
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
@@ -70,8 +71,24 @@ pub enum Difference {
 pub enum Depth {
     /// Names and lengths. Costs next to nothing.
     Sizes,
-    /// Contents too, where the manifest has checksums. Reads all pages.
+    /// The contents of all but pages too: what says what will be made.
+    Meta,
+    /// The contents of pages too. Reads them all.
+    Pages,
+    /// All contents, where the manifest has checksums.
     Contents,
+}
+
+impl Depth {
+    fn includes(self, name: &str) -> bool {
+        let pages = name.starts_with("pages-");
+        match self {
+            Self::Sizes => false,
+            Self::Meta => !pages,
+            Self::Pages => pages,
+            Self::Contents => true,
+        }
+    }
 }
 
 /// What a manifest was good for. A difference is an [`Error::Changed`] instead.
@@ -94,13 +111,14 @@ impl Manifest {
     /// Reads all images of a directory for their checksums, and writes its manifest.
     pub fn build(directory: &Path) -> Result<Self> {
         let mut manifest = Self::of_sizes(directory)?;
-        for (name, record) in &mut manifest.files {
-            let (size, crc32) =
-                checksum(&directory.join(name)).map_err(|error| Error::io(name, "read", error))?;
-            *record = Record {
+        let names: Vec<String> = manifest.files.keys().cloned().collect();
+        for (name, sum) in names.iter().zip(checksums(directory, &names)?) {
+            let (size, crc32) = sum;
+            let record = Record {
                 size,
                 crc32: Some(crc32),
             };
+            manifest.files.insert(name.clone(), record);
         }
         manifest.save(directory, true)?;
         Ok(manifest)
@@ -114,13 +132,27 @@ impl Manifest {
         if run_id(directory)? != manifest.run_id {
             return Ok(Verified::Stale);
         }
-        let mut contents = 0;
         for (name, record) in &manifest.files {
-            contents += usize::from(record.check(directory, name, depth)?);
+            record.check_size(directory, name)?;
+        }
+        let summed = |name: &str, record: &Record| record.crc32.is_some() && depth.includes(name);
+        let names: Vec<String> = manifest
+            .files()
+            .filter(|(name, record)| summed(name, record))
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        for (name, (_, found)) in names.iter().zip(checksums(directory, &names)?) {
+            let expected = manifest.files[name].crc32.unwrap_or(found);
+            if found != expected {
+                return Err(Error::Changed {
+                    image: name.clone(),
+                    difference: Difference::Checksum { expected, found },
+                });
+            }
         }
         Ok(Verified::Same {
             files: manifest.files.len(),
-            contents,
+            contents: names.len(),
         })
     }
 
@@ -180,8 +212,7 @@ impl Manifest {
 }
 
 impl Record {
-    /// Whether the content was compared.
-    fn check(self, directory: &Path, name: &str, depth: Depth) -> Result<bool> {
+    fn check_size(self, directory: &Path, name: &str) -> Result<()> {
         let changed = |difference| Error::Changed {
             image: name.to_owned(),
             difference,
@@ -193,20 +224,13 @@ impl Record {
             }
             meta => meta.map_err(|error| Error::io(name, "find", error))?.len(),
         };
-        if found != self.size {
-            return Err(changed(Difference::Size {
-                expected: self.size,
-                found,
-            }));
+        if found == self.size {
+            return Ok(());
         }
-        let (Depth::Contents, Some(expected)) = (depth, self.crc32) else {
-            return Ok(false);
-        };
-        let (_, found) = checksum(&path).map_err(|error| Error::io(name, "read", error))?;
-        if found != expected {
-            return Err(changed(Difference::Checksum { expected, found }));
-        }
-        Ok(true)
+        Err(changed(Difference::Size {
+            expected: self.size,
+            found,
+        }))
     }
 }
 
@@ -220,22 +244,90 @@ fn run_id(directory: &Path) -> Result<Option<String>> {
     Ok(inventory.and_then(|inventory| inventory.dump_criu_run_id))
 }
 
-fn checksum(path: &Path) -> io::Result<(u64, u32)> {
-    let mut file = File::open(path)?;
+/// A part of a file that one thread sums.
+struct Part<'a> {
+    file: usize,
+    name: &'a str,
+    at: u64,
+    len: u64,
+}
+
+/// Bytes of a part, and of all files together below which no thread is worth its start.
+const PART: u64 = 32 << 20;
+/// Stays in the cache between the copy from the kernel and the sum.
+const BUFFER: usize = 128 << 10;
+
+/// Sizes and checksums of files, on all processors.
+fn checksums(directory: &Path, names: &[String]) -> Result<Vec<(u64, u32)>> {
+    let mut parts = Vec::new();
+    let mut sizes = Vec::with_capacity(names.len());
+    for (file, name) in names.iter().enumerate() {
+        let meta = fs::metadata(directory.join(name));
+        let size = meta.map_err(|error| Error::io(name, "find", error))?.len();
+        let starts = (0..size).step_by(usize::try_from(PART).unwrap_or(usize::MAX));
+        parts.extend(starts.map(|at| Part {
+            file,
+            name,
+            at,
+            len: PART.min(size - at),
+        }));
+        sizes.push(size);
+    }
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        let mut buffer = vec![0; BUFFER];
+        while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let sum = sum_part(directory, part, &mut buffer);
+            let sum = sum.map_err(|error| Error::io(part.name, "read", error))?;
+            done.push((part.file, part.at, sum));
+        }
+        Ok(done)
+    };
+    let total: u64 = sizes.iter().sum();
+    let threads = match std::thread::available_parallelism() {
+        Ok(count) if total > PART => count.get().min(8),
+        _ => 1,
+    };
+    let mut sums = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut all: Vec<(usize, u64, crc32fast::Hasher)> = work()?;
+        for other in others {
+            all.extend(other.join().expect("summing does not panic")?);
+        }
+        Ok::<_, Error>(all)
+    })?;
+    sums.sort_by_key(|(file, at, _)| (*file, *at));
+    let mut whole = vec![crc32fast::Hasher::new(); names.len()];
+    for (file, _, sum) in &sums {
+        whole[*file].combine(sum);
+    }
+    let whole = whole.into_iter().map(crc32fast::Hasher::finalize);
+    Ok(sizes.into_iter().zip(whole).collect())
+}
+
+fn sum_part(directory: &Path, part: &Part<'_>, buffer: &mut [u8]) -> io::Result<crc32fast::Hasher> {
+    use std::os::unix::fs::FileExt;
+    let file = File::open(directory.join(part.name))?;
     let mut hasher = crc32fast::Hasher::new();
-    let mut buffer = vec![0; 1 << 20];
-    let mut size = 0;
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok((size, hasher.finalize())),
+    let mut done = 0;
+    while done < part.len {
+        let want =
+            usize::try_from(part.len - done).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let Some(room) = buffer.get_mut(..want) else {
+            break;
+        };
+        match file.read_at(room, part.at + done) {
+            Ok(0) => break,
             Ok(len) => {
-                hasher.update(buffer.get(..len).unwrap_or_default());
-                size += len as u64;
+                hasher.update(room.get(..len).unwrap_or_default());
+                done += len as u64;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
+    Ok(hasher)
 }
 
 #[cfg(test)]

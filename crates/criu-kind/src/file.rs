@@ -231,6 +231,9 @@ pub trait DumpCx {
     /// The path of a file as an entry with this id, or the entry's own id: remaps and ghosts are taken care of.
     fn path(&mut self, file: &OpenFile, id: FileId) -> Result<pb::RegFileEntry>;
 
+    /// The file of a descriptor that is on its way through a socket; `fd` is a copy of it.
+    fn in_flight(&mut self, fd: OwnedFd) -> Result<FileId>;
+
     /// Adds an entry that is a part of another file, such as the path of a FIFO. `make` gets its id.
     fn part(
         &mut self,
@@ -318,6 +321,8 @@ impl dyn RestoreCx + '_ {
 pub enum Opened {
     /// In the tracer, under this number.
     Here(i32),
+    /// The same, but it was given by the user: its flags and its position are not ours to set.
+    Given(i32),
     /// Not yet: [`FileKind::open_there`] does it in a task.
     There,
 }
@@ -405,8 +410,14 @@ pub trait FileKind: Sync {
     }
 
     /// The last moment before tasks go on: clocks start. Runs in a task that has it as `fd`.
-    fn arm(&self, entry: &Self::Entry, fd: i32, program: &mut Program) -> Result<()> {
-        let _nothing = (entry, fd, program);
+    fn arm(
+        &self,
+        cx: &mut dyn RestoreCx,
+        entry: &Self::Entry,
+        fd: i32,
+        program: &mut Program,
+    ) -> Result<()> {
+        let _nothing = (cx, entry, fd, program);
         Ok(())
     }
 }
@@ -438,7 +449,13 @@ pub trait AnyFileKind: Sync {
         entry: &pb::FileEntry,
         program: &mut Program,
     ) -> Result<()>;
-    fn arm(&self, entry: &pb::FileEntry, fd: i32, program: &mut Program) -> Result<()>;
+    fn arm(
+        &self,
+        cx: &mut dyn RestoreCx,
+        entry: &pb::FileEntry,
+        fd: i32,
+        program: &mut Program,
+    ) -> Result<()>;
     fn flags(&self, entry: &pb::FileEntry) -> Option<u32>;
     fn owner(&self, entry: &pb::FileEntry) -> Option<pb::FownEntry>;
 }
@@ -524,8 +541,14 @@ impl<K: FileKind> AnyFileKind for K {
     ) -> Result<()> {
         FileKind::relate(self, cx, member(entry)?, program)
     }
-    fn arm(&self, entry: &pb::FileEntry, fd: i32, program: &mut Program) -> Result<()> {
-        FileKind::arm(self, member(entry)?, fd, program)
+    fn arm(
+        &self,
+        cx: &mut dyn RestoreCx,
+        entry: &pb::FileEntry,
+        fd: i32,
+        program: &mut Program,
+    ) -> Result<()> {
+        FileKind::arm(self, cx, member(entry)?, fd, program)
     }
     fn flags(&self, entry: &pb::FileEntry) -> Option<u32> {
         K::Entry::of(entry).and_then(FileEntry::flags)

@@ -1,6 +1,6 @@
 //! The contract: what a kind is, what it is given, and how it fails.
 //!
-//! Invariants: no I/O, no syscalls; subsystems depend on this crate and not on each other. A leaf
+//! Invariants: no I/O, no syscalls (but in [`testing`]); subsystems depend on this crate and not on each other. A leaf
 //! returns a bare [`Error`]; the walker that called it adds the [`Subject`], once.
 #![forbid(unsafe_code)]
 
@@ -8,6 +8,7 @@ mod aspect;
 mod error;
 mod file;
 mod mapped;
+pub mod testing;
 
 pub use aspect::{Answer, Aspect, Draft, Saved, ThreadView};
 pub use error::{Error, Result, Subject, Within};

@@ -83,6 +83,7 @@ pub(crate) mod madv {
     use criu_proc::VmFlags;
 
     pub(crate) const DONTNEED: u32 = 4;
+    pub(crate) const NOHUGEPAGE: u32 = 15;
     pub(crate) const POPULATE_WRITE: u32 = 23;
     /// Linux 6.13.
     pub(crate) const GUARD_INSTALL: u32 = 102;

@@ -21,7 +21,7 @@ use criu_tracee::{Job, Outcome, Program, Ret, Tracee, run_all};
 use crate::bits::status;
 use crate::page_size;
 use crate::passage::hand_over;
-use crate::scan::{Run, Scanner};
+use crate::scan::{Run, Scanner, Walk, push_guard};
 use crate::survey::Space;
 use crate::transfer::{Direction, Piece, Transfer, transfers};
 
@@ -68,22 +68,33 @@ pub fn drain(
     let mut stats = Stats::default();
     let mut scanner = Scanner::new();
     for (tracees, spaces) in tracees.chunks_mut(WINDOW).zip(spaces.chunks_mut(WINDOW)) {
-        let mut captures = Vec::with_capacity(tracees.len());
-        for (index, (tracee, space)) in tracees.iter().zip(spaces.iter_mut()).enumerate() {
-            let capture = describe(tracee, space, store, options, &mut scanner, &mut stats);
-            captures.push(Capture {
-                tracee: index,
-                ..capture.within(|| subject(tracee))?
-            });
+        let mut drafts = Vec::with_capacity(tracees.len());
+        for (tracee, space) in tracees.iter().zip(spaces.iter()) {
+            let draft = Draft::start(tracee, space, store, options);
+            drafts.push(draft.within(|| subject(tracee))?);
         }
-        write(tracees, &captures)?;
+        loop {
+            let mut captures = Vec::with_capacity(drafts.len());
+            for (index, draft) in drafts.iter_mut().enumerate() {
+                let capture = draft.slice(index, &spaces[index], options, &mut scanner, &mut stats);
+                captures.extend(capture.within(|| subject(&tracees[index]))?);
+            }
+            if captures.is_empty() {
+                break;
+            }
+            write(tracees, &captures)?;
+        }
+        for (draft, space) in drafts.into_iter().zip(spaces) {
+            space.mm.vmas.extend(draft.guards.iter().map(guard));
+            draft.pagemap.finish()?;
+        }
     }
     crate::shared::drain(tracees, spaces, store, options, &mut stats)?;
     Ok(stats)
 }
 
 /// What is to be written into one file.
-pub(crate) struct Capture {
+pub(crate) struct Capture<'a> {
     /// Which process has it in its memory.
     pub(crate) tracee: usize,
     pub(crate) file: File,
@@ -94,60 +105,91 @@ pub(crate) struct Capture {
     /// Added to an address to get its place in `object`.
     pub(crate) shift: u64,
     /// Where the driver copies from, if not from the memory of the process.
-    pub(crate) object: Option<File>,
+    pub(crate) object: Option<&'a File>,
 }
 
-/// Scans a process and writes its pagemap.
-fn describe(
-    tracee: &Tracee,
-    space: &mut Space,
-    store: &dyn Store,
-    options: &mut DrainOptions,
-    scanner: &mut Scanner,
-    stats: &mut Stats,
-) -> Result<Capture> {
-    let proc = ProcDir::open(tracee.pid())?;
-    let mut stacks: Vec<u64> = tracee.threads().iter().map(|t| t.natural().sp()).collect();
-    stacks.sort_unstable();
-    let found = scanner.scan(&proc, &space.areas, &stacks)?;
-    space.mm.vmas.extend(found.guards.iter().map(guard));
-    let (pages, file) = new_pages(store, options)?;
-    let mut pagemap = PagemapWriter::create(store, desc::PAGEMAP, space.id, pages, page_size())?;
-    let mut inside = Vec::new();
-    let mut outside = Vec::new();
-    let mut offset = 0;
-    for run in &found.runs {
-        let len = run.end - run.start;
-        pagemap.push(run.start, len / page_size(), flags(run))?;
-        let piece = Piece {
-            at: run.start,
-            len,
-            offset,
+/// The images of a process on their way.
+struct Draft {
+    walk: Walk,
+    pagemap: PagemapWriter,
+    file: File,
+    /// Bytes in the pages image.
+    offset: u64,
+    guards: Vec<Range<u64>>,
+}
+
+impl Draft {
+    fn start(
+        tracee: &Tracee,
+        space: &Space,
+        store: &dyn Store,
+        options: &mut DrainOptions,
+    ) -> Result<Self> {
+        let proc = ProcDir::open(tracee.pid())?;
+        let stacks = tracee.threads().iter().map(|thread| thread.natural().sp());
+        let (pages, file) = new_pages(store, options)?;
+        Ok(Self {
+            walk: Walk::new(&proc, stacks.collect())?,
+            pagemap: PagemapWriter::create(store, desc::PAGEMAP, space.id, pages, page_size())?,
+            file,
+            offset: 0,
+            guards: Vec::new(),
+        })
+    }
+
+    /// Finds more pages and writes them down; `None` when there are no more.
+    fn slice(
+        &mut self,
+        tracee: usize,
+        space: &Space,
+        options: &DrainOptions,
+        scanner: &mut Scanner,
+        stats: &mut Stats,
+    ) -> Result<Option<Capture<'static>>> {
+        let Some(found) = scanner.slice(&mut self.walk, &space.areas)? else {
+            return Ok(None);
         };
-        if run.readable {
-            &mut inside
-        } else {
-            &mut outside
+        for guard in found.guards {
+            push_guard(&mut self.guards, guard);
         }
-        .push(piece);
-        offset += len;
+        let (mut inside, mut outside) = (Vec::new(), Vec::new());
+        let before = self.offset;
+        for run in found.runs {
+            let len = run.end - run.start;
+            self.pagemap
+                .push(run.start, len / page_size(), flags(&run))?;
+            let piece = Piece {
+                at: run.start,
+                len,
+                offset: self.offset,
+            };
+            let list = if run.readable {
+                &mut inside
+            } else {
+                &mut outside
+            };
+            list.push(piece);
+            self.offset += len;
+        }
+        stats.pages_scanned += found.pages_scanned;
+        stats.pages_written += (self.offset - before) / page_size();
+        let bytes: u64 = inside.iter().map(|piece| piece.len).sum();
+        let limited = space.file_limit.is_some_and(|limit| self.offset > limit);
+        if !options.in_target || limited || bytes < SMALL {
+            outside.append(&mut inside);
+        }
+        Ok(Some(Capture {
+            tracee,
+            file: self
+                .file
+                .try_clone()
+                .map_err(Error::io("dup(pages image)"))?,
+            inside: transfers(inside, BATCH),
+            outside,
+            shift: 0,
+            object: None,
+        }))
     }
-    pagemap.finish()?;
-    stats.pages_scanned += found.pages_scanned;
-    stats.pages_written += offset / page_size();
-    let bytes: u64 = inside.iter().map(|piece| piece.len).sum();
-    let limited = space.file_limit.is_some_and(|limit| offset > limit);
-    if !options.in_target || limited || bytes < SMALL {
-        outside.append(&mut inside);
-    }
-    Ok(Capture {
-        tracee: 0,
-        file,
-        inside: transfers(inside, BATCH),
-        outside,
-        shift: 0,
-        object: None,
-    })
 }
 
 fn flags(run: &Run) -> PageFlags {
@@ -177,7 +219,33 @@ pub(crate) fn new_pages(store: &dyn Store, options: &mut DrainOptions) -> Result
 }
 
 /// Writes captures, each of another process.
-pub(crate) fn write(tracees: &mut [Tracee], captures: &[Capture]) -> Result<()> {
+pub(crate) fn write(tracees: &mut [Tracee], captures: &[Capture<'_>]) -> Result<()> {
+    let mut left = write_inside(tracees, captures)?;
+    let mut buffer = vec![0; BUFFER];
+    for (index, capture) in captures.iter().enumerate() {
+        let tracee = &tracees[capture.tracee];
+        let rest = left.remove(&index).unwrap_or_default();
+        for piece in capture.outside.iter().chain(&rest) {
+            copy(tracee, capture, piece, &mut buffer)
+                .within(|| Subject::Vma {
+                    start: piece.at,
+                    end: piece.at + piece.len,
+                    name: "pages".to_owned(),
+                })
+                .within(|| subject(tracee))?;
+        }
+        if capture.object.is_none() {
+            put_back_borrowed(tracee, capture)?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets processes write what they can; returns what is left of each capture.
+fn write_inside(
+    tracees: &mut [Tracee],
+    captures: &[Capture<'_>],
+) -> Result<BTreeMap<usize, Vec<Piece>>> {
     let mut left: BTreeMap<usize, Vec<Piece>> = BTreeMap::new();
     let busy: Vec<usize> = (0..captures.len())
         .filter(|i| !captures[*i].inside.is_empty())
@@ -186,11 +254,10 @@ pub(crate) fn write(tracees: &mut [Tracee], captures: &[Capture]) -> Result<()> 
         .iter()
         .map(|i| (captures[*i].tracee, captures[*i].file.as_fd()))
         .collect();
-    let numbers = if files.is_empty() {
-        Vec::new()
-    } else {
-        hand_over(tracees, &files)?
-    };
+    if files.is_empty() {
+        return Ok(left);
+    }
+    let numbers = hand_over(tracees, &files)?;
     let mut writers = Vec::new();
     for (index, number) in busy.into_iter().zip(numbers) {
         match number {
@@ -214,28 +281,12 @@ pub(crate) fn write(tracees: &mut [Tracee], captures: &[Capture]) -> Result<()> 
         .collect();
     let outcomes = run_all(tracees, &jobs)?;
     for ((index, writer), outcome) in writers.iter().zip(&outcomes) {
+        tracees[captures[*index].tracee].set_undo(None)?;
         left.entry(*index)
             .or_default()
             .extend(writer.left(&captures[*index].inside, outcome));
     }
-    let mut buffer = vec![0; BUFFER];
-    for (index, capture) in captures.iter().enumerate() {
-        let tracee = &tracees[capture.tracee];
-        let rest = left.remove(&index).unwrap_or_default();
-        for piece in capture.outside.iter().chain(&rest) {
-            copy(tracee, capture, piece, &mut buffer)
-                .within(|| Subject::Vma {
-                    start: piece.at,
-                    end: piece.at + piece.len,
-                    name: "pages".to_owned(),
-                })
-                .within(|| subject(tracee))?;
-        }
-        if capture.object.is_none() {
-            put_back_borrowed(tracee, capture)?;
-        }
-    }
-    Ok(())
+    Ok(left)
 }
 
 /// The program with which a process writes its pages.
@@ -271,13 +322,13 @@ impl Writer {
     }
 }
 
-fn copy(tracee: &Tracee, capture: &Capture, piece: &Piece, buffer: &mut [u8]) -> Result<()> {
+fn copy(tracee: &Tracee, capture: &Capture<'_>, piece: &Piece, buffer: &mut [u8]) -> Result<()> {
     let mut done = 0;
     while done < piece.len {
         let size = usize::try_from(piece.len - done).map_or(buffer.len(), |n| n.min(buffer.len()));
         let part = &mut buffer[..size];
         let at = piece.at + done;
-        match &capture.object {
+        match capture.object {
             Some(object) => object
                 .read_exact_at(part, at.wrapping_add(capture.shift))
                 .map_err(Error::io("pread(shared memory)"))?,
@@ -293,7 +344,7 @@ fn copy(tracee: &Tracee, capture: &Capture, piece: &Piece, buffer: &mut [u8]) ->
 }
 
 /// The stub lies over some bytes of the process: the image gets those.
-fn put_back_borrowed(tracee: &Tracee, capture: &Capture) -> Result<()> {
+fn put_back_borrowed(tracee: &Tracee, capture: &Capture<'_>) -> Result<()> {
     let Some((at, before)) = tracee.borrowed() else {
         return Ok(());
     };

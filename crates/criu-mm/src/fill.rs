@@ -190,7 +190,7 @@ impl Plan {
             self.program
                 .prctl(libc::PR_SET_THP_DISABLE, disable, 0, 0, 0);
         }
-        set_mm_map(&mut self.program, job.image, exe);
+        set_mm_map(&mut self.program, mm, exe);
         Ok(())
     }
 
@@ -213,6 +213,12 @@ impl Plan {
             .program
             .mmap(vma.start, vma.end - vma.start, prot, flags, fd, offset);
         self.placed.push((at, vma.start));
+        if vma.madv() >> madv::NOHUGEPAGE & 1 == 1 {
+            // Before it is filled, or it would be filled with huge pages where that is the default.
+            self.program
+                .madvise(vma.start, vma.end - vma.start, madv::NOHUGEPAGE);
+            self.program.tolerate();
+        }
         Ok(())
     }
 
@@ -303,9 +309,7 @@ pub(crate) fn file_id(vma: &pb::VmaEntry) -> Result<FileId> {
 }
 
 /// `prctl(PR_SET_MM, PR_SET_MM_MAP, struct prctl_mm_map *)`, Linux 3.18.
-/// The auxiliary vector is of words as wide as the program's.
-fn set_mm_map(program: &mut Program, image: &SpaceImage, exe: i32) {
-    let mm = &image.mm;
+fn set_mm_map(program: &mut Program, mm: &pb::MmEntry, exe: i32) {
     let words = [
         mm.mm_start_code,
         mm.mm_end_code,
@@ -321,10 +325,7 @@ fn set_mm_map(program: &mut Program, image: &SpaceImage, exe: i32) {
     ];
     let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let auxv_at = bytes.len();
-    let auxv = auxv(
-        &mm.mm_saved_auxv,
-        if image.is_compat() { 4 } else { Native::WORD },
-    );
+    let auxv = auxv(&mm.mm_saved_auxv);
     bytes.resize(auxv_at + Native::WORD, 0);
     bytes.extend_from_slice(&u32::try_from(auxv.len()).unwrap_or(0).to_ne_bytes());
     bytes.extend_from_slice(&exe.to_ne_bytes());
@@ -336,15 +337,129 @@ fn set_mm_map(program: &mut Program, image: &SpaceImage, exe: i32) {
     program.prctl(libc::PR_SET_MM, libc::PR_SET_MM_MAP, map, size, 0);
 }
 
-/// The vector up to its end mark: what kernels keep behind it differs in length.
-fn auxv(words: &[u64], width: usize) -> Vec<u8> {
-    let pairs = words.chunks(2);
-    let used = pairs
-        .clone()
-        .position(|pair| pair[0] == 0)
-        .map_or(words.len(), |at| 2 * at + 2);
-    let used = &words[..used.min(words.len())];
+/// The vector up to its end mark, a pair of zeroes: how many more kernels keep behind it differs.
+fn auxv(words: &[u64]) -> Vec<u8> {
+    let used = words
+        .iter()
+        .rposition(|word| *word != 0)
+        .map_or(0, |last| last + 1);
+    let used = &words[..(used.next_multiple_of(2) + 2).min(words.len())];
     used.iter()
-        .flat_map(|word| word.to_ne_bytes()[..width].to_vec())
+        .flat_map(|word| word.to_ne_bytes()[..Native::WORD].to_vec())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bits::status;
+    use crate::image::tests::{image, vma};
+    use expect_test::expect;
+
+    struct Numbers;
+
+    impl FileFds for Numbers {
+        fn fd(&self, id: FileId) -> Result<i32> {
+            Ok(900 + i32::try_from(id.get()).expect("few"))
+        }
+    }
+
+    fn file(start: u64, end: u64, id: u64) -> pb::VmaEntry {
+        pb::VmaEntry {
+            shmid: id,
+            pgoff: 0x3000,
+            prot: prot::READ | prot::EXEC,
+            flags: map::PRIVATE,
+            status: status::REGULAR | status::FILE_PRIVATE,
+            ..vma(start, end)
+        }
+    }
+
+    /// The program, without the structure that is bytes, and with the pages image as descriptor 7.
+    fn listing(image: &SpaceImage, parent: Option<&SpaceImage>) -> String {
+        let ground = Ground::without_vdso(0x1_0000_0000);
+        let materials = Materials {
+            ground: &ground,
+            files: &Numbers,
+            shared: &Shared::default(),
+        };
+        let job = FillJob {
+            tracee: 0,
+            image,
+            parent,
+        };
+        let plan = plan(&job, &materials).expect("planned");
+        let text = plan.program.to_string();
+        let lines = text.lines().filter(|line| !line.contains("prctl"));
+        let fd = image.pages.files().first().map(|_| image.pages.fd(0));
+        let fd = format!("preadv({}, ", fd.unwrap_or(-1));
+        lines
+            .map(|line| line.replace(&fd, "preadv(PAGES, ") + "\n")
+            .collect()
+    }
+
+    #[test]
+    fn a_cleared_task() {
+        let mut stack = vma(0x7000_0000, 0x7010_0000);
+        stack.flags |= map::GROWSDOWN | map::LOCKED;
+        let mut hidden = vma(0x6000_0000, 0x6000_2000);
+        hidden.prot = 0;
+        let vmas = vec![
+            file(0x40_0000, 0x40_2000, 5),
+            vma(0x50_0000, 0x60_0000),
+            hidden,
+            stack,
+        ];
+        let runs = [
+            (0x50_0000, 0x51_0000, 1),
+            (0x52_0000, 0x52_1000, 2),
+            (0x6000_0000, 0x6000_1000, 3),
+        ];
+        let image = image(vmas, &runs).expect("good");
+        expect![[r#"
+            $1 = mmap(0x400000, 0x2000, 5, 0x100002, 905, 0x3000)
+            $2 = mmap(0x500000, 0x100000, 3, 0x100022, -1, 0)
+            $3 = mmap(0x60000000, 0x2000, 2, 0x100022, -1, 0)
+            $4 = mmap(0x70000000, 0x100000, 3, 0x100122, -1, 0)
+            $5 = madvise(0x500000, 0x10000, 23) ?
+            $6 = preadv(PAGES, <000050000000000000000100000000000000520000000000001000000000000000000060000000000010000000000000>, 3, 0, 0) ?
+        "#]].assert_eq(&listing(&image, None));
+    }
+
+    #[test]
+    fn a_child() {
+        let vmas = || {
+            vec![
+                file(0x40_0000, 0x40_2000, 5),
+                vma(0x50_0000, 0x60_0000),
+                vma(0x70_0000, 0x71_0000),
+            ]
+        };
+        let runs = [(0x50_0000, 0x50_4000, 1), (0x58_0000, 0x58_2000, 2)];
+        let parent = image(vmas(), &runs).expect("good");
+        let mut vmas = vmas();
+        vmas[1].end = 0x68_0000;
+        vmas[2] = vma(0x80_0000, 0x81_0000);
+        let runs = [
+            (0x50_0000, 0x50_3000, 1),
+            (0x50_3000, 0x50_4000, 9),
+            (0x61_0000, 0x61_1000, 4),
+        ];
+        let child = image(vmas, &runs).expect("good");
+        expect![[r#"
+            $0 = munmap(0x700000, 0x10000)
+            $2 = mremap(0x500000, 0x100000, 0x180000, 0, 0)
+            $3 = madvise(0x580000, 0x2000, 4)
+            $4 = mmap(0x800000, 0x10000, 3, 0x100022, -1, 0)
+            $5 = preadv(PAGES, <0030500000000000001000000000000000006100000000000010000000000000>, 2, 0x3000, 0) ?
+        "#]].assert_eq(&listing(&child, Some(&parent)));
+    }
+
+    #[test]
+    fn the_vector_ends_where_it_ends() {
+        let bytes = |words: &[u64]| auxv(words).len() / Native::WORD;
+        assert_eq!(bytes(&[33, 1, 8, 0, 6, 4096]), 6);
+        assert_eq!(bytes(&[33, 1, 8, 0, 0, 0, 0, 0, 0, 0]), 6);
+        assert_eq!(bytes(&[]), 0);
+    }
 }

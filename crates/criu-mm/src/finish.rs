@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use criu_image::pb;
-use criu_kind::{Result, Within};
+use criu_kind::{Error, Result, Within};
+use criu_proc::{MapName, ProcDir, Vmas};
 use criu_tracee::arch::Arch;
 use criu_tracee::{Job, Native, Program, Ret, Sysno, Tracee, run_all};
 
@@ -13,11 +14,13 @@ use crate::drain::subject;
 use crate::fill::FillJob;
 use crate::ground::Ground;
 use crate::image::{Backing, SpaceImage, backing};
-use crate::vdso::{Fate, check_compat, fate};
+use crate::vdso::{Fate, fate};
 
 /// `PR_SET_VMA` and `PR_SET_VMA_ANON_NAME`, Linux 5.17.
 const PR_SET_VMA: i32 = 0x5356_4d41;
 const PR_SET_VMA_ANON_NAME: i32 = 0;
+/// Linux 4.4.
+const MLOCK_ONFAULT: i32 = 1;
 
 /// Gives tasks that were filled, and whose children were cloned, the memory they will go on with.
 pub fn finish(tracees: &mut [Tracee], jobs: &[FillJob<'_>], ground: &Ground) -> Result<()> {
@@ -50,13 +53,10 @@ pub fn finish(tracees: &mut [Tracee], jobs: &[FillJob<'_>], ground: &Ground) -> 
         }
     }
     for (job, plan) in jobs.iter().zip(&plans) {
-        if let Some((code, theirs)) = &plan.compat {
-            let tracee = &tracees[job.tracee];
-            check_compat(tracee.memory(), code, theirs).within(|| subject(tracee))?;
-        }
-    }
-    for job in jobs {
         let tracee = &mut tracees[job.tracee];
+        if let Some(code) = plan.compat_code {
+            check_compat(tracee, code).within(|| subject(tracee))?;
+        }
         let done = crate::aio::restore(tracee, job.image);
         done.within(|| subject(tracee))?;
     }
@@ -69,8 +69,8 @@ pub(crate) struct Plan {
     pub(crate) program: Program,
     jumps: Vec<(u64, Vec<u8>)>,
     hints: Vec<(Ret, &'static str)>,
-    /// A vdso that must be there in the end.
-    compat: Option<(Range<u64>, Vec<u8>)>,
+    /// Where the code of a 32-bit program's vdso must have come to lie.
+    compat_code: Option<u64>,
 }
 
 pub(crate) fn plan(image: &SpaceImage, ground: &Ground) -> Result<Plan> {
@@ -88,8 +88,9 @@ pub(crate) fn plan(image: &SpaceImage, ground: &Ground) -> Result<Plan> {
         }
         plan.advise(vma);
         if vma.flags & map::LOCKED != 0 {
+            plan.program.mlock2(start, size, MLOCK_ONFAULT);
             plan.program.mlock(start, size);
-            // What may not be touched cannot be brought in; it is locked all the same.
+            // It is locked now; what may not be touched cannot be brought in.
             plan.hint("mlock");
         }
     }
@@ -106,6 +107,21 @@ pub(crate) fn plan(image: &SpaceImage, ground: &Ground) -> Result<Plan> {
     }
     plan.settle_vdso(fate, ground);
     Ok(plan)
+}
+
+/// The kernel takes an address as a hint, and its vdso may have another layout.
+fn check_compat(tracee: &Tracee, code: u64) -> Result<()> {
+    let maps = ProcDir::open(tracee.pid())?.read("maps")?;
+    for vma in Vmas::new(&maps) {
+        let vma = vma.map_err(criu_proc::Error::from)?;
+        if vma.name == MapName::Vdso && vma.start == code {
+            return Ok(());
+        }
+    }
+    Err(Error::unsupported(
+        "the vdso of 32-bit programs is another one on this kernel",
+        "restore on the kernel of the dump",
+    ))
 }
 
 impl Plan {
@@ -135,10 +151,17 @@ impl Plan {
             at..at + (part.end - part.start)
         };
         match fate {
-            Fate::Gone => {
+            Fate::Gone | Fate::Compat { .. } => {
                 for part in &own.parts {
                     self.program
                         .munmap(parked(part).start, part.end - part.start);
+                }
+                if let (Fate::Compat { at, code }, Some((nr, operation))) =
+                    (fate, Native::COMPAT_VDSO)
+                    && let Some(sysno) = Sysno::new(nr)
+                {
+                    self.program.call(sysno, [operation.into(), at.into()]);
+                    self.compat_code = Some(code);
                 }
             }
             Fate::Home(home) => {
@@ -152,23 +175,6 @@ impl Plan {
                 }
             }
             Fate::Proxy(jumps) => self.jumps = jumps,
-            Fate::Compat {
-                start,
-                code,
-                theirs,
-            } => {
-                for part in &own.parts {
-                    let part = parked(part);
-                    self.program.munmap(part.start, part.end - part.start);
-                }
-                let call = Native::COMPAT.and_then(|abi| abi.map_vdso);
-                if let Some((number, sub)) =
-                    call.and_then(|(number, sub)| Some((Sysno::new(number as usize)?, sub)))
-                {
-                    self.program.call(number, [sub.into(), start.into()]);
-                }
-                self.compat = Some((code, theirs));
-            }
         }
     }
 }

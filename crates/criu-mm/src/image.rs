@@ -1,12 +1,11 @@
 //! An address space in images, checked before anything is made of it.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
-use criu_image::id::VPid;
+use criu_image::id::{FileId, VPid};
 use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{Error, Result};
-use criu_tracee::Native;
-use criu_tracee::arch::Arch;
 
 use crate::bits::{map, prot, status};
 use crate::page_size;
@@ -129,6 +128,23 @@ impl SpaceImage {
         })
     }
 
+    /// Files that must be open for writing to be mapped. Images of CRIU do not say it with the file: one
+    /// entry of it may serve mappings of both kinds.
+    pub fn writable_files(&self) -> BTreeSet<FileId> {
+        let writable = |vma: &&pb::VmaEntry| {
+            let mode = vma
+                .fdflags
+                .map(|flags| flags & libc::O_ACCMODE.cast_unsigned());
+            let rdwr = libc::O_RDWR.cast_unsigned();
+            backing(vma) == Backing::File
+                && vma.flags & map::SHARED != 0
+                && (mode == Some(rdwr) || vma.prot & prot::WRITE != 0)
+        };
+        let vmas = self.vmas().iter().filter(writable);
+        vmas.filter_map(|vma| u32::try_from(vma.shmid).ok().map(FileId::new))
+            .collect()
+    }
+
     /// The mappings in order of address.
     pub(crate) fn vmas(&self) -> &[pb::VmaEntry] {
         &self.mm.vmas[..self.real]
@@ -137,11 +153,6 @@ impl SpaceImage {
     /// The regions of guard pages.
     pub(crate) fn guards(&self) -> &[pb::VmaEntry] {
         &self.mm.vmas[self.real..]
-    }
-
-    /// Whether it is of 32-bit code on a 64-bit machine: nothing but the kernel's own lies above.
-    pub(crate) fn is_compat(&self) -> bool {
-        Native::COMPAT.is_some() && self.busy().all(|range| range.end <= 1 << 32)
     }
 
     /// Ranges of addresses that it needs.

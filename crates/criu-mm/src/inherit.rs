@@ -14,7 +14,8 @@ use crate::page_size;
 use crate::pages::Stored;
 
 /// Bytes compared at a time.
-const BLOCK: u64 = 256 << 10;
+const BLOCK: u64 = BLOCK_BYTES as u64;
+const BLOCK_BYTES: usize = 256 << 10;
 
 /// A mapping, or what is left of it, that the child goes on with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +71,8 @@ pub(crate) fn inherit(
             compare(child, parent, vma, &mut found, compared)?;
         }
         // Nothing in common: a new mapping is cheaper than to copy each page and throw it away.
-        if !private || compared.equal > before {
+        let untouched = found.discards.is_empty() && found.reads.is_empty();
+        if !private || untouched || compared.equal > before {
             *kept = Some(found);
         }
     }
@@ -111,7 +113,7 @@ fn compare(
     compared: &mut Compared,
 ) -> Result<()> {
     let page = page_size();
-    let (mut ours, mut theirs) = (vec![0; BLOCK as usize], vec![0; BLOCK as usize]);
+    let (mut ours, mut theirs) = (vec![0; BLOCK_BYTES], vec![0; BLOCK_BYTES]);
     // What the child has beyond the common part, if that is to grow.
     kept.reads
         .extend(child.pages.within(kept.range.end, vma.end));
@@ -195,6 +197,10 @@ fn push(runs: &mut Vec<Stored>, run: Stored) {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::single_range_in_vec_init,
+    reason = "a list of one range is meant"
+)]
 mod tests {
     use super::*;
     use crate::image::tests::{image, vma};
@@ -222,7 +228,7 @@ mod tests {
             inherit(&child.expect("good"), &parent.expect("good"), &mut compared).expect("read");
         let kept = all[0].as_ref().expect("kept");
         assert_eq!((compared.pages, compared.equal), (4, 2));
-        assert_eq!(kept.discards, [0x1_8000..0x1_9000]);
+        assert_eq!(kept.discards, vec![0x1_8000..0x1_9000]);
         let reads: Vec<_> = kept
             .reads
             .iter()
@@ -239,12 +245,12 @@ mod tests {
         let (small, large) = (vma(0x1000, 0x3000), vma(0x1000, 0x5000));
         assert_eq!(common(&small, &large), Some(0x1000..0x3000));
         assert_eq!(common(&large, &small), Some(0x1000..0x3000));
-        let mut other = large.clone();
+        let mut other = large;
         other.flags |= map::NORESERVE;
         assert_eq!(common(&small, &other), None);
-        let mut stack = large.clone();
+        let mut stack = large;
         stack.flags |= map::GROWSDOWN;
-        let mut lower = stack.clone();
+        let mut lower = stack;
         lower.start = 0;
         assert_eq!(common(&stack, &lower), Some(0x1000..0x5000));
     }

@@ -7,6 +7,7 @@
 //! for an image that does not hold together. Who files are is asked ([`criu_kind::MappedFiles`],
 //! [`criu_kind::FileFds`]) and never looked into.
 #![forbid(unsafe_code)]
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
 mod aio;
 mod bits;
@@ -33,7 +34,7 @@ pub use finish::finish;
 pub use ground::Ground;
 pub use image::SpaceImage;
 pub use pages::Pages;
-pub use shared::Shared;
+pub use shared::{Shared, drain_object};
 pub use survey::{Questions, Space, SurveyOptions, survey};
 
 /// Bytes in a page of this machine.

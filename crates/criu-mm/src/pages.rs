@@ -65,6 +65,24 @@ impl Pages {
         runs.map(move |run| run.cut(start, end))
     }
 
+    /// Writes all of it into a new object of `size` bytes, at the same places.
+    pub fn copy_to(&self, object: &File, size: u64) -> Result<()> {
+        let mut buffer = vec![0; 256 << 10];
+        for run in &self.runs {
+            let end = run.end.min(size);
+            for at in (run.start..end).step_by(buffer.len()) {
+                let length =
+                    usize::try_from(end - at).map_or(buffer.len(), |n| n.min(buffer.len()));
+                let part = &mut buffer[..length];
+                self.read(at, part)?;
+                object
+                    .write_all_at(part, at)
+                    .map_err(Error::io("pwrite(shared memory)"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Reads the content at `at`; what is not there is zeroes.
     pub(crate) fn read(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
         bytes.fill(0);
@@ -233,6 +251,46 @@ mod tests {
         child
             .take_from(&pages, &extent(0x6000, 2), "x")
             .expect_err("not there");
+    }
+
+    #[test]
+    fn an_object_out_and_back() {
+        let store = Memory::new();
+        let object = || {
+            File::from(
+                nix::sys::memfd::memfd_create("x", nix::sys::memfd::MFdFlags::empty())
+                    .expect("new"),
+            )
+        };
+        let (one, other) = (object(), object());
+        let size = 0x3123;
+        one.set_len(size).expect("sized");
+        one.write_all_at(b"first", 0x10).expect("write");
+        one.write_all_at(b"last", size - 4).expect("write");
+        let mut options = crate::DrainOptions {
+            in_target: false,
+            next_pages: 4,
+        };
+        let id = criu_image::id::ShmId::new(9);
+        let stats = crate::drain_object(&one, size, id, &store, &mut options).expect("written");
+        assert_eq!(
+            (
+                stats.shared_scanned,
+                stats.shared_written,
+                options.next_pages
+            ),
+            (4, 2, 5)
+        );
+        store.finish().expect("finish");
+        let pages = Pages::load(&store, desc::SHMEM_PAGEMAP, id)
+            .expect("good")
+            .expect("there");
+        other.set_len(size).expect("sized");
+        pages.copy_to(&other, size).expect("copied");
+        let (mut first, mut second) = (vec![0; 0x3123], vec![1; 0x3123]);
+        one.read_exact_at(&mut first, 0).expect("read");
+        other.read_exact_at(&mut second, 0).expect("read");
+        assert!(first == second);
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use criu_kind::Result;
 use criu_tracee::arch::Arch;
-use criu_tracee::{Job, Native, Program, Tracee, fetch_fd, pidfd_open, run_all};
+use criu_tracee::{Arg, Blob, Ret};
+use criu_tracee::{Job, Native, Outcome, Program, Tracee, fetch_fd, pidfd_open, run_all};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 /// Gives each process the file beside its index; returns the number it has there, or `None` where the
@@ -17,7 +18,8 @@ pub(crate) fn hand_over(
 ) -> Result<Vec<Option<i32>>> {
     let mut pairs = Vec::with_capacity(files.len());
     let mut program = Program::new();
-    let fds = program.room(8);
+    // Not yet descriptors, for whoever has to close them.
+    let fds = program.in_out(NONE);
     let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
     let made = program.socketpair(libc::AF_UNIX, kind, 0, fds);
     program.tolerate();
@@ -25,34 +27,88 @@ pub(crate) fn hand_over(
         .iter()
         .map(|(tracee, _)| job(*tracee, &program))
         .collect();
-    for outcome in run_all(tracees, &jobs)? {
-        pairs.push(outcome.get(made).ok().map(|_| {
+    for (tracee, _) in files {
+        let tracee = &mut tracees[*tracee];
+        if let Some(at) = tracee.address_of(&program, fds)? {
+            tracee.memory().write(at, &NONE)?;
+            tracee.set_undo(Some(&closing(&[Arg::Cell(at), Arg::Cell(at + 4)])))?;
+        }
+    }
+    for (outcome, (tracee, _)) in run_all(tracees, &jobs)?.iter().zip(files) {
+        let pair = outcome.get(made).ok().map(|_| {
             let fds = outcome.bytes(fds);
             (int(fds, 0), int(fds, 4))
-        }));
+        });
+        if let Some((one, other)) = pair {
+            tracees[*tracee].set_undo(Some(&closing(&[one.into(), other.into()])))?;
+        }
+        pairs.push(pair);
     }
     let mut receivers = Vec::with_capacity(files.len());
     for ((tracee, file), pair) in files.iter().zip(&pairs) {
         let sent = pair.is_some_and(|(_, sender)| send(&tracees[*tracee], sender, *file).is_some());
         receivers.push(receive(*pair, sent));
     }
+    for ((tracee, _), (receiver, pair)) in files.iter().zip(receivers.iter().zip(&pairs)) {
+        receiver.guard(&mut tracees[*tracee], *pair)?;
+    }
     let programs = files.iter().zip(&receivers);
     let jobs: Vec<Job<'_>> = programs
         .map(|((tracee, _), got)| job(*tracee, &got.program))
         .collect();
     let outcomes = run_all(tracees, &jobs)?;
-    let numbers = receivers.iter().zip(&outcomes).map(|(receiver, outcome)| {
-        let (call, control) = receiver.answer?;
-        let control = outcome.bytes(control);
-        let came = outcome.get(call).is_ok() && word(control, 0) == FD_AT as u64 + 4;
-        came.then(|| int(control, FD_AT))
-    });
-    Ok(numbers.collect())
+    let mut numbers = Vec::with_capacity(files.len());
+    for ((receiver, outcome), (tracee, _)) in receivers.iter().zip(&outcomes).zip(files) {
+        let number = receiver.number(outcome);
+        let undo = number.map(|fd| closing(&[fd.into()]));
+        tracees[*tracee].set_undo(undo.as_ref())?;
+        numbers.push(number);
+    }
+    Ok(numbers)
 }
+
+/// What a process does whose tracer dies while it has descriptors of ours.
+fn closing(fds: &[Arg]) -> Program {
+    let mut program = Program::new();
+    for fd in fds {
+        program.close(*fd);
+        program.tolerate();
+    }
+    program
+}
+
+/// No descriptor: what a cell has to hold before anybody may be told to close it.
+const NONE: [u8; 16] = [0xff; 16];
 
 struct Receiver {
     program: Program,
-    answer: Option<(criu_tracee::Ret, criu_tracee::Blob)>,
+    answer: Option<(Ret, Blob)>,
+}
+
+impl Receiver {
+    /// What is closed if the tracer dies before it knows the number.
+    fn guard(&self, tracee: &mut Tracee, pair: Option<(i32, i32)>) -> Result<()> {
+        let Some((one, other)) = pair else {
+            return Ok(());
+        };
+        let mut fds = vec![one.into(), other.into()];
+        if let Some((_, control)) = self.answer
+            && let Some(at) = tracee.address_of(&self.program, control)?
+        {
+            let at = at + FD_AT as u64;
+            tracee.memory().write(at, &NONE)?;
+            fds.push(Arg::Cell(at));
+        }
+        Ok(tracee.set_undo(Some(&closing(&fds)))?)
+    }
+
+    /// The descriptor that came.
+    fn number(&self, outcome: &Outcome) -> Option<i32> {
+        let (call, control) = self.answer?;
+        let control = outcome.bytes(control);
+        let came = outcome.get(call).is_ok() && word(control, 0) == FD_AT as u64 + 4;
+        came.then(|| int(control, FD_AT))
+    }
 }
 
 /// `struct cmsghdr`: length, level, type; then the descriptor.
@@ -68,7 +124,8 @@ fn receive(pair: Option<(i32, i32)>, sent: bool) -> Receiver {
             let iov = program.bytes(vec![0; 2 * Native::WORD]);
             program.link(iov, 0, byte);
             program.link(iov, Native::WORD, 1);
-            let control = program.room(FD_AT + 16);
+            // No descriptor until one comes.
+            let control = program.in_out(vec![0xff; FD_AT + 16]);
             // `struct msghdr`: name, its length, iov, count, control, its length, flags.
             let message = program.bytes(vec![0; 7 * Native::WORD]);
             program.link(message, 2 * Native::WORD, iov);

@@ -15,6 +15,11 @@ use nix::fcntl::OFlag;
 use crate::page_size;
 use crate::survey::{Area, AreaKind};
 
+/// Runs that are looked at together, about: what they take in memory does not grow with the process.
+const SLICE: usize = 16 << 10;
+/// Bytes scanned at a time: no more than a slice of runs, where each other page is one.
+const STEP: u64 = 128 << 20;
+
 /// Pages to be written, all of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
@@ -30,6 +35,36 @@ pub(crate) struct Found {
     pub(crate) runs: Vec<Run>,
     pub(crate) guards: Vec<Range<u64>>,
     pub(crate) pages_scanned: u64,
+}
+
+/// A scan of an address space on its way.
+#[derive(Debug)]
+pub(crate) struct Walk {
+    pagemap: File,
+    stacks: Vec<u64>,
+    area: usize,
+    at: u64,
+}
+
+impl Walk {
+    /// Before the first area of a process whose threads have these stack pointers.
+    pub(crate) fn new(proc: &ProcDir, mut stacks: Vec<u64>) -> Result<Self> {
+        stacks.sort_unstable();
+        Ok(Self {
+            pagemap: proc.open_file("pagemap", OFlag::O_RDONLY)?.into(),
+            stacks,
+            area: 0,
+            at: 0,
+        })
+    }
+}
+
+/// Joins what a step has cut.
+pub(crate) fn push_guard(guards: &mut Vec<Range<u64>>, range: Range<u64>) {
+    match guards.last_mut() {
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => guards.push(range),
+    }
 }
 
 /// How this kernel tells pages apart.
@@ -58,41 +93,50 @@ impl Scanner {
         }
     }
 
-    /// Scans the areas of a process. Pages that hold one of `stacks` are not lazy.
-    pub(crate) fn scan(&mut self, proc: &ProcDir, areas: &[Area], stacks: &[u64]) -> Result<Found> {
-        let pagemap = File::from(proc.open_file("pagemap", OFlag::O_RDONLY)?);
+    /// Scans on from where `walk` is; `None` at its end. Pages that hold a stack pointer are not lazy.
+    pub(crate) fn slice(&mut self, walk: &mut Walk, areas: &[Area]) -> Result<Option<Found>> {
         let mut found = Found::default();
         let mut regions = Vec::new();
-        for area in areas {
-            let pages = (area.end - area.start) / page_size();
-            found.pages_scanned += pages;
-            regions.clear();
-            match area.kind {
-                AreaKind::Shared { .. } => {
-                    found.pages_scanned -= pages;
-                    continue;
-                }
-                AreaKind::Whole => {
-                    found.runs.push(Run {
-                        start: area.start,
-                        end: area.end,
-                        readable: false,
-                        lazy: false,
-                    });
-                    continue;
-                }
-                AreaKind::Anonymous => self.regions(&pagemap, area, 0, &mut regions)?,
-                AreaKind::File => self.regions(&pagemap, area, PagemapScan::FILE, &mut regions)?,
+        while found.runs.len() < SLICE {
+            let Some(area) = areas.get(walk.area) else {
+                break;
+            };
+            let at = walk.at.max(area.start);
+            let part = Area {
+                start: at,
+                end: area.end.min(at.saturating_add(STEP)),
+                ..area.clone()
+            };
+            walk.at = part.end;
+            if part.end == area.end {
+                walk.area += 1;
             }
+            regions.clear();
+            let pages = (part.end - part.start) / page_size();
+            match part.kind {
+                AreaKind::Shared { .. } => continue,
+                AreaKind::Whole => found.runs.push(Run {
+                    start: part.start,
+                    end: part.end,
+                    readable: false,
+                    lazy: false,
+                }),
+                AreaKind::Anonymous => self.regions(&walk.pagemap, &part, 0, &mut regions)?,
+                AreaKind::File => {
+                    self.regions(&walk.pagemap, &part, PagemapScan::FILE, &mut regions)?;
+                }
+            }
+            found.pages_scanned += pages;
             for region in &regions {
                 if region.categories & PagemapScan::GUARD != 0 {
-                    found.guards.push(region.start..region.end);
+                    push_guard(&mut found.guards, region.start..region.end);
                 } else {
-                    split(area, region, stacks, &mut found.runs);
+                    split(&part, region, &walk.stacks, &mut found.runs);
                 }
             }
         }
-        Ok(found)
+        let end = found.pages_scanned == 0 && walk.area == areas.len();
+        Ok((!end).then_some(found))
     }
 
     /// Pages of the area that are anywhere, without the zero page and without those that are `not`.
@@ -136,15 +180,16 @@ impl Scanner {
         not_file: bool,
         regions: &mut Vec<Region>,
     ) -> Result<()> {
-        const ENTRIES: u64 = 8192;
+        const ENTRIES: usize = 8192;
         let page = page_size();
         let zero = *self
             .zero_frame
             .get_or_insert_with(|| zero_frame().unwrap_or(0));
-        let mut buffer = vec![0; (ENTRIES * 8) as usize];
+        let mut buffer = vec![0; ENTRIES * 8];
         let mut at = area.start;
         while at < area.end {
-            let wanted = usize::try_from(((area.end - at) / page).min(ENTRIES) * 8).unwrap_or(0);
+            let left = usize::try_from((area.end - at) / page).unwrap_or(usize::MAX);
+            let wanted = left.min(ENTRIES) * 8;
             pagemap
                 .read_exact_at(&mut buffer[..wanted], at / page * 8)
                 .map_err(Error::io("pread(/proc/PID/pagemap)"))?;
@@ -243,9 +288,19 @@ mod tests {
         };
         let stacks = [start + (3 << 20) + 5];
         let mut scanner = Scanner::new();
-        let by_scan = scanner.scan(&proc, &[area.clone()], &stacks).expect("scan");
-        scanner.way = Way::Entries;
-        let by_entry = scanner.scan(&proc, &[area], &stacks).expect("read");
+        let mut all = |way| {
+            scanner.way = way;
+            let areas = std::slice::from_ref(&area);
+            let mut walk = Walk::new(&proc, stacks.to_vec()).expect("readable");
+            let first = scanner
+                .slice(&mut walk, areas)
+                .expect("readable")
+                .expect("some");
+            assert!(scanner.slice(&mut walk, areas).expect("readable").is_none());
+            first
+        };
+        let by_scan = all(Way::ScanGuards);
+        let by_entry = all(Way::Entries);
         assert_eq!(by_scan.runs, by_entry.runs);
         assert!(by_scan.runs.len() > 2000, "{}", by_scan.runs.len());
         assert_eq!(by_scan.pages_scanned, 8192);

@@ -30,6 +30,8 @@ use crate::transfer::{Piece, transfers};
 const BATCH: u64 = 64 << 20;
 /// Below this the driver is quicker.
 const SMALL: u64 = 256 << 10;
+/// The driver's buffer.
+const BUFFER: usize = 256 << 10;
 
 /// A window of a process on an object.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +73,43 @@ pub(crate) fn drain(
             .within(|| Subject::Object(format!("shared memory {id}")))?;
     }
     Ok(())
+}
+
+/// Writes the content of an object that somebody else keeps the rest of: a memfd, a System V segment.
+/// The driver copies it.
+pub fn drain_object(
+    object: &File,
+    size: u64,
+    id: ShmId,
+    store: &dyn Store,
+    options: &mut DrainOptions,
+) -> Result<Stats> {
+    let (pages, file) = new_pages(store, options)?;
+    let mut pagemap = PagemapWriter::create(store, desc::SHMEM_PAGEMAP, id, pages, page_size())?;
+    let mut buffer = vec![0; BUFFER];
+    let mut offset = 0;
+    for (start, end) in data(object, size)? {
+        pagemap.push(start, (end - start) / page_size(), PageFlags::PRESENT)?;
+        for at in (start..end).step_by(buffer.len()) {
+            let length = usize::try_from(end - at).map_or(buffer.len(), |n| n.min(buffer.len()));
+            let part = &mut buffer[..length];
+            part.fill(0);
+            // The last page may end behind the end of the object.
+            let there = usize::try_from(size.saturating_sub(at)).unwrap_or(usize::MAX);
+            object
+                .read_exact_at(&mut part[..length.min(there)], at)
+                .map_err(Error::io("pread(shared memory)"))?;
+            file.write_all_at(part, offset)
+                .map_err(Error::io("pwrite(pages image)"))?;
+            offset += length as u64;
+        }
+    }
+    pagemap.finish()?;
+    Ok(Stats {
+        shared_scanned: size.div_ceil(page_size()),
+        shared_written: offset / page_size(),
+        ..Stats::default()
+    })
 }
 
 fn drain_one(
@@ -128,7 +167,7 @@ fn drain_one(
         inside: transfers(inside, BATCH),
         outside,
         shift,
-        object: Some(object),
+        object: Some(&object),
     };
     write(tracees, &[capture])
 }
@@ -163,8 +202,8 @@ fn data(object: &File, size: u64) -> Result<Vec<(u64, u64)>> {
         };
         let end = seek(start, Whence::SeekHole)?
             .unwrap_or(size)
-            .next_multiple_of(page)
-            .min(size);
+            .min(size)
+            .next_multiple_of(page);
         let start = start & !(page - 1);
         if start >= end {
             break;
@@ -278,7 +317,7 @@ impl Object {
                 .is_none_or(|run| run.end <= self.size)
         );
         let outcome = tracee.run(&program)?;
-        let mut buffer = vec![0; 256 << 10];
+        let mut buffer = vec![0; BUFFER];
         for (ret, at, len) in sent {
             let mut done = u64::try_from(outcome.get(ret).unwrap_or(0)).unwrap_or(0);
             while done < len {

@@ -78,7 +78,6 @@ pub fn survey(
     files: &mut dyn MappedFiles,
     options: &SurveyOptions,
 ) -> Result<Space> {
-    let compat = criu_tracee::arch::Regs::is_compat(tracee.threads()[0].natural());
     let around = Surroundings {
         shmem: shmem_device()?,
         allow_uprobes: options.allow_uprobes,
@@ -110,11 +109,6 @@ pub fn survey(
     Error::all(problems)?;
     join_vvar(&mut vmas);
     let stat = proc.stat()?;
-    let word = if compat {
-        WordSize::Four
-    } else {
-        native_word()
-    };
     let aios = vmas.iter().filter(|vma| vma.status & status::AIORING != 0);
     let limit = proc.limits()?;
     Ok(Space {
@@ -137,7 +131,7 @@ pub fn survey(
             mm_env_start: stat.env_start,
             mm_env_end: stat.env_end,
             exe_file_id: files.exe(tracee.pid())?.get(),
-            mm_saved_auxv: auxv(&proc.read("auxv")?, word).map_err(criu_proc::Error::from)?,
+            mm_saved_auxv: auxiliary(proc)?,
             aios: aios.map(crate::aio::describe).collect(),
             vmas,
             dumpable: None,
@@ -280,18 +274,27 @@ fn name(smap: &Smap<'_>) -> Option<pb::VmaNameEntry> {
     })
 }
 
+/// The auxiliary vector without its end mark, for which CRIU's readers may have no room.
+fn auxiliary(proc: &ProcDir) -> Result<Vec<u64>> {
+    let mut words = auxv(&proc.read("auxv")?, AUXV_WORD).map_err(criu_proc::Error::from)?;
+    if words.ends_with(&[0, 0]) {
+        words.truncate(words.len() - 2);
+    }
+    Ok(words)
+}
+
 fn heap_end(vmas: &[pb::VmaEntry], start_brk: u64) -> u64 {
     let heaps = vmas.iter().filter(|vma| vma.status & status::HEAP != 0);
     heaps.map(|vma| vma.end).max().unwrap_or(start_brk)
 }
 
-pub(crate) fn native_word() -> WordSize {
-    if size_of::<usize>() == 8 {
-        WordSize::Eight
-    } else {
-        WordSize::Four
-    }
-}
+/// The kernel's word. A 32-bit program of a 64-bit kernel has words of half the size, of which the
+/// image, like CRIU's, has pairs: they are given back as they were taken.
+const AUXV_WORD: WordSize = if size_of::<usize>() == 8 {
+    WordSize::Eight
+} else {
+    WordSize::Four
+};
 
 /// Shared anonymous memory and memfds are files of one kernel-internal tmpfs.
 fn shmem_device() -> Result<Dev> {

@@ -10,8 +10,8 @@ use std::os::unix::fs::FileExt;
 use criu_image::{desc, pb};
 use criu_kind::{Error, Result};
 use criu_proc::{MapName, Vmas};
+use criu_tracee::Native;
 use criu_tracee::arch::Arch;
-use criu_tracee::{Memory, Native};
 use object::{Object, ObjectSymbol, SymbolKind};
 
 use crate::image::{Backing, SpaceImage, backing};
@@ -39,11 +39,12 @@ pub(crate) enum Fate {
     Home(u64),
     /// Ours stays where it is parked; these bytes go into the image's.
     Proxy(Vec<(u64, Vec<u8>)>),
-    /// Ours goes, and the kernel maps that of 32-bit code from here on; it must be what the image has.
+    /// The program is of 32 bits: ours goes, and the kernel maps its other one here.
     Compat {
-        start: u64,
-        code: Range<u64>,
-        theirs: Vec<u8>,
+        /// The start of its data.
+        at: u64,
+        /// The start of its code.
+        code: u64,
     },
 }
 
@@ -104,12 +105,11 @@ pub(crate) fn fate(image: &SpaceImage, own: Option<&OwnVdso>, park: u64) -> Resu
     }
     let mut theirs = vec![0; usize::try_from(vdso.end - vdso.start).unwrap_or(0)];
     image.pages.read(vdso.start, &mut theirs)?;
-    if image.is_compat() && is_compat(&theirs) {
-        let start = of(Backing::Vvar).map_or(vdso.start, |vvar| vvar.start.min(vdso.start));
+    if Native::COMPAT_VDSO.is_some() && !is_native(&theirs) {
+        let at = of(Backing::Vvar).map_or(vdso.start, |vvar| vvar.start.min(vdso.start));
         return Ok(Fate::Compat {
-            start,
-            code: vdso.start..vdso.end,
-            theirs,
+            at,
+            code: vdso.start,
         });
     }
     if placed_alike(vdso, of(Backing::Vvar), own) && alike(&theirs, &own.bytes) {
@@ -124,26 +124,6 @@ pub(crate) fn fate(image: &SpaceImage, own: Option<&OwnVdso>, park: u64) -> Resu
         ));
     }
     Ok(Fate::Proxy(jumps))
-}
-
-/// Whether an ELF file is of 32-bit code.
-fn is_compat(file: &[u8]) -> bool {
-    const EI_CLASS: usize = 4;
-    const ELFCLASS32: u8 = 1;
-    file.get(EI_CLASS) == Some(&ELFCLASS32)
-}
-
-/// Refuses a vdso of 32-bit code that is not the image's: the program has addresses in it.
-pub(crate) fn check_compat(memory: &Memory, code: &Range<u64>, theirs: &[u8]) -> Result<()> {
-    let mut ours = vec![0; theirs.len()];
-    let read = memory.read(code.start, &mut ours);
-    if read.is_ok() && alike(theirs, &ours) {
-        return Ok(());
-    }
-    Err(Error::unsupported(
-        "the vdso of 32-bit code is not that of the image",
-        "restore on the kernel of the dump",
-    ))
 }
 
 /// Whether the mappings have the same sizes at the same distance.
@@ -176,14 +156,20 @@ fn jumps(theirs_at: u64, theirs: &[u8], ours_at: u64, ours: &[u8]) -> Vec<(u64, 
         let Some((_, target)) = ours.iter().find(|(other, _)| *other == name) else {
             continue;
         };
-        let code = Native::vdso_jump(theirs_at + offset, ours_at + target);
-        let length = code.len() as u64;
-        let inside = offset + length <= theirs.len() as u64;
-        if inside && !jumps.iter().any(|(at, _)| *at == theirs_at + offset) {
-            jumps.push((theirs_at + offset, code));
+        // An image may say anything of its vdso.
+        let at = theirs_at.saturating_add(offset);
+        let code = Native::vdso_jump(at, ours_at + target);
+        let inside = offset.saturating_add(code.len() as u64) <= theirs.len() as u64;
+        if inside && !jumps.iter().any(|(other, _)| *other == at) {
+            jumps.push((at, code));
         }
     }
     jumps
+}
+
+/// Whether it is code of the kernel's own word size; what is no ELF file passes for that.
+fn is_native(bytes: &[u8]) -> bool {
+    object::File::parse(bytes).map_or(true, |file| file.is_64() == (Native::WORD == 8))
 }
 
 /// Functions by name, with their offsets. What is no ELF file has none.

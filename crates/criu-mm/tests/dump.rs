@@ -98,7 +98,7 @@ fn what_is_written_is_what_the_process_has() {
         for extent in pagemap.extents() {
             assert!(extent.flags.contains(PageFlags::PRESENT));
             for page in 0..extent.nr_pages {
-                let (mut theirs, mut ours) = ([0; PAGE as usize], [0; PAGE as usize]);
+                let (mut theirs, mut ours) = ([0; 4096], [0; 4096]);
                 memory
                     .read_exact_at(&mut theirs, extent.vaddr + page * PAGE)
                     .expect("mem");
@@ -147,4 +147,35 @@ fn check_entries(space: &Space, maps: &str) {
         .collect();
     assert_eq!(shared.len(), 1);
     assert!(mm.vmas.iter().any(|vma| vma.madv == Some(1 << 16)));
+}
+
+/// A process without privileges, with a limit on file size that its image exceeds, and one without
+/// a free descriptor: the driver writes what it cannot.
+#[test]
+fn what_a_process_may_not_do_is_done_for_it() {
+    for hindrance in [
+        "os.setgid(65534); os.setuid(65534)",
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))",
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))",
+    ] {
+        let victim = Victim::start(&format!("{SETUP}\nimport resource\n{hindrance}\n"));
+        let store = Memory::new();
+        let (space, stats, _) = dump(&victim, &store, true);
+        let pagemap = Pagemap::read(&store, desc::PAGEMAP, space.id, PAGE);
+        let pagemap = pagemap.expect("good").expect("there");
+        assert_eq!(stats.pages_written, pagemap.pages_len() / PAGE);
+        let pages = store.open("pages-1.img").expect("open").expect("there");
+        let mut all = Vec::new();
+        std::io::Read::read_to_end(&mut &pages, &mut all).expect("image");
+        assert_eq!(all.len() as u64, pagemap.pages_len());
+        let starts: std::collections::BTreeSet<&[u8]> = all
+            .chunks(4096)
+            .filter_map(|page| page.split(|byte| *byte == 0).next())
+            .collect();
+        for page in (0..600).step_by(2) {
+            let text = format!("page {page}");
+            assert!(starts.contains(text.as_bytes()), "{text} with {hindrance}");
+        }
+        assert!(starts.contains(&b"PROT_NONE with data"[..]));
+    }
 }

@@ -146,10 +146,12 @@ const F_GETOWNER_UIDS: i32 = 17;
 /// Requests of ioctl(2), all with an address: bytes to be read, and the ticks of a timerfd.
 #[allow(
     clippy::unnecessary_cast,
-    reason = "its type differs between libraries and machines"
+    reason = "requests have the width of a long, which differs"
 )]
-const IOCTLS: &[u64] = &[libc::FIONREAD as u64, TFD_IOC_SET_TICKS];
-const TFD_IOC_SET_TICKS: u64 = 0x4008_5400;
+const IOCTLS: &[u64] = &[
+    libc::FIONREAD as u64,
+    libc::_IOW::<u64>(b'T' as u32, 0) as u64,
+];
 
 const KCMP_EPOLL_TFD: u64 = 7;
 
@@ -186,6 +188,7 @@ impl Site for Local {
                     Arg::Blob(..) => wants_address,
                     Arg::Word(word) => !wants_address || *word == 0,
                     Arg::Ret(_) => !wants_address,
+                    Arg::Cell(_) => false,
                 };
                 if !fits {
                     return Err(Error::Refused(call.sysno));
@@ -239,7 +242,7 @@ fn run(program: &Program) -> Result<Outcome> {
 
 fn resolve(arg: &Arg, outcome: &Outcome, bases: &[u64]) -> u64 {
     match arg {
-        Arg::Word(word) => *word,
+        Arg::Word(word) | Arg::Cell(word) => *word,
         Arg::Ret(ret) => outcome.known(*ret).unwrap_or(0).cast_unsigned(),
         Arg::Blob(blob, offset) => bases[blob.0 as usize] + u64::from(*offset),
     }

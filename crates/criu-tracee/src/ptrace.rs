@@ -259,6 +259,21 @@ pub(crate) fn getsiginfo(tid: Pid) -> Result<SigInfo> {
     Ok(info)
 }
 
+/// Sends a signal to one thread: `tgkill(2)`.
+pub(crate) fn tgkill(process: Pid, thread: Pid, signal: i32) -> Result<()> {
+    // SAFETY: numbers only.
+    let sent =
+        unsafe { libc::syscall(libc::SYS_tgkill, process.as_raw(), thread.as_raw(), signal) };
+    match Errno::result(sent) {
+        Ok(_) => Ok(()),
+        Err(Errno::ESRCH) => Err(Error::Gone(thread)),
+        Err(errno) => Err(Error::Kernel {
+            call: "tgkill",
+            errno,
+        }),
+    }
+}
+
 /// The queued signals of a thread, or those its process shares, oldest first.
 pub(crate) fn peeksiginfo(tid: Pid, shared: bool) -> Result<Vec<SigInfo>> {
     const BATCH: usize = 32;

@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use criu_arch::{Arch, Entry, Job as StubJob};
+use criu_arch::{Arch, Entry, Job as StubJob, Regs};
 use syscalls::Sysno;
 
 use crate::encode::{Chunk, Progress, failure};
 use crate::error::{CallError, Error, Result};
 use crate::native::Native;
-use crate::program::Program;
+use crate::program::{Blob, Program};
 use crate::site::Outcome;
 use crate::stop::{Hold, Running, Stop};
 use crate::tracee::{HEAL_ROOM, LEADER_ROOM, THREAD_ROOM, Tracee, UNDO_ROOM};
@@ -132,10 +132,7 @@ fn begin(
         tracee.install()?;
     }
     let workplace = tracee.workplace.ok_or(Error::NoPlace(pid))?;
-    let room = room(workplace.rooms, place);
-    let base = room.start + HEAL_ROOM;
-    let size =
-        usize::try_from(room.end - base - if thread == 0 { UNDO_ROOM } else { 0 }).unwrap_or(0);
+    let (base, size) = batch_room(&workplace, thread, place);
     let Some(chunk) = progress.chunk(base, size)? else {
         return Ok(None);
     };
@@ -152,8 +149,8 @@ fn finish(
     chunk: &Chunk,
     running: Running,
 ) -> Result<()> {
-    wait_end(tracee, thread, running)?;
     let workplace = tracee.workplace.ok_or(Error::NoPlace(tracee.pid()))?;
+    wait_end(tracee, thread, workplace.code, running)?;
     let base = room(workplace.rooms, place).start + HEAL_ROOM;
     let mut back = vec![0; chunk.back];
     tracee.memory().read(base, &mut back)?;
@@ -171,7 +168,7 @@ pub(crate) fn once(
     debug_assert_eq!(tracee.heal_at(0), heal);
     let nr = u64::from(sysno.id().unsigned_abs());
     let running = enter(tracee, 0, code, StubJob::Once { nr, args })?;
-    wait_end(tracee, 0, running)?;
+    wait_end(tracee, 0, code, running)?;
     let ret = Native::once_result(&tracee.threads()[0].stopped()?.regs()?);
     match failure(ret) {
         Some(errno) => Err(CallError {
@@ -183,6 +180,29 @@ pub(crate) fn once(
         .into()),
         None => Ok(ret),
     }
+}
+
+/// Where a blob of a program's first batch will lie in the leader's room.
+pub(crate) fn address_of(
+    workplace: &Workplace,
+    program: &Program,
+    blob: Blob,
+) -> Result<Option<u64>> {
+    let (base, size) = batch_room(workplace, 0, 0);
+    let chunk = Progress::new(program).chunk(base, size)?;
+    Ok(chunk.and_then(|chunk| Some(base + chunk.offset_of(blob)? as u64)))
+}
+
+/// Where a thread's batches lie in the room of `place`, and how large they may be.
+fn batch_room(workplace: &Workplace, thread: usize, place: usize) -> (u64, usize) {
+    let room = room(workplace.rooms, place);
+    let base = room.start + HEAL_ROOM;
+    let kept = if thread == 0 || place == 0 {
+        UNDO_ROOM
+    } else {
+        0
+    };
+    (base, usize::try_from(room.end - base - kept).unwrap_or(0))
 }
 
 /// A program as bytes for when nobody is there to read its results.
@@ -231,8 +251,9 @@ fn all_but(signal: i32) -> Vec<u8> {
 }
 
 /// Waits until the stub has come to its end. Signals that cannot be blocked are remembered.
-fn wait_end(tracee: &mut Tracee, index: usize, running: Running) -> Result<()> {
+fn wait_end(tracee: &mut Tracee, index: usize, code: u64, running: Running) -> Result<()> {
     let closing = tracee.signal();
+    let end = code + Native::STUB.stopped as u64;
     let (pid, vpid) = (tracee.pid(), tracee.vpid().as_raw());
     let thread = tracee.thread_mut(index);
     let mut running = running;
@@ -241,12 +262,17 @@ fn wait_end(tracee: &mut Tracee, index: usize, running: Running) -> Result<()> {
         running = match stop {
             Stop::Signal(signal) => {
                 let info = stopped.siginfo()?;
-                if signal == closing && info.code() == SI_TKILL && info.sender() == vpid {
+                // The place tells ours from one that the process had sent itself before: Go does.
+                if signal == closing
+                    && info.code() == SI_TKILL
+                    && info.sender() == vpid
+                    && stopped.regs()?.ip() == end
+                {
                     thread.stopped = Some(stopped);
                     return Ok(());
                 }
                 if is_fault(signal) && info.code() > 0 {
-                    let ip = criu_arch::Regs::ip(&stopped.regs()?);
+                    let ip = stopped.regs()?.ip();
                     thread.stopped = Some(stopped);
                     return Err(Error::Stray {
                         pid,
@@ -307,7 +333,7 @@ pub(crate) fn vanish(tracee: &mut Tracee, workplace: Workplace) -> Result<()> {
         match stop {
             Stop::Syscall => crossings += 1,
             Stop::Signal(signal) if is_fault(signal) => {
-                let ip = criu_arch::Regs::ip(&stopped.regs()?);
+                let ip = stopped.regs()?.ip();
                 return Err(Error::Stray {
                     pid,
                     stop: format!("{stop:?}"),

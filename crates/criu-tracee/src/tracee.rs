@@ -13,8 +13,8 @@ use crate::keep::{self, Tail};
 use crate::memory::Memory;
 use crate::native::{Native, NativeRegs};
 use crate::place::Place;
-use crate::program::Program;
-use crate::ptrace::SigInfo;
+use crate::program::{Blob, Program};
+use crate::ptrace::{self, SigInfo};
 use crate::rseq::Rseq;
 use crate::run::{self, Workplace};
 use crate::site::{Outcome, Site};
@@ -215,7 +215,7 @@ impl Tracee {
             if threads.is_empty() {
                 continue;
             }
-            let signal = closing_signal(pid);
+            let signal = closing_signal(pid, threads[0].stop);
             let memory = Memory::open(pid)?;
             for thread in &mut threads {
                 gone_is_fine(thread.look_at_rseq(&memory))?;
@@ -364,12 +364,20 @@ impl Tracee {
         let args = [hint, size, prot.into(), flags.into(), u64::MAX, 0];
         let rooms = run::once(self, code, heal, syscalls::Sysno::mmap, args)?.cast_unsigned();
         self.workplace = Some(Workplace { code, rooms, size });
-        self.write_heal(0, heal, (rooms, size), 0)?;
+        self.write_heal(0, heal, self.unmap(), 0)?;
         for index in 1..self.threads.len() {
             let at = run::room(rooms, index).start;
             self.write_heal(index, at, (0, 0), 0)?;
         }
         Ok(())
+    }
+
+    /// What a leader that heals itself unmaps: the rooms, if no other thread may still be in its own.
+    fn unmap(&self) -> (u64, u64) {
+        match &self.workplace {
+            Some(workplace) if self.threads.len() == 1 => (workplace.rooms, workplace.size),
+            _ => (0, 0),
+        }
     }
 
     fn write_heal(&self, index: usize, at: u64, unmap: (u64, u64), undo: u64) -> Result<()> {
@@ -391,7 +399,6 @@ impl Tracee {
             return Ok(());
         };
         let at = workplace.rooms + LEADER_ROOM - UNDO_ROOM;
-        let unmap = (workplace.rooms, workplace.size);
         let mut undo = 0;
         if let Some(program) = program
             && let Some(bytes) = run::undo(program, at)?
@@ -399,7 +406,15 @@ impl Tracee {
             self.memory.write(at, &bytes)?;
             undo = at;
         }
-        self.write_heal(0, self.heal_at(0), unmap, undo)
+        self.write_heal(0, self.heal_at(0), self.unmap(), undo)
+    }
+
+    /// Where a blob will lie when the leader runs this program, which must fit one batch: for a
+    /// [`Tracee::set_undo`] that has to know what the program will have written there.
+    pub fn address_of(&mut self, program: &Program, blob: Blob) -> Result<Option<u64>> {
+        self.install()?;
+        let workplace = self.workplace.ok_or(Error::NoPlace(self.pid))?;
+        run::address_of(&workplace, program, blob)
     }
 
     pub(crate) fn heal_at(&self, index: usize) -> u64 {
@@ -508,9 +523,7 @@ impl Tracee {
             for info in thread.deferred.drain(..) {
                 stop_again |= info.signal() == libc::SIGSTOP;
                 if info.signal() != libc::SIGSTOP {
-                    gone_is_fine(
-                        kill(thread.tid, Signal::try_from(info.signal()).ok()).call("kill"),
-                    )?;
+                    gone_is_fine(ptrace::tgkill(self.pid, thread.tid, info.signal()))?;
                 }
             }
             if let Some(stopped) = thread.stopped.take() {
@@ -764,14 +777,23 @@ fn already_traced(tid: Pid, error: Error) -> Error {
     }
 }
 
-/// A signal that the process neither handles nor has pending, and that does nothing by default.
-fn closing_signal(pid: Pid) -> i32 {
+/// A signal that does nothing by default and that the process neither handles nor has pending.
+///
+/// `SIGCONT` is one too, as long as nobody is stopped or about to be. If all are taken, a process whose
+/// tracer dies may see a `SIGURG` that nobody sent.
+fn closing_signal(pid: Pid, stop: Stop) -> i32 {
+    const STOPS: [i32; 4] = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
     let status = status(pid);
     let set = |name| u64::from_str_radix(field(&status, name), 16).unwrap_or(0);
-    let busy = set("SigCgt") | set("ShdPnd") | set("SigPnd");
+    let pending = set("ShdPnd") | set("SigPnd");
+    let busy = set("SigCgt") | pending;
+    let has = |set: u64, signal: i32| set >> (signal - 1) & 1 == 1;
+    let may_continue =
+        !matches!(stop, Stop::Group(_)) && !STOPS.iter().any(|signal| has(pending, *signal));
     [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD]
         .into_iter()
-        .find(|signal| busy >> (signal - 1) & 1 == 0)
+        .chain(may_continue.then_some(libc::SIGCONT))
+        .find(|signal| !has(busy, *signal))
         .unwrap_or(libc::SIGURG)
 }
 

@@ -10,7 +10,7 @@ use criu_tracee::{FpLayout, Job, Program, Tracee, run_all};
 
 /// The core images of a tree.
 #[derive(Debug)]
-pub struct Described {
+pub(crate) struct Described {
     processes: Vec<Process>,
     zombies: Vec<(u32, pb::CoreEntry)>,
     filters: pb::SeccompEntry,
@@ -33,7 +33,7 @@ struct Seen {
 }
 
 /// Asks all threads, and completes `spaces`, which are those of `tracees`.
-pub fn describe(
+pub(crate) fn describe(
     tree: &Tree,
     tracees: &mut [Tracee],
     spaces: &mut [Space],
@@ -162,7 +162,7 @@ fn collect(
 
 impl Described {
     /// Writes `core-P`, `core-TID`, `seccomp` and our extension.
-    pub fn write(&self, store: &dyn Store) -> Result<()> {
+    pub(crate) fn write(&self, store: &dyn Store) -> Result<()> {
         for process in &self.processes {
             let mut ext = store.writer(desc::TASK_EXT, VPid::new(process.pid))?;
             for (tid, draft) in &process.threads {

@@ -3,7 +3,7 @@
 //! Until *commit* every way out leaves the tasks as they were found: what holds them cures them when
 //! it is dropped, and the half-written images go with the store.
 
-use criu_files::{Collector, KINDS, Validation};
+use criu_files::{Collector, KINDS, Names, Validation};
 use criu_image::{Directory, Durability, Manifest, Memory, Store};
 use criu_kind::{Error, Result, Within};
 use criu_mm::{DrainOptions, Space, SurveyOptions};
@@ -19,7 +19,7 @@ use crate::scripts::Action;
 use crate::stats::DumpStats;
 
 /// Dumps the tree of `options` into its images directory.
-pub fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Failure> {
+pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Failure> {
     let mut stats = DumpStats::start();
     let images = &options.tree.common.images;
     options
@@ -54,10 +54,7 @@ pub fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Failure> {
     let drained = at("drain", drain(&mut tracees, &mut survey.spaces, &store))?;
     stats.drained(&drained);
     progress.stage("commit");
-    at(
-        "commit",
-        commit(&tree, survey, &described, &store, options.end),
-    )?;
+    let names = at("commit", commit(&tree, survey, &described, &store))?;
     tracing::info!("Dumping finished successfully");
 
     let refused = options
@@ -69,13 +66,22 @@ pub fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Failure> {
     } else {
         options.end
     };
-    at("release", release(tracees, end))?;
-    stats.released();
+    // Files of tasks that go on need no other names.
+    if end != EndState::Running {
+        names.keep();
+    }
+    progress.stage("release");
+    // Summing needs nobody: it goes on while the tasks end or start to run.
+    let (released, summed) = std::thread::scope(|scope| {
+        let sums = scope.spawn(|| Manifest::build(images).map(drop));
+        let released = release(tracees, end);
+        stats.released();
+        (released, sums.join().expect("summing does not panic"))
+    });
+    at("release", released)?;
+    at("manifest", summed.map_err(Error::from))?;
     progress.clear();
-    at(
-        "manifest",
-        Manifest::build(images).map(drop).map_err(Error::from),
-    )?;
+    tracing::info!("done");
     stats.write(&options.tree.common.work, options.tree.display_stats)?;
     refused
 }
@@ -174,13 +180,15 @@ fn file_options(options: &DumpOptions) -> criu_files::DumpOptions {
         ghost_limit: options.ghost_limit,
         link_remap: options.link_remap,
         file_locks: options.file_locks,
+        evasive_devices: options.evasive_devices,
+        mounts: false,
         validation: validation(options.tree.validation),
         external: Vec::new(),
     }
 }
 
 /// The option in the words of the files.
-pub fn validation(option: FileValidation) -> Validation {
+pub(crate) fn validation(option: FileValidation) -> Validation {
     match option {
         FileValidation::Size => Validation::Size,
         FileValidation::BuildId => Validation::BuildId,
@@ -208,16 +216,15 @@ fn commit(
     survey: Survey<'_>,
     described: &Described,
     store: &dyn Store,
-    end: EndState,
-) -> Result<()> {
+) -> Result<Names> {
     for space in &survey.spaces {
         space.write(store)?;
     }
-    survey.files.finish(end == EndState::Killed)?;
+    let names = survey.files.finish()?;
     described.write(store)?;
     survey.identities.write(tree, store)?;
     store.finish()?;
-    Ok(())
+    Ok(names)
 }
 
 /// Ends or frees the tasks: children before parents.

@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 const IMG_VERSION: u32 = 2;
 
 /// Refuses a tree whose root belongs to a session outside of it, unless that is wanted.
-pub fn shell_job(tree: &Tree, wanted: bool) -> Result<()> {
+pub(crate) fn shell_job(tree: &Tree, wanted: bool) -> Result<()> {
     let Some(root) = tree.nodes.first() else {
         return Ok(());
     };
@@ -33,7 +33,7 @@ pub fn shell_job(tree: &Tree, wanted: bool) -> Result<()> {
 
 /// Ids of the objects that tasks share, and where each task is in the file system.
 #[derive(Debug)]
-pub struct Identities {
+pub(crate) struct Identities {
     namespaces: HashMap<(&'static str, u64), u32>,
     own: pb::TaskKobjIdsEntry,
     tasks: HashMap<Pid, (pb::TaskKobjIdsEntry, pb::FsEntry)>,
@@ -56,7 +56,7 @@ fn set(ids: &mut pb::TaskKobjIdsEntry, kind: NsKind, id: u32) {
 
 impl Identities {
     /// Starts with the dumper's own namespaces: those of the tree must be the same.
-    pub fn of_dumper() -> Result<Self> {
+    pub(crate) fn of_dumper() -> Result<Self> {
         let mut identities = Self {
             namespaces: HashMap::new(),
             own: pb::TaskKobjIdsEntry::default(),
@@ -75,7 +75,7 @@ impl Identities {
     }
 
     /// Adds a task. A namespace that is not the dumper's own is refused.
-    pub fn add(&mut self, node: &Node, table: FdTableId, fs: pb::FsEntry) -> Result<()> {
+    pub(crate) fn add(&mut self, node: &Node, table: FdTableId, fs: pb::FsEntry) -> Result<()> {
         let own = self.next;
         self.next += 1;
         let mut ids = pb::TaskKobjIdsEntry {
@@ -103,7 +103,7 @@ impl Identities {
     }
 
     /// Writes `pstree`, `ids-P`, `fs-P` and `inventory`.
-    pub fn write(&self, tree: &Tree, store: &dyn Store) -> Result<()> {
+    pub(crate) fn write(&self, tree: &Tree, store: &dyn Store) -> Result<()> {
         let mut pstree = store.writer(desc::PSTREE, ())?;
         for node in &tree.nodes {
             pstree.write(&pb::PstreeEntry {

@@ -11,37 +11,37 @@ use criu_task::{End, Plan, TaskState};
 
 /// One process of the images.
 #[derive(Debug)]
-pub struct Task {
+pub(crate) struct Task {
     /// Its place in the tree.
-    pub entry: pb::PstreeEntry,
+    pub(crate) entry: pb::PstreeEntry,
     /// What it was.
-    pub core: pb::CoreEntry,
+    pub(crate) core: pb::CoreEntry,
     /// Its other threads, in the order of the tree's entry.
-    pub threads: Vec<(i32, pb::CoreEntry)>,
+    pub(crate) threads: Vec<(i32, pb::CoreEntry)>,
     /// What lives in a process that is no zombie.
-    pub body: Option<Body>,
+    pub(crate) body: Option<Body>,
     ext: HashMap<u32, pb::TaskExtEntry>,
 }
 
 /// The parts of a living process.
 #[derive(Debug)]
-pub struct Body {
+pub(crate) struct Body {
     /// The objects it uses.
-    pub ids: pb::TaskKobjIdsEntry,
+    pub(crate) ids: pb::TaskKobjIdsEntry,
     /// Where it is in the file system.
-    pub fs: pb::FsEntry,
+    pub(crate) fs: pb::FsEntry,
     /// Its memory: index in [`Model::spaces`].
-    pub space: usize,
+    pub(crate) space: usize,
 }
 
 impl Task {
     /// Its pid.
-    pub fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         self.entry.pid.cast_signed()
     }
 
     /// The subject of errors about it.
-    pub fn subject(&self) -> Subject {
+    pub(crate) fn subject(&self) -> Subject {
         let comm = self
             .core
             .tc
@@ -56,17 +56,17 @@ impl Task {
 
 /// All of a dump.
 #[derive(Debug)]
-pub struct Model {
+pub(crate) struct Model {
     /// Parents before children.
-    pub tasks: Vec<Task>,
+    pub(crate) tasks: Vec<Task>,
     /// Their memory.
-    pub spaces: Vec<SpaceImage>,
+    pub(crate) spaces: Vec<SpaceImage>,
     /// Seccomp filters.
-    pub seccomp: pb::SeccompEntry,
+    pub(crate) seccomp: pb::SeccompEntry,
 }
 
 /// Reads and checks all images.
-pub fn model(store: &dyn Store) -> Result<Model> {
+pub(crate) fn model(store: &dyn Store) -> Result<Model> {
     let inventory = store
         .entry::<pb::InventoryEntry>(desc::INVENTORY, ())?
         .message;
@@ -154,7 +154,12 @@ fn task(store: &dyn Store, entry: pb::PstreeEntry, spaces: &mut Vec<SpaceImage>)
 
 impl Model {
     /// What aspects are given of thread `index` (0: the leader) of a task; `None` of a zombie.
-    pub fn saved<'a>(&'a self, task: &'a Task, index: usize, now: &'a Status) -> Option<Saved<'a>> {
+    pub(crate) fn saved<'a>(
+        &'a self,
+        task: &'a Task,
+        index: usize,
+        now: &'a Status,
+    ) -> Option<Saved<'a>> {
         let body = task.body.as_ref()?;
         let (vtid, core) = match index.checked_sub(1) {
             None => (task.pid(), &task.core),
@@ -174,7 +179,7 @@ impl Model {
     }
 
     /// How the tree is born.
-    pub fn plan(&self, shell_job: bool) -> Result<Plan> {
+    pub(crate) fn plan(&self, shell_job: bool) -> Result<Plan> {
         let processes: Vec<_> = self
             .tasks
             .iter()
@@ -204,7 +209,7 @@ impl Model {
     }
 
     /// Every pid the tree needs, threads too.
-    pub fn pids(&self) -> Vec<i32> {
+    pub(crate) fn pids(&self) -> Vec<i32> {
         let mut pids: Vec<i32> = self
             .tasks
             .iter()

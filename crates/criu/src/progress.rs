@@ -14,6 +14,7 @@ impl Progress {
 
     /// Names what is being done now; it has no known size until [`Progress::bytes`] gives one.
     pub fn stage(&self, name: &'static str) {
+        tracing::info!("{name}");
         self.restyle("{spinner} {msg}", None);
         if let Some(bar) = &self.0 {
             bar.set_message(name);

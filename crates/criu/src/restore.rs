@@ -2,10 +2,13 @@
 //!
 //! Until *wake* every task is held and dies with the world that holds it.
 
+use std::time::{Duration, Instant};
+
 use criu_files::{Files, KINDS};
 use criu_image::Directory;
 use criu_image::manifest::{Depth, Manifest};
 use criu_kind::{Error, Result};
+use criu_proc::{ProcDir, TaskState};
 use criu_task::{Plan, birth};
 use criu_tracee::fp_layout;
 use nix::errno::Errno;
@@ -22,7 +25,7 @@ use crate::verbs::write_pidfile;
 use crate::world::World;
 
 /// Restores the tree in the images directory of `options`.
-pub fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(), Failure> {
+pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(), Failure> {
     let mut stats = RestoreStats::start();
     let tree = &options.tree;
     progress.stage("load");
@@ -33,7 +36,7 @@ pub fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(), Fail
     if options.verify {
         at(
             "verify",
-            Manifest::verify(&tree.common.images, Depth::Sizes)
+            Manifest::verify(&tree.common.images, Depth::Meta)
                 .map(drop)
                 .map_err(Error::from),
         )?;
@@ -52,12 +55,46 @@ pub fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(), Fail
     at("plan", checked)?;
     tree.scripts.run(Action::PreRestore, None)?;
 
-    progress.stage("spawn");
-    let mut files = files;
+    let verify = options.verify.then_some(&tree.common.images);
+    std::thread::scope(|scope| {
+        // Pages are summed while they are brought in; nobody wakes before they are known to be right.
+        let sums = verify.map(|images| scope.spawn(|| Manifest::verify(images, Depth::Pages)));
+        let sums = || {
+            sums.map_or(Ok(()), |sums| {
+                sums.join().expect("summing does not panic").map(drop)
+            })
+        };
+        build(
+            options, progress, &mut stats, &model, files, &plan, &store, sums,
+        )
+    })?;
+    progress.clear();
+    tracing::info!("Restore finished successfully. Tasks resumed.");
+    stats.write(&tree.common.work, tree.display_stats)
+}
+
+/// From the first clone to the last detach.
+#[allow(
+    clippy::too_many_arguments,
+    reason = "the stages of one function, cut where the checksums join"
+)]
+fn build(
+    options: &RestoreOptions,
+    progress: &Progress,
+    stats: &mut RestoreStats,
+    model: &Model,
+    mut files: Files<'_>,
+    plan: &Plan,
+    store: &Directory,
+    pages_are_right: impl FnOnce() -> Result<(), criu_image::Error>,
+) -> Result<(), Failure> {
+    let tree = &options.tree;
+    progress.stage("open");
     at("open", files.open_all())?;
+    progress.stage("spawn");
     let mut world = at(
         "spawn",
-        World::spawn(&model, files, &plan, &store, options.sibling),
+        World::spawn(model, files, plan, store, options.sibling),
     )?;
     stats.forked();
     stats.filled(
@@ -72,24 +109,27 @@ pub fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(), Fail
     at("settle", world.settle())?;
     progress.stage("seal");
     at("seal", world.seal(&fp_layout()))?;
+    at("verify", pages_are_right().map_err(Error::from))?;
     tree.scripts.run(Action::PostRestore, Some(root))?;
     if let Some(path) = &options.pidfile {
         write_pidfile(path, root)?;
     }
     tree.scripts.run(Action::PreResume, Some(root))?;
+    progress.stage("wake");
     at("wake", world.wake(options.stopped))?;
-    progress.clear();
     tree.scripts.run(Action::PostResume, Some(root))?;
-    tracing::info!("Restore finished successfully. Tasks resumed.");
-    stats.write(&tree.common.work, tree.display_stats)
+    Ok(())
 }
 
 fn file_options(options: &RestoreOptions) -> criu_files::RestoreOptions {
     criu_files::RestoreOptions {
         validation: crate::dump::validation(options.tree.validation),
         skip_permissions: !options.check_permissions,
-        evasive_devices: false,
-        inherited: Vec::new(),
+        inherited: options
+            .inherited
+            .iter()
+            .map(|given| (given.key.clone(), given.fd))
+            .collect(),
         root: None,
     }
 }
@@ -110,16 +150,30 @@ fn preflight(model: &Model, files: &Files<'_>, plan: &Plan) -> Result<()> {
     );
     wanted.sort_unstable();
     wanted.dedup();
-    for pid in wanted {
-        if in_use(pid) {
-            problems.push(Error::unsupported(
-                format!("pid {pid} is taken{}", birth::occupier(pid)),
-                "stop that process, or restore in a new pid namespace (unshare --pid --fork --mount-proc)",
-            ));
-        }
+    for pid in still_taken(wanted) {
+        problems.push(Error::unsupported(
+            format!("pid {pid} is taken{}", birth::occupier(pid)),
+            "stop that process, or restore in a new pid namespace (unshare --pid --fork --mount-proc)",
+        ));
     }
     problems.extend(files.check().err());
     Error::all(problems)
+}
+
+/// How long to wait for the dead to be buried: init takes its time.
+const BURIAL: Duration = Duration::from_secs(3);
+
+/// The pids that are in use. Zombies, and groups whose last member is one, are given a moment: those of
+/// a tree that was dumped just now are reaped by whoever adopted them.
+fn still_taken(mut pids: Vec<i32>) -> Vec<i32> {
+    let start = Instant::now();
+    loop {
+        pids.retain(|pid| in_use(*pid));
+        if !pids.iter().all(|pid| is_dying(*pid)) || pids.is_empty() || start.elapsed() > BURIAL {
+            return pids;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Whether a pid belongs to a task, or to a process group.
@@ -127,4 +181,12 @@ fn in_use(pid: i32) -> bool {
     [pid, -pid]
         .into_iter()
         .any(|pid| kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH))
+}
+
+/// Whether who has the pid is dead, and only has to be reaped.
+fn is_dying(pid: i32) -> bool {
+    match ProcDir::open(Pid::from_raw(pid)).and_then(|proc| proc.stat()) {
+        Ok(stat) => matches!(stat.state, TaskState::Zombie | TaskState::Dead),
+        Err(_) => true,
+    }
 }

@@ -29,7 +29,7 @@ fn write(work: &Path, name: &str, entry: &pb::StatsEntry, display: bool) -> Resu
 
 /// What a dump took.
 #[derive(Debug)]
-pub struct DumpStats {
+pub(crate) struct DumpStats {
     start: Instant,
     frozen: Option<Instant>,
     entry: pb::DumpStatsEntry,
@@ -37,7 +37,7 @@ pub struct DumpStats {
 
 impl DumpStats {
     /// The run begins.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self {
             start: Instant::now(),
             frozen: None,
@@ -46,13 +46,13 @@ impl DumpStats {
     }
 
     /// All tasks are stopped.
-    pub fn frozen(&mut self) {
+    pub(crate) fn frozen(&mut self) {
         self.entry.freezing_time = micros(self.start.elapsed());
         self.frozen = Some(Instant::now());
     }
 
     /// All pages are written.
-    pub fn drained(&mut self, stats: &criu_mm::Stats) {
+    pub(crate) fn drained(&mut self, stats: &criu_mm::Stats) {
         self.entry.pages_scanned = stats.pages_scanned;
         self.entry.pages_written = stats.pages_written;
         self.entry.shpages_scanned = Some(stats.shared_scanned);
@@ -62,12 +62,12 @@ impl DumpStats {
     }
 
     /// The tasks run again, or are dead.
-    pub fn released(&mut self) {
+    pub(crate) fn released(&mut self) {
         self.entry.frozen_time = self.frozen.map_or(0, |frozen| micros(frozen.elapsed()));
     }
 
     /// Writes `stats-dump`.
-    pub fn write(&self, work: &Path, display: bool) -> Result<(), Failure> {
+    pub(crate) fn write(&self, work: &Path, display: bool) -> Result<(), Failure> {
         let entry = pb::StatsEntry {
             dump: Some(self.entry),
             restore: None,
@@ -78,14 +78,14 @@ impl DumpStats {
 
 /// What a restore took.
 #[derive(Debug)]
-pub struct RestoreStats {
+pub(crate) struct RestoreStats {
     start: Instant,
     entry: pb::RestoreStatsEntry,
 }
 
 impl RestoreStats {
     /// The run begins.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self {
             start: Instant::now(),
             entry: pb::RestoreStatsEntry::default(),
@@ -93,19 +93,19 @@ impl RestoreStats {
     }
 
     /// All tasks exist.
-    pub fn forked(&mut self) {
+    pub(crate) fn forked(&mut self) {
         self.entry.forking_time = micros(self.start.elapsed());
     }
 
     /// What became of the pages.
-    pub fn filled(&mut self, compared: u64, skipped: u64, restored: u64) {
+    pub(crate) fn filled(&mut self, compared: u64, skipped: u64, restored: u64) {
         self.entry.pages_compared += compared;
         self.entry.pages_skipped_cow += skipped;
         self.entry.pages_restored = Some(self.entry.pages_restored.unwrap_or(0) + restored);
     }
 
     /// Writes `stats-restore`.
-    pub fn write(&mut self, work: &Path, display: bool) -> Result<(), Failure> {
+    pub(crate) fn write(&mut self, work: &Path, display: bool) -> Result<(), Failure> {
         self.entry.restore_time = micros(self.start.elapsed());
         let entry = pb::StatsEntry {
             dump: None,

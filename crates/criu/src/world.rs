@@ -18,13 +18,13 @@ use crate::load::{Model, Task};
 const CLONE_PARENT: u64 = 0x8000;
 
 /// The held tasks. Dropping it ends them all.
-pub struct World<'m> {
+pub(crate) struct World<'m> {
     model: &'m Model,
     files: Files<'m>,
     ground: Ground,
     shared: Shared,
     /// What became of the pages.
-    pub filled: FillStats,
+    pub(crate) filled: FillStats,
     /// Processes of the images that live, parents first: index in the model, and where.
     alive: Vec<(usize, usize)>,
     /// All that are held, zombies and helpers gone.
@@ -36,7 +36,7 @@ pub struct World<'m> {
 
 impl<'m> World<'m> {
     /// Clones the tree, lays out its memory, makes sessions and groups, and ends zombies and helpers.
-    pub fn spawn(
+    pub(crate) fn spawn(
         model: &'m Model,
         files: Files<'m>,
         plan: &Plan,
@@ -232,12 +232,12 @@ impl<'m> World<'m> {
     }
 
     /// The root of the tree.
-    pub fn root(&self) -> Pid {
+    pub(crate) fn root(&self) -> Pid {
         self.held[0].pid()
     }
 
     /// Threads, final memory, descriptors.
-    pub fn settle(&mut self) -> Result<()> {
+    pub(crate) fn settle(&mut self) -> Result<()> {
         if let Some(first) = self.held.first_mut() {
             self.shared.fill(first)?;
         }
@@ -325,7 +325,7 @@ impl<'m> World<'m> {
     }
 
     /// Every thread gets what makes it what it was; the last of it takes its power away.
-    pub fn seal(&mut self, layout: &FpLayout) -> Result<()> {
+    pub(crate) fn seal(&mut self, layout: &FpLayout) -> Result<()> {
         for (_, here) in &self.alive {
             birth::forget_children(&mut self.held[*here])?;
         }
@@ -413,7 +413,7 @@ impl<'m> World<'m> {
     }
 
     /// Lets all go, children before parents. From here on they live without us.
-    pub fn wake(mut self, stopped: bool) -> Result<()> {
+    pub(crate) fn wake(mut self, stopped: bool) -> Result<()> {
         for (_, here) in self.alive.iter().rev() {
             self.held[*here].leave()?;
         }

@@ -30,6 +30,9 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("blocked-read-pipe", || woken(Waker::Pipe, read_pipe)),
     Case::new("blocked-epoll-forever", || woken(Waker::Pipe, epoll_pipe)),
     Case::new("blocked-splice", || woken(Waker::Pipe, splice)),
+    Case::new("blocked-wait", || woken(Waker::Child, wait4)),
+    Case::new("blocked-flock", || woken(Waker::Lock, flock)).options(&["--file-locks"]),
+    Case::new("blocked-msgrcv", || woken(Waker::Message, msgrcv)),
     Case::new("blocked-futex", || woken(Waker::Futex, futex_forever)),
     Case::new("blocked-pause", || woken(Waker::Signal, pause)),
     Case::new("blocked-sigsuspend", || woken(Waker::Signal, sigsuspend)),
@@ -51,16 +54,10 @@ fn address<T>(value: &T) -> usize {
     std::ptr::from_ref(value).addr()
 }
 
-/// The runner's SIGTERM is the main thread's: it would end the sleep.
-fn deaf_to_the_runner() {
-    let set = 1u64 << (libc::SIGTERM - 1);
-    raw(libc::SYS_rt_sigprocmask, [0, address(&set), 0, 8, 0, 0]); // SIG_BLOCK
-}
-
 fn timed(sleep: fn(Duration) -> (i64, i64)) -> Result<()> {
     let started = Instant::now();
     let thread = std::thread::spawn(move || {
-        deaf_to_the_runner();
+        block(TERM);
         let result = (sleep(LENGTH), Instant::now());
         // Stays, so that it shows what the call returned and not that a thread is missing.
         zdtm::wait();
@@ -88,6 +85,13 @@ fn timed(sleep: fn(Duration) -> (i64, i64)) -> Result<()> {
         "took {took:?} of {LENGTH:?} with an outage of {outage:?}: started anew?"
     );
     Ok(())
+}
+
+/// The signal that means "check": it is for the main thread, and would interrupt a sleeper.
+const TERM: u64 = 1 << (libc::SIGTERM - 1);
+
+fn block(set: u64) {
+    raw(libc::SYS_rt_sigprocmask, [0, address(&set), 0, 8, 0, 0]); // SIG_BLOCK
 }
 
 fn join<T>(thread: JoinHandle<T>) -> Result<T> {
@@ -145,7 +149,7 @@ fn poll(length: Duration) -> (i64, i64) {
 }
 
 fn ppoll(length: Duration) -> (i64, i64) {
-    let (time, mask) = (spec(length), 1u64 << (libc::SIGTERM - 1));
+    let (time, mask) = (spec(length), TERM);
     (
         raw(
             libc::SYS_ppoll,
@@ -239,6 +243,12 @@ enum Waker {
     Pipe,
     /// Sets and wakes the futex word.
     Futex,
+    /// Lets the child exit.
+    Child,
+    /// Gives up the lock on the file.
+    Lock,
+    /// Sends a message to the queue.
+    Message,
     /// Sends SIGUSR1, which has a handler.
     Signal,
     /// Sends SIGUSR1, which the sleeper has blocked.
@@ -257,11 +267,22 @@ fn woken(waker: Waker, sleep: fn(usize) -> (i64, i64)) -> Result<()> {
     // SAFETY: the handler does nothing.
     unsafe { libc::signal(libc::SIGUSR1, ignore as *const () as usize) };
     let fd = usize::try_from(reader.as_raw_fd())?;
+    let lock = std::fs::File::create(zdtm::dir().join("lock"))?;
+    if matches!(waker, Waker::Lock) {
+        // SAFETY: takes no address.
+        zdtm::ret(unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX) })?;
+    }
+    let child = match waker {
+        Waker::Child => Some(zdtm::Child::spawn("waited for", || {
+            zdtm::Child::checkpoint();
+            Ok(())
+        })?),
+        _ => None,
+    };
     let thread = std::thread::spawn(move || {
-        deaf_to_the_runner();
+        block(TERM);
         if matches!(waker, Waker::Blocked) {
-            let set = 1u64 << (libc::SIGUSR1 - 1);
-            raw(libc::SYS_rt_sigprocmask, [0, address(&set), 0, 8, 0, 0]); // SIG_BLOCK
+            block(1 << (libc::SIGUSR1 - 1));
         }
         SLEEPER.store(nix::unistd::gettid().as_raw(), Ordering::SeqCst);
         let result = sleep(fd);
@@ -282,6 +303,16 @@ fn woken(waker: Waker, sleep: fn(usize) -> (i64, i64)) -> Result<()> {
     match waker {
         Waker::Pipe => {
             nix::unistd::write(&writer, b"x")?;
+        }
+        Waker::Child => {
+            let child = zdtm::Context::context(child, "no child")?;
+            nix::sys::signal::kill(child.pid(), nix::sys::signal::SIGTERM)?;
+        }
+        Waker::Lock => drop(lock),
+        Waker::Message => {
+            let queue = usize::try_from(WORD.load(Ordering::SeqCst))?;
+            let message = [5u64, 0];
+            raw(libc::SYS_msgsnd, [queue, address(&message), 8, 0, 0, 0]);
         }
         Waker::Futex => {
             WORD.store(1, Ordering::SeqCst);
@@ -357,12 +388,45 @@ fn futex_forever(_: usize) -> (i64, i64) {
     )
 }
 
+fn wait4(_: usize) -> (i64, i64) {
+    let (found, status) = {
+        let status = 0u64;
+        (
+            raw(libc::SYS_wait4, [usize::MAX, address(&status), 0, 0, 0, 0]),
+            status,
+        )
+    };
+    (i64::from(found > 0 && status == 0), 1)
+}
+
+fn flock(_: usize) -> (i64, i64) {
+    let file = std::fs::File::open(zdtm::dir().join("lock"));
+    let fd = file
+        .as_ref()
+        .ok()
+        .and_then(|file| usize::try_from(file.as_raw_fd()).ok());
+    (
+        raw(libc::SYS_flock, [fd.unwrap_or(usize::MAX), 2, 0, 0, 0, 0]),
+        0,
+    ) // LOCK_EX
+}
+
+/// From a queue that is removed once the message has come.
+fn msgrcv(_: usize) -> (i64, i64) {
+    let queue = raw(libc::SYS_msgget, [0, 0o600, 0, 0, 0, 0]);
+    WORD.store(u32::try_from(queue).unwrap_or(0), Ordering::SeqCst);
+    let (queue, message) = (usize::try_from(queue).unwrap_or(usize::MAX), [0u64; 2]);
+    let found = raw(libc::SYS_msgrcv, [queue, address(&message), 8, 0, 0, 0]);
+    raw(libc::SYS_msgctl, [queue, 0, 0, 0, 0, 0]);
+    (found, 8)
+}
+
 fn pause(_: usize) -> (i64, i64) {
     (raw(libc::SYS_pause, [0; 6]), INTERRUPTED)
 }
 
 fn sigsuspend(_: usize) -> (i64, i64) {
-    let mask = 1u64 << (libc::SIGUSR2 - 1) | 1 << (libc::SIGTERM - 1);
+    let mask = TERM | 1 << (libc::SIGUSR2 - 1);
     (
         raw(libc::SYS_rt_sigsuspend, [address(&mask), 8, 0, 0, 0, 0]),
         INTERRUPTED,

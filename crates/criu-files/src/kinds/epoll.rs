@@ -33,7 +33,7 @@ impl FileKind for Epoll {
     fn dump(&self, _: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
         let tfd = file.info.lines_of("tfd").map(|line| {
             Ok(pb::EventpollTfdEntry {
-                id: file.number(),
+                id: 0, // Of use only when targets had an image of their own.
                 tfd: line.dec("tfd")?,
                 events: line.hex("events")?,
                 data: line.hex("data")?,
@@ -164,5 +164,41 @@ impl Elsewhere {
                 })
                 .collect(),
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use criu_kind::testing::{dumped, open_file, restored};
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn each_target_has_its_number_for_a_moment() {
+        let text = "pos:\t0\nflags:\t02\nmnt_id:\t15\nino:\t1063\n\
+            tfd:        5 events:       19 data: 1122334455667788  pos:0 ino:43e9 sdev:e\n\
+            tfd:        7 events: 80000001 data:                1  pos:0 ino:43ea sdev:e\n";
+        let entry =
+            dumped(&Epoll, &open_file("anon_inode:[eventpoll]", 0o600, text)).expect("known");
+        assert_eq!(FileKind::numbers(&Epoll, &entry), [5, 7]);
+        assert_eq!(
+            (entry.tfd[0].inode, entry.tfd[0].dev, entry.tfd[0].pos),
+            (Some(0x43e9), Some(14), Some(0))
+        );
+        let listing = restored(&Epoll, &entry).expect("a program");
+        let expected = expect![[r#"
+            $0 = epoll_create1(0)
+            is 100
+            later:
+            $0 = dup3(1005, 5, 0x80000)
+            $1 = epoll_ctl(1001, 1, 5, <190000008877665544332211>)
+            $2 = dup3(1007, 7, 0x80000)
+            $3 = epoll_ctl(1001, 1, 7, <010000800100000000000000>)
+        "#]];
+        // The structure is packed on one architecture only.
+        if size_of::<libc::epoll_event>() == 12 && cfg!(target_endian = "little") {
+            expected.assert_eq(&listing);
+        }
     }
 }

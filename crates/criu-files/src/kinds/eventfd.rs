@@ -58,3 +58,43 @@ impl FileKind for Eventfd {
         Ok(Opened::Here(cx.here().run(&program)?.fd(fd)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use criu_kind::testing::{dumped, open_file, restored};
+    use expect_test::expect;
+
+    use super::*;
+
+    const FDINFO: &str = "pos:\t0\nflags:\t04002\nmnt_id:\t15\nino:\t1063\n\
+        eventfd-count:      10000000007\neventfd-id: 1\neventfd-semaphore: 0\n";
+
+    #[test]
+    fn a_counter_of_more_than_32_bits() {
+        let entry =
+            dumped(&Eventfd, &open_file("anon_inode:[eventfd]", 0o600, FDINFO)).expect("known");
+        expect![[r#"
+            EventfdFileEntry { id: 1, flags: 2050, fown: FownEntry { uid: 0, euid: 0, signum: 0, pid_type: 0, pid: 0 }, counter: 1099511627783 }"#]]
+        .assert_eq(&format!("{entry:?}"));
+        expect![[r#"
+            $0 = eventfd2(0, 2048)
+            $1 = write($0, <0700000000010000>, 8)
+            is 100
+        "#]]
+        .assert_eq(&restored(&Eventfd, &entry).expect("a program"));
+    }
+
+    #[test]
+    fn a_semaphore() {
+        let text = FDINFO
+            .replace("semaphore: 0", "semaphore: 1")
+            .replace("10000000007", "0");
+        let entry =
+            dumped(&Eventfd, &open_file("anon_inode:[eventfd]", 0o600, &text)).expect("known");
+        expect![[r#"
+            $0 = eventfd2(0, 2049)
+            is 100
+        "#]]
+        .assert_eq(&restored(&Eventfd, &entry).expect("a program"));
+    }
+}

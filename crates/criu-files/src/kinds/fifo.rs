@@ -89,3 +89,25 @@ impl FileKind for Fifo {
 fn path_of(entry: &pb::FifoEntry) -> FileId {
     FileId::new(entry.regf_id.unwrap_or(entry.id))
 }
+
+#[cfg(test)]
+mod tests {
+    use criu_kind::testing::{dumped, open_file, restored};
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn a_path_and_an_end() {
+        let text = "pos:\t0\nflags:\t0100001\nmnt_id:\t15\nino:\t77\n";
+        let entry = dumped(&Fifo, &open_file("/tmp/f", 0o010_644, text)).expect("known");
+        assert_eq!((entry.id, entry.pipe_id, entry.regf_id), (1, 77, Some(2)));
+        expect![[r#"
+            $0 = openat(-100, "path of 2", 2050, 0)
+            $0 = openat(-100, "path of 2", 0, 0)
+            $0 = close(100)
+            is 101
+        "#]]
+        .assert_eq(&restored(&Fifo, &entry).expect("a program"));
+    }
+}

@@ -8,6 +8,7 @@ use criu_image::{desc, pb};
 use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
 use criu_tracee::Program;
 
+use crate::kinds::regular::copy_given;
 use crate::pipe_data::{self, Waiting};
 
 const O_ACCMODE: u32 = libc::O_ACCMODE.cast_unsigned();
@@ -60,10 +61,7 @@ impl FileKind for Pipe {
             return Ok(Vec::new());
         };
         if let Some(given) = cx.inherited(format!("pipe:[{}]", first.pipe_id).as_bytes()) {
-            return entries
-                .iter()
-                .map(|entry| reopen(cx, given, entry.flags))
-                .collect();
+            return entries.iter().map(|_| copy_given(cx, given)).collect();
         }
         let content = Waiting::of(cx, false, first.pipe_id)?;
         let mut program = Program::new();
@@ -117,4 +115,95 @@ fn two(bytes: &[u8]) -> (i32, i32) {
         i32::from_ne_bytes(word)
     };
     (word(0), word(4))
+}
+
+#[cfg(test)]
+mod tests {
+    use criu_image::{Memory, Store, StoreExt};
+    use criu_kind::testing::{Paper, restored_with};
+    use expect_test::expect;
+
+    use super::*;
+
+    fn end(id: u32, flags: u32) -> pb::PipeEntry {
+        pb::PipeEntry {
+            id,
+            pipe_id: 9,
+            flags,
+            fown: pb::FownEntry::default(),
+        }
+    }
+
+    /// Images with a pipe of this content.
+    fn images(data: &[u8], size: u32, packets: &[u32]) -> Memory {
+        let images = Memory::new();
+        let bytes = u32::try_from(data.len()).expect("small");
+        let mut image = images.writer(desc::PIPES_DATA, ()).expect("memory");
+        image
+            .write_with_extra(
+                &pb::PipeDataEntry {
+                    pipe_id: 9,
+                    bytes,
+                    size: Some(size),
+                },
+                data,
+            )
+            .expect("memory");
+        image.finish().expect("memory");
+        if !packets.is_empty() {
+            let pipe = pb::PipeExtEntry {
+                pipe_id: 9,
+                fifo: Some(false),
+                packets: packets.to_vec(),
+            };
+            let ext = pb::FilesExtEntry {
+                pipe: Some(pipe),
+                ..pb::FilesExtEntry::default()
+            };
+            images
+                .write_entry(desc::FILES_EXT, (), &ext)
+                .expect("memory");
+        }
+        images.finish().expect("memory");
+        images
+    }
+
+    fn listing(entries: &[&pb::PipeEntry], images: Memory) -> String {
+        let mut paper = Paper::default();
+        paper.images = images;
+        restored_with(&Pipe, entries, paper).expect("a program")
+    }
+
+    #[test]
+    fn both_ends_and_another_writer() {
+        expect![[r#"
+            $0 = pipe2([8], 0x80800)
+            $0 = fcntl(0, 1031, 0x100000) ?
+            $1 = write(0, <68656c6c6f>, 5)
+            $0 = openat(-100, "/proc/self/fd/0", 0x80801, 0)
+            is 0
+            is 0
+            is 103
+        "#]]
+        .assert_eq(&listing(
+            &[&end(1, 0), &end(2, 1), &end(3, 1)],
+            images(b"hello", 1 << 20, &[]),
+        ));
+    }
+
+    #[test]
+    fn packets_are_written_one_by_one() {
+        expect![[r#"
+            $0 = pipe2([8], 0x80800)
+            $0 = fcntl(0, 4, 0x4800)
+            $1 = write(0, <6f6e65>, 3)
+            $2 = write(0, <74776f21>, 4)
+            $0 = close(0)
+            is 0
+        "#]]
+        .assert_eq(&listing(
+            &[&end(1, O_DIRECT)],
+            images(b"onetwo!", 1 << 16, &[3, 4]),
+        ));
+    }
 }

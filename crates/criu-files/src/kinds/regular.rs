@@ -44,6 +44,9 @@ impl FileKind for Regular {
         if cx.is_of_task(&entry.name) {
             return Ok(Opened::There);
         }
+        if let Some(given) = cx.inherited(&entry.name) {
+            return copy_given(cx, given);
+        }
         let fd = cx.open_path(FileId::new(entry.id), None)?;
         if moves(entry) {
             let mut program = Program::new();
@@ -64,6 +67,76 @@ impl FileKind for Regular {
     }
 }
 
+/// A descriptor of the user's takes the place of a file.
+pub(crate) fn copy_given(cx: &mut dyn RestoreCx, given: i32) -> Result<Opened> {
+    let mut program = Program::new();
+    let fd = program.fcntl(given, libc::F_DUPFD_CLOEXEC, 0);
+    Ok(Opened::Given(cx.here().run(&program)?.fd(fd)))
+}
+
 fn moves(entry: &pb::RegFileEntry) -> bool {
     entry.pos != 0 && entry.flags & O_PATH == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use criu_kind::testing::{dumped, open_file, restored};
+    use expect_test::expect;
+
+    use super::*;
+
+    fn entry(name: &str, flags: u32, pos: u64) -> pb::RegFileEntry {
+        pb::RegFileEntry {
+            id: 7,
+            name: name.into(),
+            flags,
+            pos,
+            ..pb::RegFileEntry::default()
+        }
+    }
+
+    #[test]
+    fn the_position_is_set_where_there_is_one() {
+        expect![[r#"
+            $0 = openat(-100, "path of 7", 0, 0)
+            $0 = lseek(100, 12, 0)
+            is 100
+        "#]]
+        .assert_eq(&restored(&Regular, &entry("/a", 0, 12)).expect("a program"));
+        expect![[r#"
+            $0 = openat(-100, "path of 7", 0, 0)
+            is 100
+        "#]]
+        .assert_eq(&restored(&Regular, &entry("/a", O_PATH, 12)).expect("a program"));
+    }
+
+    #[test]
+    fn a_file_of_a_task_is_opened_there() {
+        expect![[r#"
+            there:
+            $0 = openat(-100, "/proc/42/maps", 0x8000, 0)
+            is Ret(0)
+        "#]]
+        .assert_eq(&restored(&Regular, &entry("/proc/42/maps", 0o100_000, 0)).expect("a program"));
+    }
+
+    #[test]
+    fn what_is_not_a_path_is_not_claimed() {
+        let head = "pos:\t0\nflags:\t0100002\nmnt_id:\t15\nino:\t10\n";
+        let file = |link, mode| open_file(link, mode, head);
+        assert!(FileKind::claims(&Regular, &file("/a (deleted)", 0o100_644)));
+        assert!(FileKind::claims(&Regular, &file("/d", 0o040_755)));
+        assert!(!FileKind::claims(&Regular, &file("socket:[7]", 0o140_777)));
+        assert!(!FileKind::claims(&Regular, &file("/f", 0o010_644)));
+        assert!(!FileKind::claims(&Regular, &file("/dev/pts/3", 0o020_620)));
+        let mut memfd = file("/memfd:x (deleted)", 0o100_777);
+        memfd.inode.links = 0;
+        assert!(!FileKind::claims(&Regular, &memfd));
+        assert_eq!(
+            dumped(&Regular, &file("/a", 0o100_644))
+                .expect("a path")
+                .name,
+            b"/a"
+        );
+    }
 }

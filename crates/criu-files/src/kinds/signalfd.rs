@@ -36,3 +36,24 @@ impl FileKind for Signalfd {
         Ok(Opened::Here(cx.here().run(&program)?.fd(fd)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use criu_kind::testing::{dumped, open_file, restored};
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn a_mask() {
+        let text = "pos:\t0\nflags:\t02\nmnt_id:\t15\nino:\t1063\nsigmask:\t0000000000000200\n";
+        let entry =
+            dumped(&Signalfd, &open_file("anon_inode:[signalfd]", 0o600, text)).expect("known");
+        assert_eq!(entry.sigmask, 0x200);
+        expect![[r#"
+            $0 = signalfd4(-1, <0002000000000000>, 8, 0)
+            is 100
+        "#]]
+        .assert_eq(&restored(&Signalfd, &entry).expect("a program"));
+    }
+}

@@ -1,16 +1,23 @@
 //! Clocks as a descriptor: timerfd_create(2).
 //!
 //! The state is the clock, the time left, the interval, and the expirations nobody has read. The time
-//! left starts to run again when the tasks do. Not preserved: `TFD_TIMER_CANCEL_ON_SET` fired by a
-//! change of the clock between dump and restore.
+//! left starts to run again when the tasks do. A time of day stays that: it may have passed by then. Not
+//! preserved: that the clock was set meanwhile (`TFD_TIMER_CANCEL_ON_SET`).
 
-use criu_image::pb;
-use criu_kind::{DumpCx, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
-use criu_proc::ParseError;
-use criu_tracee::Program;
+use std::collections::HashMap;
+use std::os::fd::AsRawFd;
 
-/// `TFD_IOC_SET_TICKS`, Linux 3.18, CONFIG_CHECKPOINT_RESTORE: `_IOW('T', 0, __u64)`.
-const SET_TICKS: u64 = 0x4008_5400;
+use criu_image::{Store, StoreExt, desc, pb};
+use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
+use criu_proc::{Fdinfo, ParseError, ProcDir};
+use criu_tracee::{Local, Program, Site};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
+
+const NANOS: u64 = 1_000_000_000;
+
+/// `TFD_IOC_SET_TICKS`, Linux 3.18, CONFIG_CHECKPOINT_RESTORE.
+const SET_TICKS: libc::Ioctl = libc::_IOW::<u64>(b'T' as u32, 0);
 
 /// A timerfd.
 #[derive(Debug)]
@@ -25,19 +32,11 @@ impl FileKind for Timerfd {
         file.is_anon_inode("[timerfd]")
     }
 
-    fn dump(&self, _: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
-        let info = &file.info;
-        let (vsec, vnsec) = pair(
-            info.value("it_value"),
-            "it_value: (seconds, nanoseconds)",
-            file,
-        )?;
-        let (isec, insec) = pair(
-            info.value("it_interval"),
-            "it_interval: (seconds, nanoseconds)",
-            file,
-        )?;
-        Ok(pb::TimerfdEntry {
+    fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
+        let info = &up_to_date(file)?;
+        let (vsec, vnsec) = pair(info, "it_value", "it_value: (seconds, nanoseconds)")?;
+        let (isec, insec) = pair(info, "it_interval", "it_interval: (seconds, nanoseconds)")?;
+        let entry = pb::TimerfdEntry {
             id: file.number(),
             flags: file.flags(),
             fown: file.owner,
@@ -48,7 +47,20 @@ impl FileKind for Timerfd {
             vnsec,
             isec,
             insec,
-        })
+        };
+        if let Some((sec, nsec)) = time_of_day(&entry)? {
+            let timerfd = pb::TimerfdExtEntry {
+                timerfd_id: entry.id,
+                sec,
+                nsec: u32::try_from(nsec).unwrap_or(0),
+            };
+            let ext = pb::FilesExtEntry {
+                timerfd: Some(timerfd),
+                ..pb::FilesExtEntry::default()
+            };
+            cx.append(desc::FILES_EXT, (), &ext, &[])?;
+        }
+        Ok(entry)
     }
 
     fn open(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Opened> {
@@ -57,18 +69,74 @@ impl FileKind for Timerfd {
         Ok(Opened::Here(cx.here().run(&program)?.fd(fd)))
     }
 
-    /// The value is a time left, also where the timer was set to an absolute time.
-    fn arm(&self, entry: &Self::Entry, fd: i32, program: &mut Program) -> Result<()> {
+    /// The value is a time left, also where the timer was set to a time.
+    fn arm(
+        &self,
+        cx: &mut dyn RestoreCx,
+        entry: &Self::Entry,
+        fd: i32,
+        program: &mut Program,
+    ) -> Result<()> {
         if (entry.vsec, entry.vnsec, entry.isec, entry.insec) != (0, 0, 0, 0) {
-            let words = [entry.isec, entry.insec, entry.vsec, entry.vnsec].map(long);
+            let times = cx.cached(Times::load)?;
+            let (vsec, vnsec) = match times.0.get(&entry.id) {
+                Some(time) => *time,
+                None if is_absolute(entry) => from_now(entry)?,
+                None => (entry.vsec, entry.vnsec),
+            };
+            let words = [entry.isec, entry.insec, vsec, vnsec].map(long);
             let setting = program.bytes(words.concat());
-            program.timerfd_settime(fd, 0, setting, 0);
+            program.timerfd_settime(fd, entry.settime_flags, setting, 0);
         }
         if entry.ticks != 0 {
             let ticks = program.bytes(entry.ticks.to_ne_bytes());
             program.ioctl(fd, SET_TICKS, ticks);
         }
         Ok(())
+    }
+}
+
+fn is_absolute(entry: &pb::TimerfdEntry) -> bool {
+    let absolute = entry.settime_flags & libc::TFD_TIMER_ABSTIME.cast_unsigned() != 0;
+    absolute && (entry.vsec, entry.vnsec) != (0, 0)
+}
+
+/// When it rings, if it was set to a time of day: that does not move, unlike the time since boot.
+fn time_of_day(entry: &pb::TimerfdEntry) -> Result<Option<(u64, u64)>> {
+    let clock = entry.clockid.cast_signed();
+    let of_day = matches!(clock, libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM);
+    (of_day && is_absolute(entry))
+        .then(|| from_now(entry))
+        .transpose()
+}
+
+/// When the time left is over, by its clock.
+fn from_now(entry: &pb::TimerfdEntry) -> Result<(u64, u64)> {
+    let clock = match entry.clockid.cast_signed() {
+        libc::CLOCK_REALTIME_ALARM => ClockId::CLOCK_REALTIME,
+        libc::CLOCK_BOOTTIME_ALARM => ClockId::CLOCK_BOOTTIME,
+        other => ClockId::from_raw(other),
+    };
+    let now = clock_gettime(clock).map_err(Error::kernel("clock_gettime"))?;
+    let word = |word: i64| u64::try_from(word).unwrap_or(0);
+    let nanos = word(now.tv_nsec()).saturating_add(entry.vnsec);
+    let seconds = word(now.tv_sec()).saturating_add(entry.vsec);
+    Ok((seconds.saturating_add(nanos / NANOS), nanos % NANOS))
+}
+
+/// Times of day, by timer.
+struct Times(HashMap<u32, (u64, u64)>);
+
+impl Times {
+    fn load(store: &dyn Store) -> Result<Self> {
+        let entries = store.entries::<pb::FilesExtEntry>(desc::FILES_EXT, ())?;
+        let entries = entries.unwrap_or_default().into_iter();
+        let timers = entries.filter_map(|entry| entry.message.timerfd);
+        Ok(Self(
+            timers
+                .map(|timer| (timer.timerfd_id, (timer.sec, timer.nsec.into())))
+                .collect(),
+        ))
     }
 }
 
@@ -87,9 +155,21 @@ fn low_word(clock: i64) -> u32 {
     u32::try_from(clock & 0xffff_ffff).unwrap_or(0)
 }
 
+/// The kernel counts the expirations of an interval only when it is asked; till then the timer stands still.
+fn up_to_date(file: &OpenFile) -> Result<Fdinfo> {
+    let mut program = Program::new();
+    let setting = program.room(4 * size_of::<libc::c_long>());
+    let asked = program.timerfd_gettime(file.fd.as_raw_fd(), setting);
+    program.tolerate();
+    if Local.run(&program)?.get(asked).is_err() {
+        return Ok(file.info.clone());
+    }
+    Ok(ProcDir::open(Pid::this())?.fdinfo(file.fd.as_raw_fd())?)
+}
+
 /// `(49406829, 123)`.
-fn pair(text: Option<&[u8]>, expected: &'static str, file: &OpenFile) -> Result<(u64, u64)> {
-    let parsed = text.and_then(|text| {
+fn pair(info: &Fdinfo, key: &str, expected: &'static str) -> Result<(u64, u64)> {
+    let parsed = info.value(key).and_then(|text| {
         let inner = std::str::from_utf8(text)
             .ok()?
             .strip_prefix('(')?
@@ -97,7 +177,7 @@ fn pair(text: Option<&[u8]>, expected: &'static str, file: &OpenFile) -> Result<
         let (seconds, nanos) = inner.split_once(',')?;
         Some((seconds.trim().parse().ok()?, nanos.trim().parse().ok()?))
     });
-    let missing = || match file.info.lines.first() {
+    let missing = || match info.lines.first() {
         Some(line) => line.error(expected),
         None => ParseError {
             file: "fdinfo",
@@ -107,4 +187,57 @@ fn pair(text: Option<&[u8]>, expected: &'static str, file: &OpenFile) -> Result<
         },
     };
     Ok(parsed.ok_or_else(missing)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use criu_kind::testing::{dumped, open_file, restored};
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn a_clock_that_runs_and_has_rung() {
+        let text = "pos:\t0\nflags:\t02\nmnt_id:\t15\nino:\t1063\nclockid: 1\nticks: 2\n\
+            settime flags: 00\nit_value: (49, 500)\nit_interval: (1, 0)\n";
+        let entry =
+            dumped(&Timerfd, &open_file("anon_inode:[timerfd]", 0o600, text)).expect("known");
+        assert_eq!((entry.vsec, entry.vnsec, entry.settime_flags), (49, 500, 0));
+        expect![[r#"
+            $0 = timerfd_create(1, 0)
+            is 100
+            later:
+            $0 = timerfd_settime(3, 0, <010000000000000000000000000000003100000000000000f401000000000000>, 0)
+            $1 = ioctl(3, 0x40085400, <0200000000000000>)
+        "#]]
+        .assert_eq(&restored(&Timerfd, &entry).expect("a program"));
+    }
+
+    #[test]
+    fn a_time_of_day_is_written_as_such() {
+        let text = "pos:\t0\nflags:\t02\nmnt_id:\t15\nino:\t1063\nclockid: 0\nticks: 0\n\
+            settime flags: 03\nit_value: (49, 500)\nit_interval: (0, 0)\n";
+        let entry =
+            dumped(&Timerfd, &open_file("anon_inode:[timerfd]", 0o600, text)).expect("known");
+        let (sec, _) = time_of_day(&entry).expect("a clock").expect("absolute");
+        assert!(sec > 1_700_000_000, "{sec}");
+        let relative = pb::TimerfdEntry {
+            settime_flags: 0,
+            ..entry
+        };
+        assert_eq!(time_of_day(&relative).expect("a clock"), None);
+    }
+
+    #[test]
+    fn what_is_no_pair_is_refused() {
+        let text = "pos:\t0\nflags:\t02\nclockid: 1\nticks: 2\nsettime flags: 01\nit_value: 49\n";
+        let error = dumped(&Timerfd, &open_file("anon_inode:[timerfd]", 0o600, text))
+            .expect_err("malformed");
+        assert!(
+            error
+                .to_string()
+                .contains("it_value: (seconds, nanoseconds)"),
+            "{error}"
+        );
+    }
 }

@@ -2349,6 +2349,26 @@ impl ::prost::Name for EpollExtEntry {
         "/epoll_ext_entry".into()
     }
 }
+/// When an absolute timer of the time of day rings, by that clock.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TimerfdExtEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub timerfd_id: u32,
+    #[prost(uint64, required, tag = "2")]
+    pub sec: u64,
+    #[prost(uint32, required, tag = "3")]
+    pub nsec: u32,
+}
+impl ::prost::Name for TimerfdExtEntry {
+    const NAME: &'static str = "timerfd_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "timerfd_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/timerfd_ext_entry".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FilesExtEntry {
     #[prost(message, optional, tag = "1")]
@@ -2357,6 +2377,8 @@ pub struct FilesExtEntry {
     pub pipe: ::core::option::Option<PipeExtEntry>,
     #[prost(message, optional, tag = "3")]
     pub epoll: ::core::option::Option<EpollExtEntry>,
+    #[prost(message, optional, tag = "4")]
+    pub timerfd: ::core::option::Option<TimerfdExtEntry>,
 }
 impl ::prost::Name for FilesExtEntry {
     const NAME: &'static str = "files_ext_entry";

@@ -423,6 +423,7 @@ Message { name: "files_ext_entry", file: "criu-rs-files", fields: &[
 Field { number: 1, name: "ghost", label: Optional, ty: Message("ghost_ext_entry"), display: Plain },
 Field { number: 2, name: "pipe", label: Optional, ty: Message("pipe_ext_entry"), display: Plain },
 Field { number: 3, name: "epoll", label: Optional, ty: Message("epoll_ext_entry"), display: Plain },
+Field { number: 4, name: "timerfd", label: Optional, ty: Message("timerfd_ext_entry"), display: Plain },
 ] },
 Message { name: "fown_entry", file: "fown", fields: &[
 Field { number: 1, name: "uid", label: Required, ty: Uint32, display: Plain },
@@ -1157,6 +1158,11 @@ Field { number: 7, name: "vsec", label: Required, ty: Uint64, display: Plain },
 Field { number: 8, name: "vnsec", label: Required, ty: Uint64, display: Plain },
 Field { number: 9, name: "isec", label: Required, ty: Uint64, display: Plain },
 Field { number: 10, name: "insec", label: Required, ty: Uint64, display: Plain },
+] },
+Message { name: "timerfd_ext_entry", file: "criu-rs-files", fields: &[
+Field { number: 1, name: "timerfd_id", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "sec", label: Required, ty: Uint64, display: Plain },
+Field { number: 3, name: "nsec", label: Required, ty: Uint32, display: Plain },
 ] },
 Message { name: "timespec", file: "timens", fields: &[
 Field { number: 1, name: "tv_sec", label: Required, ty: Uint64, display: Plain },

@@ -13,10 +13,10 @@ use criu_kind::{FileFds, MappedFiles, Result};
 use nix::unistd::Pid;
 
 /// A python3 process that has run `setup` and waits.
-pub struct Victim(pub Child);
+pub(crate) struct Victim(pub(crate) Child);
 
 impl Victim {
-    pub fn start(setup: &str) -> Self {
+    pub(crate) fn start(setup: &str) -> Self {
         let script = format!("{PRELUDE}\n{setup}\nprint('ready', flush=True)\ntime.sleep(1000)\n");
         let mut child = Command::new("python3")
             .args(["-c", &script])
@@ -30,6 +30,7 @@ impl Victim {
             .expect("a line");
         assert_eq!(line, "ready\n");
         let victim = Self(child);
+        // One that runs on is not waited for.
         let asleep = libc_clock_nanosleep().to_string();
         while !victim.blocked_in().starts_with(&asleep) {
             std::thread::sleep(std::time::Duration::from_millis(5));
@@ -41,7 +42,7 @@ impl Victim {
         std::fs::read_to_string(format!("/proc/{}/syscall", self.pid())).expect("it lives")
     }
 
-    pub fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         Pid::from_raw(self.0.id().cast_signed())
     }
 }
@@ -78,22 +79,23 @@ def put(at, page, text):
 
 /// Files by the order of their appearance.
 #[derive(Default)]
-pub struct Files {
-    pub links: BTreeMap<u32, String>,
-    pub open: BTreeMap<u32, File>,
+pub(crate) struct Files {
+    pub(crate) links: BTreeMap<u32, String>,
+    pub(crate) open: BTreeMap<u32, File>,
 }
 
 impl Files {
-    fn take(&mut self, link: String) -> FileId {
+    fn take(&mut self, link: String, writable: bool) -> FileId {
         let path = std::fs::read_link(&link).expect("a link");
-        let name = path.to_string_lossy().into_owned();
+        let name = format!("{writable} {}", path.display());
         if let Some((id, _)) = self.links.iter().find(|(_, known)| **known == name) {
             return FileId::new(*id);
         }
         let id = u32::try_from(self.links.len()).expect("few") + 1;
-        let file = File::options().read(true).write(true).open(&link);
-        let file = file
-            .or_else(|_| File::open(&link))
+        let file = File::options()
+            .read(true)
+            .write(writable)
+            .open(&link)
             .expect("it can be opened");
         self.links.insert(id, name);
         self.open.insert(id, file);
@@ -102,15 +104,15 @@ impl Files {
 }
 
 impl MappedFiles for Files {
-    fn mapped(&mut self, pid: Pid, range: Range<u64>, _writable: bool) -> Result<FileId> {
-        Ok(self.take(format!(
-            "/proc/{pid}/map_files/{:x}-{:x}",
-            range.start, range.end
-        )))
+    fn mapped(&mut self, pid: Pid, range: Range<u64>, writable: bool) -> Result<FileId> {
+        Ok(self.take(
+            format!("/proc/{pid}/map_files/{:x}-{:x}", range.start, range.end),
+            writable,
+        ))
     }
 
     fn exe(&mut self, pid: Pid) -> Result<FileId> {
-        Ok(self.take(format!("/proc/{pid}/exe")))
+        Ok(self.take(format!("/proc/{pid}/exe"), false))
     }
 }
 

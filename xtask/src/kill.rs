@@ -1,0 +1,456 @@
+//! `cargo xtask kill`: criu dies by SIGKILL at any moment, and nothing is lost.
+//!
+//! Of a dump, the tasks must go on as if nothing had been, but for one mapping that may stay behind. Of a restore,
+//! nothing may be left: no task, no file, no mount; and the next restore must work. A restore that had come so far
+//! that all tasks ran is as good.
+//!
+//! Moments are spread evenly over the time an undisturbed run takes, and a tenth more. Dumps leave the target running,
+//! so that what is asked of it is the same at every moment.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::args::Args;
+use crate::criu::{Criu, built, complaint};
+use crate::observe::{Diary, View};
+use crate::room;
+use crate::target::{Target, census, last_line};
+
+const USAGE: &str = "kill [--times N] [--criu PATH] [--only dump|restore] [--seed N]
+  --times N    how many moments of each; default: 200
+  --criu PATH  try this criu: a program, or the root of a Debian system that has one
+  --only NAME  only this one
+  --seed N     the moments of an earlier run";
+
+/// How long the tasks have to show that all is well, or to be gone.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+struct Options {
+    criu: Criu,
+    workload: PathBuf,
+    times: u32,
+    moments: Moments,
+}
+
+pub(crate) fn run(words: &[String]) -> Result<()> {
+    let mut args = Args::new(words);
+    let chosen = args.value::<PathBuf>("--criu")?;
+    let times = args.value("--times")?.unwrap_or(200);
+    let only = args.value::<String>("--only")?.unwrap_or_default();
+    let seed = args.value("--seed")?;
+    args.finish(USAGE)?;
+    let criu = match &chosen {
+        Some(path) => path.clone(),
+        None => built("criu", "criu")?,
+    };
+    let workload = built("benches", "workload")?;
+    if !room::is_inside() {
+        let status = room::enter("kill", words)?;
+        ensure!(status.success(), "something was lost");
+        return Ok(());
+    }
+    room::furnish()?;
+    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let seed = seed.unwrap_or(u64::from(clock.subsec_nanos()));
+    println!("seed {seed}");
+    let mut options = Options {
+        criu: Criu::at(&criu)?,
+        workload,
+        times,
+        moments: Moments(seed),
+    };
+    let mut lost = 0;
+    if "dump".contains(&only) {
+        lost += dumps(&mut options).context("dump")?;
+    }
+    if "restore".contains(&only) {
+        lost += restores(&mut options).context("restore")?;
+    }
+    ensure!(lost == 0, "{lost} losses");
+    Ok(())
+}
+
+/// Random numbers: SplitMix64.
+struct Moments(u64);
+
+impl Moments {
+    /// A moment from the start to a tenth behind the end.
+    fn next(&mut self, undisturbed: Duration) -> Duration {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = self.0;
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^= word >> 31;
+        undisturbed.mul_f64(1.1 * (word >> 11) as f64 / (1u64 << 53) as f64)
+    }
+}
+
+/// How a criu command ended that may have been killed.
+enum End {
+    Killed,
+    Done,
+    Failed(String),
+}
+
+/// Runs a command, and kills it at the moment if it has not ended by then.
+fn call(
+    options: &Options,
+    verb: &str,
+    images: &Path,
+    more: &[&str],
+    moment: Option<Duration>,
+) -> Result<(End, Duration)> {
+    let words = options.criu.words(verb, images, more);
+    let printed = Path::new("/run/printed");
+    let out = File::create(printed)?;
+    let start = Instant::now();
+    let mut child = Command::new(&words[0])
+        .args(&words[1..])
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(out.try_clone()?)
+        .stderr(out)
+        .spawn()?;
+    if let Some(moment) = moment {
+        sleep_until(start + moment);
+        child.kill()?;
+    }
+    let status = wait(&mut child)?;
+    let took = start.elapsed();
+    let end = match (status.signal(), status.success()) {
+        (Some(9), _) => End::Killed,
+        (_, true) => End::Done,
+        _ => End::Failed(format!(
+            "{verb}: {}",
+            complaint(images, verb, &std::fs::read(printed)?)
+        )),
+    };
+    Ok((end, took))
+}
+
+fn wait(child: &mut Child) -> Result<std::process::ExitStatus> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    child.kill()?;
+    child.wait()?;
+    bail!("criu hangs")
+}
+
+/// To the microsecond: the scheduler would be late.
+fn sleep_until(moment: Instant) {
+    while let Some(left) = moment.checked_duration_since(Instant::now()) {
+        if left > Duration::from_micros(300) {
+            std::thread::sleep(left - Duration::from_micros(300));
+        } else {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+/// Asks again until the answer is right or patience is at its end; the last reason is the error.
+fn eventually<T>(mut ask: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match ask() {
+            Ok(answer) => return Ok(answer),
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+}
+
+/// The middle of what some undisturbed runs take.
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+/// A target that has shown that it works.
+fn start(options: &Options) -> Result<Target> {
+    let words = [options.workload.as_os_str(), "checked".as_ref()];
+    let mut target = Target::start(&words, &room::fresh("target")?)?;
+    let dir = target.dir.clone();
+    let works = target
+        .file("ready", Duration::from_secs(20))
+        .and_then(|()| going_on(&dir));
+    match works {
+        Ok(()) => Ok(target),
+        Err(error) => {
+            target.end()?;
+            Err(error)
+        }
+    }
+}
+
+fn going_on(dir: &Path) -> Result<()> {
+    let before = eventually(|| Diary::read(dir))?;
+    eventually(|| before.goes_on(&Diary::read(dir)?))
+}
+
+/// Lets the restored target look at everything once more, and end.
+fn finish(dir: &Path) -> Result<()> {
+    File::create(dir.join("finish"))?;
+    eventually(|| {
+        ensure!(
+            dir.join("finished").exists(),
+            "it does not finish: {}",
+            last_line(&dir.join("log"))
+        );
+        Ok(())
+    })?;
+    room::empty()
+}
+
+/// What all targets and runs of one kind came to.
+#[derive(Default)]
+struct Tally {
+    killed: u32,
+    lost: u32,
+    /// Mappings a killed dump left behind; restores that were complete when they were killed.
+    other: usize,
+}
+
+impl Tally {
+    fn add(&mut self, what: &str, moment: Duration, end: End, verdict: Result<usize>) {
+        self.killed += u32::from(matches!(end, End::Killed));
+        let verdict = match end {
+            End::Failed(why) => Err(anyhow::anyhow!(why)),
+            _ => verdict,
+        };
+        match verdict {
+            Ok(other) => self.other += other,
+            Err(error) => {
+                println!("{what}: lost at {} µs: {error:#}", moment.as_micros());
+                self.lost += 1;
+            }
+        }
+    }
+}
+
+/// Kills dumps; returns how many targets were lost.
+fn dumps(options: &mut Options) -> Result<u32> {
+    let mut target = start(options)?;
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let (end, took, verdict) = dump(options, &target, None)?;
+        if let End::Failed(why) = end {
+            bail!("undisturbed: {why}");
+        }
+        verdict.context("undisturbed")?;
+        times.push(took);
+    }
+    let undisturbed = median(times);
+    let mut tally = Tally::default();
+    for _ in 0..options.times {
+        let moment = options.moments.next(undisturbed);
+        let (end, _, verdict) = dump(options, &target, Some(moment))?;
+        let lost = verdict.is_err();
+        tally.add("dump", moment, end, verdict);
+        if lost {
+            target.end()?;
+            target = start(options)?;
+        }
+    }
+    println!(
+        "dump: {} times (an undisturbed one takes {} µs), {} killed, {} lost, {} mappings left behind",
+        options.times,
+        undisturbed.as_micros(),
+        tally.killed,
+        tally.lost,
+        tally.other
+    );
+    // After all that it can be dumped for good, and all it has is as it was.
+    let dir = target.dir.clone();
+    let images = image_of(options, target).context("in the end")?;
+    restored(options, &images, &dir)
+        .and_then(|()| finish(&dir))
+        .context("in the end")?;
+    Ok(tally.lost)
+}
+
+/// One dump, and whether the target is well afterwards; if so, how many mappings were left behind.
+fn dump(
+    options: &Options,
+    target: &Target,
+    moment: Option<Duration>,
+) -> Result<(End, Duration, Result<usize>)> {
+    let images = room::fresh("images")?;
+    let before = eventually(View::new)?;
+    let pid = target.pid().to_string();
+    let (end, took) = call(options, "dump", &images, &["-t", &pid, "-R"], moment)?;
+    let verdict = eventually(|| before.compare(&View::new()?)).and_then(|more| {
+        going_on(&target.dir)?;
+        Ok(more)
+    });
+    Ok((end, took, verdict))
+}
+
+/// Dumps it for good.
+fn image_of(options: &Options, target: Target) -> Result<PathBuf> {
+    let images = room::fresh("images")?;
+    let pid = target.pid().to_string();
+    let (end, _) = call(options, "dump", &images, &["-t", &pid], None)?;
+    if let End::Failed(why) = end {
+        target.end()?;
+        bail!(why);
+    }
+    target.killed()?;
+    room::empty()?;
+    Ok(images)
+}
+
+/// Restores it undisturbed, and sees it work.
+fn restored(options: &Options, images: &Path, dir: &Path) -> Result<()> {
+    let work = room::fresh("work")?;
+    let (end, _) = call(options, "restore", images, &restore_words(&work), None)?;
+    if let End::Failed(why) = end {
+        bail!(why);
+    }
+    going_on(dir)
+}
+
+/// What a restore leaves besides tasks goes to a directory of its own.
+fn restore_words(work: &Path) -> [&str; 3] {
+    // Its name is ours, and text.
+    ["-d", "-W", work.to_str().unwrap_or_default()]
+}
+
+/// Kills restores; returns how many left something behind, or could not be repeated.
+fn restores(options: &mut Options) -> Result<u32> {
+    let target = start(options)?;
+    let dir = target.dir.clone();
+    let images = image_of(options, target)?;
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let work = room::fresh("work")?;
+        let (end, took) = call(options, "restore", &images, &restore_words(&work), None)?;
+        if let End::Failed(why) = end {
+            bail!("undisturbed: {why}");
+        }
+        going_on(&dir).context("undisturbed")?;
+        room::empty()?;
+        times.push(took);
+    }
+    let undisturbed = median(times);
+    let before = Surroundings::new(&images, &dir)?;
+    let mut tally = Tally::default();
+    for _ in 0..options.times {
+        let moment = options.moments.next(undisturbed);
+        let work = room::fresh("work")?;
+        let (end, _) = call(
+            options,
+            "restore",
+            &images,
+            &restore_words(&work),
+            Some(moment),
+        )?;
+        let verdict = nothing_or_all(&dir);
+        room::empty()?;
+        let verdict = verdict.and_then(|all| {
+            before.compare(&Surroundings::new(&images, &dir)?)?;
+            restored(options, &images, &dir).context("the next restore")?;
+            Ok(all)
+        });
+        room::empty()?;
+        tally.add("restore", moment, end, verdict);
+    }
+    println!(
+        "restore: {} times (an undisturbed one takes {} µs), {} killed, {} lost, {} complete when killed or before",
+        options.times,
+        undisturbed.as_micros(),
+        tally.killed,
+        tally.lost,
+        tally.other
+    );
+    restored(options, &images, &dir)
+        .and_then(|()| finish(&dir))
+        .context("in the end")?;
+    Ok(tally.lost)
+}
+
+/// After a killed restore: no task is there (0), or all are and work (1).
+fn nothing_or_all(dir: &Path) -> Result<usize> {
+    // The orphans of the killed command are ours: reap those that are dead.
+    let is_empty = || -> Result<bool> {
+        while let Ok(status) = waitpid(
+            None::<Pid>,
+            Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL),
+        ) {
+            if status == WaitStatus::StillAlive {
+                break;
+            }
+        }
+        Ok(census()?.is_empty())
+    };
+    let tick = Diary::read(dir)?;
+    eventually(|| {
+        if is_empty()? {
+            return Ok(0);
+        }
+        let view = View::new();
+        let names = names()?;
+        view.with_context(|| format!("left: {names}"))?;
+        tick.goes_on(&Diary::read(dir)?)
+            .with_context(|| format!("left: {names}"))?;
+        Ok(1)
+    })
+}
+
+/// The tasks in the room, for people.
+fn names() -> Result<String> {
+    let mut names = Vec::new();
+    for pid in room::others()? {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        names.push(stat.split(' ').take(3).collect::<Vec<_>>().join(" "));
+    }
+    Ok(names.join(", "))
+}
+
+/// Where a killed restore could leave something.
+#[derive(Debug, PartialEq)]
+struct Surroundings {
+    files: BTreeSet<PathBuf>,
+    mounts: BTreeSet<String>,
+}
+
+impl Surroundings {
+    fn new(images: &Path, target: &Path) -> Result<Self> {
+        let mut files = BTreeSet::new();
+        for dir in [images, target, Path::new("/dev/shm"), Path::new("/run")] {
+            for entry in std::fs::read_dir(dir)? {
+                files.insert(entry?.path());
+            }
+        }
+        for entry in std::fs::read_dir("/tmp")? {
+            // Others work there as well; what is CRIU's has its name in it.
+            let path = entry?.path();
+            if path.to_string_lossy().contains("criu") {
+                files.insert(path);
+            }
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+        let mounts = mounts.lines().map(str::to_owned).collect();
+        Ok(Self { files, mounts })
+    }
+
+    fn compare(&self, after: &Self) -> Result<()> {
+        let files: Vec<_> = after.files.symmetric_difference(&self.files).collect();
+        ensure!(files.is_empty(), "files came or went: {files:?}");
+        let mounts: Vec<_> = after.mounts.symmetric_difference(&self.mounts).collect();
+        ensure!(mounts.is_empty(), "mounts came or went: {mounts:?}");
+        Ok(())
+    }
+}
