@@ -100,7 +100,9 @@ mod tests {
         };
         store.write_entry(desc::MEMFD, (), &inode).expect("written");
         store.write_entry(desc::FILES, (), &file).expect("written");
-        store.write_entry(desc::FDINFO, 1_u32, &slot).expect("written");
+        store
+            .write_entry(desc::FDINFO, 1_u32, &slot)
+            .expect("written");
         store
     }
 
