@@ -27,3 +27,20 @@ pub struct StackLayout {
     /// The size, a word.
     pub size: usize,
 }
+
+/// What a 64-bit machine does differently for 32-bit code. Some calls note how they were made, so they
+/// have to be made so again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CompatAbi {
+    /// Number of `rt_sigaction`.
+    pub rt_sigaction: u32,
+    /// Number of `set_robust_list`.
+    pub set_robust_list: u32,
+    /// Number of `get_robust_list`.
+    pub get_robust_list: u32,
+    /// The call of 64-bit code that maps the vdso of 32-bit code, if there is one: its number and first
+    /// argument. The second is where the data before the vdso begins.
+    pub map_vdso: Option<(u32, u64)>,
+    /// `struct compat_sigaction`; its words are of 32 bits.
+    pub sigaction: SigactionLayout,
+}

@@ -15,10 +15,10 @@ mod regs;
 mod stub;
 mod thread;
 
-pub use abi::{SigactionLayout, StackLayout};
+pub use abi::{CompatAbi, SigactionLayout, StackLayout};
 #[cfg(feature = "image")]
 pub use core_image::{CoreError, CoreImage};
-pub use record::{END, Record, RecordLayout, TOLERATE};
+pub use record::{COMPAT, END, Record, RecordLayout, TOLERATE};
 pub use regs::{Next, Regs, RegsTransfer, Timeout, TimeoutForm};
 pub use stub::{Entry, HealContext, Job, Stub};
 pub use thread::ThreadState;
@@ -48,6 +48,9 @@ pub trait Arch {
 
     /// `struct sigaction` as `rt_sigaction(2)` takes it.
     const SIGACTION: SigactionLayout;
+
+    /// The machine's 32-bit code, if there is such.
+    const COMPAT: Option<CompatAbi>;
 
     /// `stack_t` as `sigaltstack(2)` takes it.
     const STACK: StackLayout;

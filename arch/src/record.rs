@@ -10,12 +10,16 @@ pub const END: u64 = u64::MAX;
 /// Flag: a failure of this call does not end the batch.
 pub const TOLERATE: u64 = 1;
 
+/// Flag: the call is made, and numbered, as 32-bit code on a 64-bit kernel makes it. Addresses among its
+/// arguments must be below 4 GiB.
+pub const COMPAT: u64 = 2;
+
 /// One record with its argument addresses resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
     /// Syscall number, or [`END`].
     pub nr: u64,
-    /// [`TOLERATE`] or 0.
+    /// [`TOLERATE`], [`COMPAT`].
     pub flags: u64,
     /// Addresses of the argument words.
     pub args: [u64; 6],

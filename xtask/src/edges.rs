@@ -53,7 +53,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("criu-proc", &[]),
     ("criu-image", &[]),
-    ("criu-arch", &[]),
+    // Only under the feature "image".
+    ("criu-arch", &["criu-image"]),
     ("criu-arch-x86_64", ARCH),
     ("criu-arch-aarch64", ARCH),
     ("criu-arch-armv7", ARCH),

@@ -3,6 +3,7 @@
 //! The checks are in `fuzz/checks`. Two programs feed them: libFuzzer, where there is a nightly compiler, and the tests
 //! named `replay`, which go through the committed corpus on any compiler.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -83,6 +84,9 @@ fn cargo_fuzz() -> Result<Option<PathBuf>> {
 fn fuzz(cargo_fuzz: &Path, dir: &Path, name: &str, seconds: u32) -> Result<bool> {
     let found = target()?.join("fuzz-corpus").join(name);
     std::fs::create_dir_all(&found)?;
+    // What libFuzzer says is long; the end of it matters, and only if it found something.
+    let log = target()?.join(format!("fuzz-{name}.log"));
+    println!("{name}: {seconds} s (see {})", log.display());
     let status = Command::new(cargo_fuzz)
         .args(["fuzz", "run", "--fuzz-dir"])
         .arg(dir)
@@ -90,20 +94,22 @@ fn fuzz(cargo_fuzz: &Path, dir: &Path, name: &str, seconds: u32) -> Result<bool>
         .args([&found, &dir.join("corpus").join(name)])
         .arg("--")
         .arg(format!("-max_total_time={seconds}"))
-        .args(["-max_len=16384", "-print_final_stats=1", "-verbosity=0"])
+        .args(["-max_len=16384", "-print_final_stats=1"])
         // The toolchain that runs us is not the one it needs.
         .env("RUSTUP_TOOLCHAIN", "nightly")
         .env_remove("CARGO")
         .current_dir(dir)
+        .stderr(File::create(&log)?)
         .status()
         .with_context(|| cargo_fuzz.display().to_string())?;
-    println!(
-        "{name}: {}",
-        if status.success() {
-            "nothing found"
-        } else {
-            "FOUND SOMETHING"
-        }
-    );
+    let text = std::fs::read(&log)?;
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<_> = text.lines().collect();
+    if status.success() {
+        let stats = lines.iter().filter(|line| line.starts_with("stat::"));
+        stats.for_each(|line| println!("  {line}"));
+    } else {
+        println!("{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+    }
     Ok(status.success())
 }

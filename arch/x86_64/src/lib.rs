@@ -16,7 +16,9 @@ pub use fpu::{XstateLayout, component_name};
 pub use regs::X86Regs;
 pub use tls::UserDesc;
 
-use criu_arch::{Arch, Entry, HealContext, RegsTransfer, SigactionLayout, StackLayout, Stub};
+use criu_arch::{
+    Arch, CompatAbi, Entry, HealContext, RegsTransfer, SigactionLayout, StackLayout, Stub,
+};
 
 /// The shadow stack pointer (`NT_X86_SHSTK`), since Linux 6.6.
 const NT_X86_SHSTK: u32 = 0x204;
@@ -40,6 +42,20 @@ impl Arch for X86_64 {
         restorer: Some(16),
         mask: 24,
     };
+    const COMPAT: Option<CompatAbi> = Some(CompatAbi {
+        rt_sigaction: 174,
+        set_robust_list: 311,
+        get_robust_list: 312,
+        // arch_prctl, ARCH_MAP_VDSO_32.
+        map_vdso: Some((158, 0x2002)),
+        sigaction: SigactionLayout {
+            size: 20,
+            handler: 0,
+            flags: (4, 4),
+            restorer: Some(8),
+            mask: 12,
+        },
+    });
     const STACK: StackLayout = StackLayout {
         bytes: 24,
         sp: 0,

@@ -3,7 +3,7 @@
 # In:  rbx  first record (entry `batch`), or the arguments of one call in their registers (`once`)
 #      r12  process id, r13 thread id, r14 closing signal
 #      r15  healing context (layout in stub.rs)
-# A syscall clobbers rax, rcx and r11 only.
+# A syscall clobbers rax, rcx and r11 only; int 0x80 rax alone (before Linux 4.17 also r8 to r11).
         .intel_syntax noprefix
         .text
 batch:  mov     rax, [rbx]
@@ -21,14 +21,28 @@ batch:  mov     rax, [rbx]
         mov     r8, [rcx]
         mov     rcx, [rbx + 64]
         mov     r9, [rcx]
+        test    byte ptr [rbx + 16], 2
+        jnz     compat
         syscall
-        mov     [rbx + 8], rax
+result: mov     [rbx + 8], rax
         cmp     rax, -4095
         jb      next
         test    byte ptr [rbx + 16], 1
         jz      done
 next:   add     rbx, 72
         jmp     batch
+
+# As 32-bit code calls. The stack pointer is the one register to spare: there is no stack.
+compat: mov     rsp, rbx
+        mov     ebx, edi
+        mov     ecx, esi
+        mov     esi, r10d
+        mov     edi, r8d
+        mov     ebp, r9d
+        int     0x80
+        cdqe
+        mov     rbx, rsp
+        jmp     result
 
 once:   syscall
         mov     rbp, rax

@@ -6,9 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use criu_image::id::{FdTableId, FileId, VPid};
+use criu_image::id::{FdTableId, FileId, ShmId, VPid};
 use criu_image::{Desc, ImageId, Store, StoreExt, desc, pb};
-use criu_kind::{AnyFileKind, Cache, Error, FileFds, Opened, RestoreCx, Result, Subject};
+use criu_kind::{
+    AnyFileKind, Cache, Error, FileFds, Opened, RestoreCx, Result, Subject, Within,
+};
 use criu_tracee::{Local, Program, Site, Sysno};
 
 use prost::{Message, Name};
@@ -418,6 +420,17 @@ impl RestoreCx for Files<'_> {
         path::process_of(name).is_some_and(|pid| self.pids.contains(&pid))
     }
 
+    fn memory(&mut self, id: ShmId, object: i32, size: u64) -> Result<()> {
+        let path = format!("/proc/self/fd/{object}");
+        let file = std::fs::OpenOptions::new().write(true).open(path);
+        (self.options.memory)(
+            self.store,
+            id,
+            &file.map_err(Error::io("openat(memfd)"))?,
+            size,
+        )
+    }
+
     fn store(&self) -> &dyn Store {
         self.store
     }
@@ -427,19 +440,63 @@ impl RestoreCx for Files<'_> {
     }
 }
 
-impl Drop for Files<'_> {
-    fn drop(&mut self) {
+impl Files<'_> {
+    /// What is done here when tasks have all they had: watches are set, memory is sealed. Nothing can be asked
+    /// of the files afterwards: they are closed before the watches could hear of it.
+    pub fn last(&mut self) -> Result<()> {
+        let here: Vec<(FileId, i32)> = self
+            .opened
+            .iter()
+            .filter_map(|(id, opened)| match opened {
+                Opened::Here(fd) => Some((*id, *fd)),
+                _ => None,
+            })
+            .collect();
+        let mut programs = Vec::new();
+        for (id, fd) in here {
+            let saved = &self.all[&id];
+            let (kind, entry) = (saved.kind, saved.entry.clone());
+            let program = kind
+                .last(self, &entry, fd)
+                .within(|| self.subject(id))?;
+            if !program.is_empty() {
+                programs.push((id, program));
+            }
+        }
+        self.close(|id| !programs.iter().any(|(busy, _)| *busy == id));
+        for (id, program) in programs {
+            Local.run(&program).within(|| self.subject(id))?;
+        }
+        self.close(|_| true);
+        Ok(())
+    }
+
+    fn close(&mut self, which: impl Fn(FileId) -> bool) {
         let mut program = Program::new();
-        let opened = self.opened.values().filter_map(|opened| match opened {
-            Opened::Here(fd) | Opened::Given(fd) => Some(fd),
-            Opened::There => None,
+        self.opened.retain(|id, opened| {
+            let closes = which(*id);
+            if let Opened::Here(fd) | Opened::Given(fd) = opened
+                && closes
+            {
+                program.call(Sysno::close, [(*fd).into()]);
+                program.tolerate();
+            }
+            !closes
         });
-        for fd in opened.chain(self.shared_fds.values()) {
-            program.call(Sysno::close, [(*fd).into()]);
-            program.tolerate();
+        if self.opened.is_empty() {
+            for fd in std::mem::take(&mut self.shared_fds).into_values() {
+                program.call(Sysno::close, [fd.into()]);
+                program.tolerate();
+            }
         }
         if let Err(error) = Local.run(&program) {
             tracing::error!(%error, "files of the restore could not be closed");
         }
+    }
+}
+
+impl Drop for Files<'_> {
+    fn drop(&mut self) {
+        self.close(|_| true);
     }
 }

@@ -37,6 +37,7 @@ pub mod kinds {
     mod epoll;
     mod eventfd;
     mod fifo;
+    pub(crate) mod memfd;
     mod pipe;
     mod regular;
     mod signalfd;
@@ -45,6 +46,7 @@ pub mod kinds {
     pub use epoll::Epoll;
     pub use eventfd::Eventfd;
     pub use fifo::Fifo;
+    pub use memfd::Memfd;
     pub use pipe::Pipe;
     pub use regular::Regular;
     pub use signalfd::Signalfd;
@@ -56,13 +58,14 @@ pub const KINDS: &[&dyn criu_kind::AnyFileKind] = &[
     &kinds::Epoll,
     &kinds::Eventfd,
     &kinds::Fifo,
+    &kinds::Memfd,
     &kinds::Pipe,
     &kinds::Regular,
     &kinds::Signalfd,
     &kinds::Timerfd,
 ];
 
-pub use collector::{Collector, FdTable};
+pub use collector::{Collector, FdTable, Memory};
 pub use files::Files;
 pub use link::Names;
 pub use options::{DumpOptions, RestoreOptions, Validation};

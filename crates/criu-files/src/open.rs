@@ -100,7 +100,7 @@ impl Files<'_> {
         let flags = saved.kind.flags(&saved.entry).unwrap_or(0);
         let is_path = flags & O_PATH != 0;
         let mut program = Program::new();
-        if saved.entry.reg.is_none() && saved.kind.flags(&saved.entry).is_some() {
+        if saved.entry.reg.is_none() && saved.kind.flags(&saved.entry).is_some() && !is_path {
             program.fcntl(fd, libc::F_SETFL, flags & SETTABLE);
         }
         if let Some(owner) = saved.kind.owner(&saved.entry)

@@ -48,6 +48,12 @@ impl Ground {
         let busy = own
             .into_iter()
             .chain(images.iter().flat_map(SpaceImage::busy));
+        // A call of 32-bit code reaches no further.
+        let highest = if images.iter().any(SpaceImage::is_compat) {
+            highest.min(FROM)
+        } else {
+            highest
+        };
         let at = hole(busy.collect(), size + park, highest).ok_or_else(|| {
             let fact = format!(
                 "no address range of {} bytes is free in all processes",

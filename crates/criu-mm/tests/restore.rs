@@ -149,7 +149,10 @@ fn dump_with_registers(pids: &[Pid], store: &Memory) -> (Vec<Space>, Files, Vec<
     let mut registers = Vec::new();
     for tracee in &mut tracees {
         let thread = &tracee.threads()[0];
-        registers.push((thread.natural().reborn(criu_tracee::arch::Next::Resume), thread.mask().to_vec()));
+        registers.push((
+            thread.natural().reborn(criu_tracee::arch::Next::Resume),
+            thread.mask().to_vec(),
+        ));
         let proc = ProcDir::open(tracee.pid()).expect("it lives");
         let options = SurveyOptions {
             allow_uprobes: false,
@@ -541,7 +544,6 @@ _start:
     jmp 1b
 "#;
 
-#[cfg(target_arch = "x86_64")]
 #[test]
 fn a_32_bit_process_goes_on() {
     let dir = tempfile::tempdir().expect("a directory");

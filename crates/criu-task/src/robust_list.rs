@@ -1,12 +1,14 @@
 //! The futexes to release when the thread dies: set_robust_list(2).
 //!
-//! Not preserved: the second list that a 32-bit thread of a 64-bit kernel has.
+//! A 32-bit thread of a 64-bit kernel has another list for that, asked and set by calls of 32-bit code;
+//! the image has no field for it, so it is in the extension.
 
 use criu_kind::{Answer, Aspect, Result, Saved, ThreadView};
-use criu_tracee::{Local, Program, Site, Sysno};
+use criu_tracee::arch::{Arch, Regs};
+use criu_tracee::{Local, Native, Program, Site, Sysno};
 
 use crate::entries;
-use crate::words::{WORD, word};
+use crate::words::{WORD, int, word};
 
 #[derive(Debug)]
 pub(crate) struct RobustList;
@@ -16,8 +18,20 @@ impl Aspect for RobustList {
         "robust_list"
     }
 
-    fn ask(&self, _: &ThreadView<'_>, _: &mut Program) -> Result<Answer> {
-        Ok(Box::new(|view, _, draft| {
+    fn ask(&self, view: &ThreadView<'_>, program: &mut Program) -> Result<Answer> {
+        let compat = Native::COMPAT.filter(|_| view.thread.natural().is_compat());
+        let compat = compat.map(|abi| {
+            let (head, length) = (program.room(4), program.room(4));
+            program.call(
+                Sysno::get_robust_list,
+                [0.into(), head.into(), length.into()],
+            );
+            program.compat(abi.get_robust_list);
+            head
+        });
+        Ok(Box::new(move |view, outcome, draft| {
+            let list = compat.map(|head| int(outcome.bytes(head), 0));
+            draft.ext.compat_robust_list = list.filter(|list| *list != 0);
             let mut program = Program::new();
             let (head, length) = (program.room(WORD), program.room(WORD));
             let tid = view.thread.tid().as_raw();
@@ -41,6 +55,13 @@ impl Aspect for RobustList {
         let thread = entries::thread(saved)?;
         if thread.futex_rla != 0 {
             program.set_robust_list(thread.futex_rla, thread.futex_rla_len);
+        }
+        let list = saved.ext.and_then(|ext| ext.compat_robust_list);
+        if let (Some(list), Some(abi)) = (list, Native::COMPAT) {
+            /// `struct compat_robust_list_head`.
+            const HEAD: u32 = 12;
+            program.set_robust_list(list, HEAD);
+            program.compat(abi.set_robust_list);
         }
         Ok(())
     }

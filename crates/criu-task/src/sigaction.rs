@@ -1,8 +1,8 @@
 //! What a process does with each signal: sigaction(2).
 //!
 //! An image has an entry for every signal but SIGKILL and SIGSTOP, in order, without numbers.
-//! Not restored: handlers of 32-bit tasks. The kernel notes in which mode the call is made, and the
-//! calls of a program are 64-bit.
+//! The kernel notes in which mode the call is made, and delivers the signal so: a 32-bit handler is set
+//! by a call of 32-bit code.
 
 use criu_image::pb;
 use criu_kind::{Answer, Aspect, Error, Result, Saved, ThreadView};
@@ -60,12 +60,14 @@ impl Aspect for Sigaction {
             ));
         }
         for (signal, action) in signals().zip(actions) {
-            if action.compat_sigaction() && action.sigaction > 1 {
-                let fact = format!("a 32-bit handler of signal {signal}");
-                return Err(Error::unsupported(fact, "restore this task with CRIU"));
-            }
-            let bytes = program.bytes(encode(action));
+            let compat =
+                Native::COMPAT.filter(|_| action.compat_sigaction() && action.sigaction > 1);
+            let (layout, word) = compat.map_or((LAYOUT, WORD), |abi| (abi.sigaction, 4));
+            let bytes = program.bytes(encode(action, layout, word));
             program.rt_sigaction(signal, bytes, 0, Native::SIGSET);
+            if let Some(abi) = compat {
+                program.compat(abi.rt_sigaction);
+            }
         }
         Ok(())
     }
@@ -83,14 +85,47 @@ fn decode(bytes: &[u8], compat: bool) -> pb::SaEntry {
     }
 }
 
-fn encode(entry: &pb::SaEntry) -> Vec<u8> {
-    let mut bytes = vec![0; LAYOUT.size];
-    put(&mut bytes, LAYOUT.handler, WORD, entry.sigaction);
-    put(&mut bytes, LAYOUT.flags.0, LAYOUT.flags.1, entry.flags);
-    if let Some(at) = LAYOUT.restorer {
-        put(&mut bytes, at, WORD, entry.restorer);
+fn encode(entry: &pb::SaEntry, layout: SigactionLayout, word: usize) -> Vec<u8> {
+    let mut bytes = vec![0; layout.size];
+    put(&mut bytes, layout.handler, word, entry.sigaction);
+    put(&mut bytes, layout.flags.0, layout.flags.1, entry.flags);
+    if let Some(at) = layout.restorer {
+        put(&mut bytes, at, word, entry.restorer);
     }
     let mask = to_sigset(entry.mask, entry.mask_extended);
-    bytes[LAYOUT.mask..LAYOUT.mask + mask.len()].copy_from_slice(&mask);
+    bytes[layout.mask..layout.mask + mask.len()].copy_from_slice(&mask);
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Thread, check_dress};
+    use expect_test::expect;
+
+    #[test]
+    fn a_32_bit_handler_is_set_as_32_bit_code_sets_it() {
+        let mut thread = Thread::new();
+        let mut actions = vec![pb::SaEntry::default(); signals().count()];
+        let mut action = pb::SaEntry {
+            sigaction: 0x0804_9000,
+            flags: 0x0400_0000,
+            restorer: 0x0804_9100,
+            ..pb::SaEntry::default()
+        };
+        action.compat_sigaction = Some(true);
+        actions[0] = action;
+        thread.task().sigactions = actions;
+        let mut program = Program::new();
+        Sigaction
+            .dress(&thread.saved(), &mut program)
+            .expect("a whole table");
+        let listing = program.to_string();
+        let first = listing.lines().next().expect("a call");
+        let wanted =
+            "$0 = compat_rt_sigaction(1, <0090040800000004009104080000000000000000>, 0, 8)";
+        assert_eq!(first, wanted);
+        thread.task().sigactions.clear();
+        check_dress(&Sigaction, &thread, expect![[""]]);
+    }
 }

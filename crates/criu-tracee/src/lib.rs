@@ -36,7 +36,7 @@ pub use error::{CallError, Error, Result};
 pub use fds::{fetch_fd, pidfd_open};
 pub use local::Local;
 pub use memory::{Memory, PagemapScan, Region};
-pub use native::{FpLayout, Native, NativeRegs, fp_layout};
+pub use native::{FpLayout, Native, NativeRegs, fp_layout, identify};
 pub use program::{Arg, Blob, Call, Program, Ret};
 pub use ptrace::{RseqConfiguration, SigInfo};
 pub use rseq::Rseq;

@@ -17,9 +17,10 @@ pub fn fp_layout() -> FpLayout {
     Native::fp_layout(&identify)
 }
 
-/// CPUID.
+/// What the processor says of itself, as the architecture's crate asks it: on x86 this is CPUID, a
+/// function of leaf and subleaf that gives eax, ebx, ecx, edx.
 #[cfg(target_arch = "x86_64")]
-fn identify(leaf: u32, subleaf: u32) -> [u32; 4] {
+pub fn identify(leaf: u32, subleaf: u32) -> [u32; 4] {
     let answer = std::arch::x86_64::__cpuid_count(leaf, subleaf);
     [answer.eax, answer.ebx, answer.ecx, answer.edx]
 }

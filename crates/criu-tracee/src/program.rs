@@ -24,6 +24,8 @@ pub enum Arg {
     Ret(Ret),
     /// The address of a blob, plus an offset.
     Blob(Blob, u32),
+    /// The word that lies at this address of the site when the call is made.
+    Cell(u64),
 }
 
 /// One call.
@@ -35,6 +37,8 @@ pub struct Call {
     pub args: Vec<Arg>,
     /// Whether a failure is an answer rather than an end.
     pub tolerate: bool,
+    /// Its number in the table of 32-bit code, if it is to be made as such code makes it.
+    pub compat: Option<u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -76,6 +80,7 @@ impl Program {
             sysno,
             args: args.to_vec(),
             tolerate: false,
+            compat: None,
         });
         Ret(count(self.calls.len() - 1))
     }
@@ -97,6 +102,14 @@ impl Program {
     pub fn tolerate(&mut self) {
         if let Some(call) = self.calls.last_mut() {
             call.tolerate = true;
+        }
+    }
+
+    /// Makes the last call one of 32-bit code, with its number there. Only for a task of such code: no
+    /// other has its room where that can reach.
+    pub fn compat(&mut self, number: u32) {
+        if let Some(call) = self.calls.last_mut() {
+            call.compat = Some(number);
         }
     }
 
@@ -148,7 +161,8 @@ impl Program {
     pub(crate) fn text(&self, index: usize) -> String {
         let call = &self.calls[index];
         let args: Vec<String> = call.args.iter().map(|arg| self.arg_text(arg)).collect();
-        format!("{}({})", call.sysno, args.join(", "))
+        let compat = if call.compat.is_some() { "compat_" } else { "" };
+        format!("{compat}{}({})", call.sysno, args.join(", "))
     }
 
     fn arg_text(&self, arg: &Arg) -> String {
@@ -159,6 +173,7 @@ impl Program {
             Arg::Word(word) if *word < 4096 => word.to_string(),
             Arg::Word(word) => format!("{word:#x}"),
             Arg::Ret(ret) => format!("${}", ret.0),
+            Arg::Cell(at) => format!("*{at:#x}"),
             Arg::Blob(blob, offset) => {
                 let data = &self.data[blob.0 as usize];
                 let text = blob_text(data);

@@ -13,7 +13,7 @@ use crate::keep::{self, Tail};
 use crate::memory::Memory;
 use crate::native::{Native, NativeRegs};
 use crate::place::Place;
-use crate::program::Program;
+use crate::program::{Blob, Program};
 use crate::ptrace::{self, SigInfo};
 use crate::rseq::Rseq;
 use crate::run::{self, Workplace};
@@ -364,12 +364,20 @@ impl Tracee {
         let args = [hint, size, prot.into(), flags.into(), u64::MAX, 0];
         let rooms = run::once(self, code, heal, syscalls::Sysno::mmap, args)?.cast_unsigned();
         self.workplace = Some(Workplace { code, rooms, size });
-        self.write_heal(0, heal, (rooms, size), 0)?;
+        self.write_heal(0, heal, self.unmap(), 0)?;
         for index in 1..self.threads.len() {
             let at = run::room(rooms, index).start;
             self.write_heal(index, at, (0, 0), 0)?;
         }
         Ok(())
+    }
+
+    /// What a leader that heals itself unmaps: the rooms, if no other thread may still be in its own.
+    fn unmap(&self) -> (u64, u64) {
+        match &self.workplace {
+            Some(workplace) if self.threads.len() == 1 => (workplace.rooms, workplace.size),
+            _ => (0, 0),
+        }
     }
 
     fn write_heal(&self, index: usize, at: u64, unmap: (u64, u64), undo: u64) -> Result<()> {
@@ -391,7 +399,6 @@ impl Tracee {
             return Ok(());
         };
         let at = workplace.rooms + LEADER_ROOM - UNDO_ROOM;
-        let unmap = (workplace.rooms, workplace.size);
         let mut undo = 0;
         if let Some(program) = program
             && let Some(bytes) = run::undo(program, at)?
@@ -399,7 +406,15 @@ impl Tracee {
             self.memory.write(at, &bytes)?;
             undo = at;
         }
-        self.write_heal(0, self.heal_at(0), unmap, undo)
+        self.write_heal(0, self.heal_at(0), self.unmap(), undo)
+    }
+
+    /// Where a blob will lie when the leader runs this program, which must fit one batch: for a
+    /// [`Tracee::set_undo`] that has to know what the program will have written there.
+    pub fn address_of(&mut self, program: &Program, blob: Blob) -> Result<Option<u64>> {
+        self.install()?;
+        let workplace = self.workplace.ok_or(Error::NoPlace(self.pid))?;
+        run::address_of(&workplace, program, blob)
     }
 
     pub(crate) fn heal_at(&self, index: usize) -> u64 {

@@ -6,6 +6,8 @@ use std::path::Path;
 use criu_image::desc::CPUINFO;
 use criu_image::pb::CpuinfoEntry;
 use criu_image::{ImageId, ImageReader, ImageWriter};
+use criu_tracee::Native;
+use criu_tracee::arch::Arch;
 
 use crate::error::{Failure, Kind};
 use crate::options::{CpuCap, CpuinfoOptions};
@@ -86,13 +88,7 @@ pub fn compare(written: &CpuinfoEntry, here: &CpuinfoEntry, cap: CpuCap) -> Resu
     Err(Failure::new(Kind::Incompatible, "cpuinfo", text).remedy("--cpu-cap says what must match"))
 }
 
-/// The instruction, where there is one. The architecture crates will take this.
+/// The instruction, on a machine of this family.
 fn cpuid() -> Option<x86_cpu::Cpuid> {
-    #[cfg(target_arch = "x86_64")]
-    return Some(|leaf, subleaf| {
-        let answer = std::arch::x86_64::__cpuid_count(leaf, subleaf);
-        [answer.eax, answer.ebx, answer.ecx, answer.edx]
-    });
-    #[cfg(not(target_arch = "x86_64"))]
-    None
+    (Native::NAME == "x86_64").then_some(criu_tracee::identify)
 }

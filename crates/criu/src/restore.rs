@@ -133,6 +133,7 @@ fn file_options(options: &RestoreOptions) -> criu_files::RestoreOptions {
             .map(|given| (given.key.clone(), given.fd))
             .collect(),
         root: None,
+        memory: criu_mm::bring_object,
     }
 }
 

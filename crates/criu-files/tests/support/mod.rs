@@ -31,6 +31,8 @@ impl Script {
             .arg(directory)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            // Ours may be a log that grows meanwhile.
+            .stderr(Stdio::null())
             .spawn()
             .expect("python3 runs");
         let mut line = String::new();
@@ -62,6 +64,8 @@ pub(crate) fn dump_options() -> DumpOptions {
         file_locks: false,
         validation: Validation::BuildId,
         external: Vec::new(),
+        tree: Vec::new(),
+        namespaces: Vec::new(),
     }
 }
 
@@ -71,6 +75,7 @@ pub(crate) fn restore_options() -> RestoreOptions {
         skip_permissions: false,
         inherited: Vec::new(),
         root: None,
+        memory: |_, _, _, _| Ok(()),
     }
 }
 
