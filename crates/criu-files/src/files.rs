@@ -115,7 +115,12 @@ impl<'s> Files<'s> {
             cache: Cache::new(),
             here: Local,
         };
-        files.take_entries(entries, &kinds)?;
+        // That is memory, and no task has it as a file.
+        let memory = criu_image::shmem::anonymous(store)?;
+        let entries = entries
+            .into_iter()
+            .filter(|entry| !memory.contains_key(&FileId::new(entry.id)));
+        files.take_entries(entries.collect(), &kinds)?;
         files.take_tables()?;
         files.take_remaps()?;
         Ok(files)

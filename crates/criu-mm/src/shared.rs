@@ -257,6 +257,10 @@ impl Shared {
                 }
             }
         }
+        for (id, size) in images.iter().flat_map(|image| &image.sizes) {
+            let entry = sizes.entry(*id).or_default();
+            entry.0 = entry.0.max(size.next_multiple_of(page_size()));
+        }
         let mut objects = BTreeMap::new();
         for (id, (size, noreserve)) in sizes {
             let image = desc::SHMEM_PAGEMAP.file_name(id);
