@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use criu_arch::{Arch, HealContext, Regs, Timeout, TimeoutForm};
-use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
