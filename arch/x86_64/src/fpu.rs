@@ -33,8 +33,10 @@ pub fn component_name(bit: u32) -> String {
 }
 
 /// Bytes of the legacy region: x87 and SSE, as FXSAVE writes them.
+#[cfg(feature = "image")]
 pub(crate) const LEGACY: usize = 512;
 /// Offset of the component bitmap in the header behind it.
+#[cfg(feature = "image")]
 pub(crate) const XSTATE_BV: usize = 512;
 /// The first byte behind the header.
 const EXTENDED: usize = 576;

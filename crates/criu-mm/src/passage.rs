@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use criu_kind::Result;
 use criu_tracee::arch::Arch;
-use criu_tracee::{Blob, Ret};
+use criu_tracee::{Arg, Blob, Ret};
 use criu_tracee::{Job, Native, Outcome, Program, Tracee, fetch_fd, pidfd_open, run_all};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
@@ -18,7 +18,8 @@ pub(crate) fn hand_over(
 ) -> Result<Vec<Option<i32>>> {
     let mut pairs = Vec::with_capacity(files.len());
     let mut program = Program::new();
-    let fds = program.room(8);
+    // Not yet descriptors, for whoever has to close them.
+    let fds = program.in_out(NONE);
     let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
     let made = program.socketpair(libc::AF_UNIX, kind, 0, fds);
     program.tolerate();
@@ -26,13 +27,20 @@ pub(crate) fn hand_over(
         .iter()
         .map(|(tracee, _)| job(*tracee, &program))
         .collect();
+    for (tracee, _) in files {
+        let tracee = &mut tracees[*tracee];
+        if let Some(at) = tracee.address_of(&program, fds)? {
+            tracee.memory().write(at, &NONE)?;
+            tracee.set_undo(Some(&closing(&[Arg::Cell(at), Arg::Cell(at + 4)])))?;
+        }
+    }
     for (outcome, (tracee, _)) in run_all(tracees, &jobs)?.iter().zip(files) {
         let pair = outcome.get(made).ok().map(|_| {
             let fds = outcome.bytes(fds);
             (int(fds, 0), int(fds, 4))
         });
         if let Some((one, other)) = pair {
-            tracees[*tracee].set_undo(Some(&closing(&[one, other])))?;
+            tracees[*tracee].set_undo(Some(&closing(&[one.into(), other.into()])))?;
         }
         pairs.push(pair);
     }
@@ -40,6 +48,9 @@ pub(crate) fn hand_over(
     for ((tracee, file), pair) in files.iter().zip(&pairs) {
         let sent = pair.is_some_and(|(_, sender)| send(&tracees[*tracee], sender, *file).is_some());
         receivers.push(receive(*pair, sent));
+    }
+    for ((tracee, _), (receiver, pair)) in files.iter().zip(receivers.iter().zip(&pairs)) {
+        receiver.guard(&mut tracees[*tracee], *pair)?;
     }
     let programs = files.iter().zip(&receivers);
     let jobs: Vec<Job<'_>> = programs
@@ -49,7 +60,7 @@ pub(crate) fn hand_over(
     let mut numbers = Vec::with_capacity(files.len());
     for ((receiver, outcome), (tracee, _)) in receivers.iter().zip(&outcomes).zip(files) {
         let number = receiver.number(outcome);
-        let undo = number.map(|fd| closing(&[fd]));
+        let undo = number.map(|fd| closing(&[fd.into()]));
         tracees[*tracee].set_undo(undo.as_ref())?;
         numbers.push(number);
     }
@@ -57,7 +68,7 @@ pub(crate) fn hand_over(
 }
 
 /// What a process does whose tracer dies while it has descriptors of ours.
-fn closing(fds: &[i32]) -> Program {
+fn closing(fds: &[Arg]) -> Program {
     let mut program = Program::new();
     for fd in fds {
         program.close(*fd);
@@ -66,12 +77,31 @@ fn closing(fds: &[i32]) -> Program {
     program
 }
 
+/// No descriptor: what a cell has to hold before anybody may be told to close it.
+const NONE: [u8; 16] = [0xff; 16];
+
 struct Receiver {
     program: Program,
     answer: Option<(Ret, Blob)>,
 }
 
 impl Receiver {
+    /// What is closed if the tracer dies before it knows the number.
+    fn guard(&self, tracee: &mut Tracee, pair: Option<(i32, i32)>) -> Result<()> {
+        let Some((one, other)) = pair else {
+            return Ok(());
+        };
+        let mut fds = vec![one.into(), other.into()];
+        if let Some((_, control)) = self.answer
+            && let Some(at) = tracee.address_of(&self.program, control)?
+        {
+            let at = at + FD_AT as u64;
+            tracee.memory().write(at, &NONE)?;
+            fds.push(Arg::Cell(at));
+        }
+        Ok(tracee.set_undo(Some(&closing(&fds)))?)
+    }
+
     /// The descriptor that came.
     fn number(&self, outcome: &Outcome) -> Option<i32> {
         let (call, control) = self.answer?;
@@ -94,7 +124,8 @@ fn receive(pair: Option<(i32, i32)>, sent: bool) -> Receiver {
             let iov = program.bytes(vec![0; 2 * Native::WORD]);
             program.link(iov, 0, byte);
             program.link(iov, Native::WORD, 1);
-            let control = program.room(FD_AT + 16);
+            // No descriptor until one comes.
+            let control = program.in_out(vec![0xff; FD_AT + 16]);
             // `struct msghdr`: name, its length, iov, count, control, its length, flags.
             let message = program.bytes(vec![0; 7 * Native::WORD]);
             program.link(message, 2 * Native::WORD, iov);

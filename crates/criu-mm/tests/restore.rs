@@ -149,7 +149,10 @@ fn dump_with_registers(pids: &[Pid], store: &Memory) -> (Vec<Space>, Files, Vec<
     let mut registers = Vec::new();
     for tracee in &mut tracees {
         let thread = &tracee.threads()[0];
-        registers.push((thread.natural().reborn(criu_tracee::arch::Next::Resume), thread.mask().to_vec()));
+        registers.push((
+            thread.natural().reborn(criu_tracee::arch::Next::Resume),
+            thread.mask().to_vec(),
+        ));
         let proc = ProcDir::open(tracee.pid()).expect("it lives");
         let options = SurveyOptions {
             allow_uprobes: false,

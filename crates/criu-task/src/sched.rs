@@ -62,7 +62,8 @@ impl Aspect for Sched {
         let mut attr = vec![0; ATTR];
         put(&mut attr, 0, 4, ATTR as u64);
         put(&mut attr, 4, 4, (policy & !SCHED_RESET_ON_FORK).into());
-        put(&mut attr, 8, 8, u64::from(reset) * SCHED_FLAG_RESET_ON_FORK);
+        let reset = u64::from(reset) * SCHED_FLAG_RESET_ON_FORK;
+        put(&mut attr, 8, 8, reset);
         put(&mut attr, 16, 4, i64::from(nice).cast_unsigned());
         put(&mut attr, 20, 4, thread.sched_prio.unwrap_or(0).into());
         if policy & !SCHED_RESET_ON_FORK == SCHED_DEADLINE {
@@ -71,8 +72,7 @@ impl Aspect for Sched {
                 let fact = "a thread is scheduled by deadlines that the image does not tell";
                 Error::unsupported(fact, "dump it with criu-rs")
             })?;
-            let flags = times.flags.unwrap_or(0) | u64::from(reset) * SCHED_FLAG_RESET_ON_FORK;
-            put(&mut attr, 8, 8, flags);
+            put(&mut attr, 8, 8, times.flags.unwrap_or(0) | reset);
             put(&mut attr, 24, 8, times.runtime);
             put(&mut attr, 32, 8, times.deadline);
             put(&mut attr, 40, 8, times.period);
@@ -88,6 +88,27 @@ mod tests {
     use super::*;
     use crate::testing::{Thread, check_dress};
     use expect_test::expect;
+
+    #[test]
+    fn deadlines_are_in_the_extension_or_refused() {
+        let mut thread = Thread::new();
+        thread.core_thread().sched_policy = Some(SCHED_DEADLINE);
+        assert!(Sched.dress(&thread.saved(), &mut Program::new()).is_err());
+        thread.ext.deadline = Some(pb::SchedDeadlineEntry {
+            runtime: 1,
+            deadline: 2,
+            period: 3,
+            flags: Some(4),
+        });
+        check_dress(
+            &Sched,
+            &thread,
+            expect![[r#"
+            $0 = setpriority(0, 0, 0)
+            $1 = sched_setattr(0, <300000000600000004000000000000000000000000000000010000000000000002000000000000000300000000000000>, 0)
+        "#]],
+        );
+    }
 
     #[test]
     fn a_round_robin_thread_that_resets_on_fork() {

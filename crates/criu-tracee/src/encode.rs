@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use crate::error::{CallError, Error, Result};
 use crate::native::Native;
-use crate::program::{Arg, Data, Program};
+use crate::program::{Arg, Blob, Data, Program};
 use crate::site::Outcome;
 
 const LAYOUT: RecordLayout = RecordLayout::new(Native::WORD);
@@ -34,6 +34,13 @@ pub(crate) struct Progress<'p> {
     program: &'p Program,
     next: usize,
     outcome: Outcome,
+}
+
+impl Chunk {
+    /// Where in the chunk a blob lies.
+    pub(crate) fn offset_of(&self, blob: Blob) -> Option<usize> {
+        self.blobs.get(&blob.0).copied()
+    }
 }
 
 impl<'p> Progress<'p> {
@@ -93,13 +100,14 @@ impl<'p> Progress<'p> {
         data.links.iter().any(|(_, link)| match link {
             Arg::Ret(ret) => ret.0 as usize >= first,
             Arg::Blob(..) => self.waits_for_chunk(link, first),
-            Arg::Word(_) => false,
+            Arg::Word(_) | Arg::Cell(_) => false,
         })
     }
 
     fn reserve(&self, plan: &mut Plan, arg: &Arg) {
         match arg {
             Arg::Word(word) => plan.word(*word),
+            Arg::Cell(_) => {}
             Arg::Ret(ret) => {
                 if let Some(value) = self.outcome.known(*ret) {
                     plan.word(value.cast_unsigned());
@@ -142,7 +150,7 @@ impl<'p> Progress<'p> {
             bytes[at..at + content.len()].copy_from_slice(content);
             for (offset, link) in &data.links {
                 let value = match link {
-                    Arg::Word(word) => *word,
+                    Arg::Word(word) | Arg::Cell(word) => *word,
                     Arg::Ret(ret) => self.outcome.known(*ret).unwrap_or(0).cast_unsigned(),
                     Arg::Blob(target, shift) => address(target.0, *shift),
                 };
@@ -164,6 +172,7 @@ impl<'p> Progress<'p> {
             for (slot, arg) in args.iter_mut().zip(&call.args) {
                 *slot = match arg {
                     Arg::Word(word) => word_address(PoolWord::Literal(*word)),
+                    Arg::Cell(at) => *at,
                     Arg::Blob(blob, offset) => word_address(PoolWord::Address(blob.0, *offset)),
                     Arg::Ret(ret) => match self.outcome.known(*ret) {
                         Some(value) => word_address(PoolWord::Literal(value.cast_unsigned())),

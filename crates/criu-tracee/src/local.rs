@@ -196,6 +196,7 @@ impl Site for Local {
                     Arg::Blob(..) => wants_address,
                     Arg::Word(word) => !wants_address || *word == 0,
                     Arg::Ret(_) => !wants_address,
+                    Arg::Cell(_) => false,
                 };
                 if !fits {
                     return Err(Error::Refused(call.sysno));
@@ -249,7 +250,7 @@ fn run(program: &Program) -> Result<Outcome> {
 
 fn resolve(arg: &Arg, outcome: &Outcome, bases: &[u64]) -> u64 {
     match arg {
-        Arg::Word(word) => *word,
+        Arg::Word(word) | Arg::Cell(word) => *word,
         Arg::Ret(ret) => outcome.known(*ret).unwrap_or(0).cast_unsigned(),
         Arg::Blob(blob, offset) => bases[blob.0 as usize] + u64::from(*offset),
     }

@@ -24,6 +24,8 @@ pub enum Arg {
     Ret(Ret),
     /// The address of a blob, plus an offset.
     Blob(Blob, u32),
+    /// The word that lies at this address of the site when the call is made.
+    Cell(u64),
 }
 
 /// One call.
@@ -171,6 +173,7 @@ impl Program {
             Arg::Word(word) if *word < 4096 => word.to_string(),
             Arg::Word(word) => format!("{word:#x}"),
             Arg::Ret(ret) => format!("${}", ret.0),
+            Arg::Cell(at) => format!("*{at:#x}"),
             Arg::Blob(blob, offset) => {
                 let data = &self.data[blob.0 as usize];
                 let text = blob_text(data);

@@ -8,7 +8,7 @@ use syscalls::Sysno;
 use crate::encode::{Chunk, Progress, failure};
 use crate::error::{CallError, Error, Result};
 use crate::native::Native;
-use crate::program::Program;
+use crate::program::{Blob, Program};
 use crate::site::Outcome;
 use crate::stop::{Hold, Running, Stop};
 use crate::tracee::{HEAL_ROOM, LEADER_ROOM, THREAD_ROOM, Tracee, UNDO_ROOM};
@@ -132,10 +132,7 @@ fn begin(
         tracee.install()?;
     }
     let workplace = tracee.workplace.ok_or(Error::NoPlace(pid))?;
-    let room = room(workplace.rooms, place);
-    let base = room.start + HEAL_ROOM;
-    let size =
-        usize::try_from(room.end - base - if thread == 0 { UNDO_ROOM } else { 0 }).unwrap_or(0);
+    let (base, size) = batch_room(&workplace, thread, place);
     let Some(chunk) = progress.chunk(base, size)? else {
         return Ok(None);
     };
@@ -183,6 +180,29 @@ pub(crate) fn once(
         .into()),
         None => Ok(ret),
     }
+}
+
+/// Where a blob of a program's first batch will lie in the leader's room.
+pub(crate) fn address_of(
+    workplace: &Workplace,
+    program: &Program,
+    blob: Blob,
+) -> Result<Option<u64>> {
+    let (base, size) = batch_room(workplace, 0, 0);
+    let chunk = Progress::new(program).chunk(base, size)?;
+    Ok(chunk.and_then(|chunk| Some(base + chunk.offset_of(blob)? as u64)))
+}
+
+/// Where a thread's batches lie in the room of `place`, and how large they may be.
+fn batch_room(workplace: &Workplace, thread: usize, place: usize) -> (u64, usize) {
+    let room = room(workplace.rooms, place);
+    let base = room.start + HEAL_ROOM;
+    let kept = if thread == 0 || place == 0 {
+        UNDO_ROOM
+    } else {
+        0
+    };
+    (base, usize::try_from(room.end - base - kept).unwrap_or(0))
 }
 
 /// A program as bytes for when nobody is there to read its results.

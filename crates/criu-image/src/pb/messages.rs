@@ -2338,6 +2338,9 @@ pub struct EpollExtEntry {
     /// The file.
     #[prost(uint32, required, tag = "3")]
     pub file_id: u32,
+    /// The number it was added under, when the entry of the set has the one it has now.
+    #[prost(uint32, optional, tag = "4")]
+    pub tfd: ::core::option::Option<u32>,
 }
 impl ::prost::Name for EpollExtEntry {
     const NAME: &'static str = "epoll_ext_entry";

@@ -307,6 +307,7 @@ Message { name: "epoll_ext_entry", file: "criu-rs-files", fields: &[
 Field { number: 1, name: "epoll_id", label: Required, ty: Uint32, display: Plain },
 Field { number: 2, name: "index", label: Required, ty: Uint32, display: Plain },
 Field { number: 3, name: "file_id", label: Required, ty: Uint32, display: Plain },
+Field { number: 4, name: "tfd", label: Optional, ty: Uint32, display: Plain },
 ] },
 Message { name: "eventfd_file_entry", file: "eventfd", fields: &[
 Field { number: 1, name: "id", label: Required, ty: Uint32, display: Plain },
