@@ -60,12 +60,16 @@ impl View {
 
     /// Refuses any difference but one mapping more in each process. Says how many have one.
     pub(crate) fn compare(&self, after: &Self) -> Result<usize> {
-        ensure!(
-            self.processes.keys().eq(after.processes.keys()),
-            "processes {:?}, before it {:?}",
-            after.processes.keys(),
-            self.processes.keys()
-        );
+        for pid in after.processes.keys() {
+            ensure!(self.processes.contains_key(pid), "process {pid} is new");
+        }
+        for pid in self.processes.keys() {
+            ensure!(
+                after.processes.contains_key(pid),
+                "process {pid} is gone: {}",
+                end(*pid)
+            );
+        }
         let mut more = 0;
         for ((pid, before), after) in self.processes.iter().zip(after.processes.values()) {
             same("thread", &before.threads, &after.threads)
@@ -80,12 +84,15 @@ impl View {
 }
 
 fn same(what: &str, before: &BTreeMap<i32, String>, after: &BTreeMap<i32, String>) -> Result<()> {
-    ensure!(
-        before.keys().eq(after.keys()),
-        "{what}s {:?}, before it {:?}",
-        after.keys(),
-        before.keys()
-    );
+    for number in before.keys() {
+        ensure!(after.contains_key(number), "{what} {number} is gone");
+    }
+    for (number, after) in after {
+        ensure!(
+            before.contains_key(number),
+            "{what} {number} is new: {after:?}"
+        );
+    }
     for ((number, before), after) in before.iter().zip(after.values()) {
         ensure!(
             before == after,
@@ -93,6 +100,20 @@ fn same(what: &str, before: &BTreeMap<i32, String>, after: &BTreeMap<i32, String
         );
     }
     Ok(())
+}
+
+/// How a process ended that nobody has waited for: the last number of `/proc/PID/stat` is what wait(2) will say.
+fn end(pid: i32) -> String {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    match stat
+        .split_whitespace()
+        .last()
+        .and_then(|word| word.parse::<i32>().ok())
+    {
+        Some(status) if status & 127 != 0 => format!("killed by signal {}", status & 127),
+        Some(status) => format!("exited with {}", status >> 8),
+        None => "no trace of it".to_owned(),
+    }
 }
 
 /// Allows for one line more; or, as mappings that touch may merge, one in place of those it covers.

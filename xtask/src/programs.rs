@@ -252,12 +252,12 @@ fn once(
         target.end()?;
         return Err(error);
     }
+    // Every time it is dumped at another moment.
+    std::thread::sleep(Duration::from_millis(u64::from(time * 37 % 100)));
     if let Err(error) = no_sockets() {
         target.end()?;
         return Err(error);
     }
-    // Every time it is dumped at another moment.
-    std::thread::sleep(Duration::from_millis(u64::from(time * 37 % 100)));
     let mut target = Some(target);
     let mut took = Vec::new();
     for generation in 1..=options.generations {

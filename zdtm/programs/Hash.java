@@ -1,16 +1,17 @@
 // Four threads, each with a chain of hashes: a link is the SHA-256 of the one before.
 
+import java.io.BufferedReader;
+import java.io.File;
+import java.io.FileReader;
 import java.io.FileWriter;
 import java.io.RandomAccessFile;
-import java.nio.file.Files;
-import java.nio.file.Path;
-import java.nio.file.StandardCopyOption;
 import java.security.MessageDigest;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HexFormat;
 import java.util.List;
 
+// Without java.nio: that keeps one end of a socket pair, to close descriptors with.
 class Hash {
     static final int THREADS = 4;
     // Every so many links one is remembered, so that the way from there to the next can be walked again.
@@ -84,7 +85,7 @@ class Hash {
             progress.write(text.toString().getBytes());
             if (!ready && least > 2) {
                 ready = true;
-                Files.write(Path.of("ready"), new byte[0]);
+                new File("ready").createNewFile();
             }
         }
     }
@@ -98,17 +99,19 @@ class Hash {
                 byte[] last = worker.stones.get(worker.length);
                 text.append(worker.length + " " + HexFormat.of().formatHex(last) + "\n");
             }
-            Files.write(Path.of("result.new"), text.toString().getBytes());
-            Files.move(Path.of("result.new"), Path.of("result"), StandardCopyOption.ATOMIC_MOVE);
+            try (FileWriter file = new FileWriter("result.new")) {
+                file.write(text.toString());
+            }
+            new File("result.new").renameTo(new File("result"));
         } catch (Exception error) {
             wrong("at the end: " + error);
         }
     }
 
     static void check() throws Exception {
-        List<String> lines = Files.readAllLines(Path.of("result"));
+        BufferedReader lines = new BufferedReader(new FileReader("result"));
         for (int i = 0; i < THREADS; i++) {
-            String[] words = lines.get(i).split(" ");
+            String[] words = lines.readLine().split(" ");
             byte[] link = walk(seed(i), Long.parseLong(words[0]) * STRIDE);
             if (!HexFormat.of().formatHex(link).equals(words[1])) {
                 System.out.println("thread " + i + ": another result after " + words[0] + " strides");

@@ -8,15 +8,18 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 
-use criu_image::id::{FdTableId, FileId};
+use criu_image::id::{FdTableId, FileId, ShmId};
 use criu_image::{ImageWriter, Store, StoreExt, desc, pb};
-use criu_kind::{AnyFileKind, DumpCx, Error, Inode, OpenFile, Result, Slot, Subject, Within};
+use criu_kind::{
+    AnyFileKind, DumpCx, Error, FileEntry, FileKind, Inode, OpenFile, Result, Slot, Subject, Within,
+};
 use criu_proc::{Fdinfo, ProcDir};
 use criu_tracee::{fetch_fd, pidfd_open};
 use nix::sys::stat::fstat;
 use nix::unistd::Pid;
 
 use crate::identity::{self, Identities};
+use crate::kinds::{Memfd, memfd};
 use crate::link::Names;
 use crate::locks::Locks;
 use crate::options::DumpOptions;
@@ -56,6 +59,18 @@ pub struct Collector<'s> {
     pub(crate) last: u32,
     /// Descriptors that were in flight: they keep their numbers.
     pub(crate) kept: Vec<OwnedFd>,
+    pub(crate) memory: Vec<Memory>,
+}
+
+/// Memory that files hold: whoever writes pages writes its pages too.
+#[derive(Debug)]
+pub struct Memory {
+    /// Its id.
+    pub id: ShmId,
+    /// The object, open for reading.
+    pub object: std::fs::File,
+    /// Its size in bytes.
+    pub size: u64,
 }
 
 #[derive(Debug)]
@@ -101,7 +116,13 @@ impl<'s> Collector<'s> {
             locks: Locks::default(),
             last: 0,
             kept: Vec::new(),
+            memory: Vec::new(),
         }
+    }
+
+    /// The memory that files hold, all of it when all tables and address spaces are taken in.
+    pub fn memory(&self) -> &[Memory] {
+        &self.memory
     }
 
     /// Takes in all descriptors of a stopped process and writes `fdinfo-ID.img`. All refusals are in
@@ -270,8 +291,12 @@ impl<'s> Collector<'s> {
             pid,
             slot: None,
         };
-        let entry = self.path(&file, id)?;
-        self.add(criu_kind::FileEntry::into_file(entry));
+        let entry = if memfd::is_memfd(&file) {
+            FileKind::dump(&Memfd, self, &file)?.into_file()
+        } else {
+            self.path(&file, id)?.into_file()
+        };
+        self.add(entry);
         self.singles.insert(key, id);
         Ok(id)
     }

@@ -3,14 +3,14 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 
-use criu_image::id::FileId;
+use criu_image::id::{FileId, ShmId};
 use criu_image::{Desc, ImageId, ImageWriter, StoreExt, desc, pb};
 use criu_kind::{DumpCx, Error, Inode, OpenFile, Result, Slot};
 use criu_proc::ProcDir;
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
-use crate::collector::{Collector, O_CLOEXEC, Table};
+use crate::collector::{Collector, Memory, O_CLOEXEC, Table};
 use crate::{ghost, link, path};
 
 impl DumpCx for Collector<'_> {
@@ -127,6 +127,24 @@ impl DumpCx for Collector<'_> {
         inner
             .and_then(|status| status.ns_pid?.last().copied())
             .unwrap_or(pid)
+    }
+
+    fn in_tree(&self, pid: Pid) -> bool {
+        self.options.tree.contains(&pid)
+    }
+
+    fn namespace(&self, kind: &str, inode: u64) -> Option<u32> {
+        let mut all = self.options.namespaces.iter();
+        let own = all.find(|(known, number, _)| *known == kind && *number == inode);
+        own.map(|(_, _, id)| *id)
+    }
+
+    fn memory(&mut self, id: ShmId, object: OwnedFd, size: u64) {
+        self.memory.push(Memory {
+            id,
+            object: object.into(),
+            size,
+        });
     }
 }
 

@@ -6,9 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use criu_image::id::{FdTableId, FileId, VPid};
+use criu_image::id::{FdTableId, FileId, ShmId, VPid};
 use criu_image::{Desc, ImageId, Store, StoreExt, desc, pb};
-use criu_kind::{AnyFileKind, Cache, Error, FileFds, Opened, RestoreCx, Result, Subject};
+use criu_kind::{AnyFileKind, Cache, Error, FileFds, Opened, RestoreCx, Result, Subject, Within};
 use criu_tracee::{Local, Program, Site, Sysno};
 
 use prost::{Message, Name};
@@ -49,11 +49,16 @@ pub struct Files<'s> {
     /// The first table that has each file, and its number there.
     pub(crate) homes: BTreeMap<FileId, (FdTableId, i32)>,
     pub(crate) locks: Vec<pb::FileLockEntry>,
+    /// Numbers that watched files had when they were added to their epoll sets.
+    former: Vec<i32>,
     /// Processes and threads that there will be, helpers among them.
     pids: BTreeSet<u32>,
     helpers: BTreeSet<u32>,
     pub(crate) tasks: BTreeMap<FdTableId, VPid>,
     pub(crate) opened: BTreeMap<FileId, Opened>,
+    /// Shared mappings that need a file open in a way that its entry does not say.
+    pub(crate) shared: BTreeSet<(FileId, bool)>,
+    pub(crate) shared_fds: BTreeMap<(FileId, bool), i32>,
     pub(crate) raised: Raised,
     pub(crate) floor: i32,
     cache: Cache,
@@ -93,16 +98,27 @@ impl<'s> Files<'s> {
             tables: BTreeMap::new(),
             homes: BTreeMap::new(),
             locks: messages(store, desc::FILE_LOCKS)?,
+            former: messages::<pb::FilesExtEntry>(store, desc::FILES_EXT)?
+                .into_iter()
+                .filter_map(|ext| ext.epoll?.tfd.map(u32::cast_signed))
+                .collect(),
             pids: BTreeSet::new(),
             helpers: BTreeSet::new(),
             tasks: BTreeMap::new(),
             opened: BTreeMap::new(),
+            shared: BTreeSet::new(),
+            shared_fds: BTreeMap::new(),
             raised: Raised::default(),
             floor: 0,
             cache: Cache::new(),
             here: Local,
         };
-        files.take_entries(entries, &kinds)?;
+        // That is memory, and no task has it as a file.
+        let memory = criu_image::shmem::anonymous(store)?;
+        let entries = entries
+            .into_iter()
+            .filter(|entry| !memory.contains_key(&FileId::new(entry.id)));
+        files.take_entries(entries.collect(), &kinds)?;
         files.take_tables()?;
         files.take_remaps()?;
         Ok(files)
@@ -287,13 +303,39 @@ impl<'s> Files<'s> {
             .all
             .values()
             .flat_map(|file| file.kind.numbers(&file.entry));
-        placed.chain(passing).collect()
+        let former = self.former.iter().copied();
+        placed.chain(passing).chain(former).collect()
     }
 
     /// Says which process has which table. Needed before [`Files::place`]: some files are opened in one
     /// task and fetched by others, and locks belong to processes.
     pub fn set_tasks(&mut self, tasks: impl IntoIterator<Item = (FdTableId, VPid)>) {
         self.tasks.extend(tasks);
+    }
+
+    /// Says which files have shared mappings, and whether those must be open for writing. Needed before
+    /// [`Files::open_all`].
+    pub fn share(&mut self, mappings: impl IntoIterator<Item = (FileId, bool)>) {
+        self.shared.extend(mappings);
+    }
+
+    /// Of those that are shared the ones whose entry is open in another way, with the flags they need.
+    pub(crate) fn other_openings(&self) -> Vec<(FileId, bool, u32)> {
+        const MODE: u32 = libc::O_ACCMODE.cast_unsigned();
+        let openings = self.shared.iter().filter_map(|(id, writable)| {
+            let Some(Opened::Here(_)) = self.opened.get(id) else {
+                return None;
+            };
+            let flags = self.paths.get(id)?.flags;
+            let mode = if *writable {
+                libc::O_RDWR
+            } else {
+                libc::O_RDONLY
+            };
+            let wanted = flags & !MODE | mode.cast_unsigned();
+            (wanted != flags).then_some((*id, *writable, wanted))
+        });
+        openings.collect()
     }
 
     /// A path for people.
@@ -325,6 +367,13 @@ impl FileFds for Files<'_> {
                 "files.img",
                 format!("file {id} is not there"),
             )),
+        }
+    }
+
+    fn fd_to_map(&self, id: FileId, writable: bool) -> Result<i32> {
+        match self.shared_fds.get(&(id, writable)) {
+            Some(fd) => Ok(*fd),
+            None => self.fd(id),
         }
     }
 }
@@ -369,6 +418,17 @@ impl RestoreCx for Files<'_> {
         path::process_of(name).is_some_and(|pid| self.pids.contains(&pid))
     }
 
+    fn memory(&mut self, id: ShmId, object: i32, size: u64) -> Result<()> {
+        let path = format!("/proc/self/fd/{object}");
+        let file = std::fs::OpenOptions::new().write(true).open(path);
+        (self.options.memory)(
+            self.store,
+            id,
+            &file.map_err(Error::io("openat(memfd)"))?,
+            size,
+        )
+    }
+
     fn store(&self) -> &dyn Store {
         self.store
     }
@@ -378,17 +438,61 @@ impl RestoreCx for Files<'_> {
     }
 }
 
-impl Drop for Files<'_> {
-    fn drop(&mut self) {
+impl Files<'_> {
+    /// What is done here when tasks have all they had: watches are set, memory is sealed. Nothing can be asked
+    /// of the files afterwards: they are closed before the watches could hear of it.
+    pub fn last(&mut self) -> Result<()> {
+        let here: Vec<(FileId, i32)> = self
+            .opened
+            .iter()
+            .filter_map(|(id, opened)| match opened {
+                Opened::Here(fd) => Some((*id, *fd)),
+                _ => None,
+            })
+            .collect();
+        let mut programs = Vec::new();
+        for (id, fd) in here {
+            let saved = &self.all[&id];
+            let (kind, entry) = (saved.kind, saved.entry.clone());
+            let program = kind.last(self, &entry, fd).within(|| self.subject(id))?;
+            if !program.is_empty() {
+                programs.push((id, program));
+            }
+        }
+        self.close(|id| !programs.iter().any(|(busy, _)| *busy == id));
+        for (id, program) in programs {
+            Local.run(&program).within(|| self.subject(id))?;
+        }
+        self.close(|_| true);
+        Ok(())
+    }
+
+    fn close(&mut self, which: impl Fn(FileId) -> bool) {
         let mut program = Program::new();
-        for opened in self.opened.values() {
-            if let Opened::Here(fd) | Opened::Given(fd) = opened {
+        self.opened.retain(|id, opened| {
+            let closes = which(*id);
+            if let Opened::Here(fd) | Opened::Given(fd) = opened
+                && closes
+            {
                 program.call(Sysno::close, [(*fd).into()]);
+                program.tolerate();
+            }
+            !closes
+        });
+        if self.opened.is_empty() {
+            for fd in std::mem::take(&mut self.shared_fds).into_values() {
+                program.call(Sysno::close, [fd.into()]);
                 program.tolerate();
             }
         }
         if let Err(error) = Local.run(&program) {
             tracing::error!(%error, "files of the restore could not be closed");
         }
+    }
+}
+
+impl Drop for Files<'_> {
+    fn drop(&mut self) {
+        self.close(|_| true);
     }
 }

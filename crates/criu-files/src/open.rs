@@ -33,7 +33,7 @@ impl Files<'_> {
     /// above every number of [`Files::numbers`] if the limit allows, and never one of them.
     pub fn open_all(&mut self) -> Result<()> {
         let used = self.numbers();
-        let mut numbers = Numbers::new(used, self.all.len())?;
+        let mut numbers = Numbers::new(used, self.all.len() + self.shared.len())?;
         self.floor = numbers.next;
         raise::all(self)?;
         for group in self.groups()? {
@@ -47,6 +47,10 @@ impl Files<'_> {
                 };
                 self.opened.insert(id, opened);
             }
+        }
+        for (id, writable, flags) in self.other_openings() {
+            let fd = path(self, id, Some(flags)).within(|| self.subject(id))?;
+            self.shared_fds.insert((id, writable), numbers.lift(fd)?);
         }
         self.raised.end()
     }
@@ -96,7 +100,7 @@ impl Files<'_> {
         let flags = saved.kind.flags(&saved.entry).unwrap_or(0);
         let is_path = flags & O_PATH != 0;
         let mut program = Program::new();
-        if saved.entry.reg.is_none() && saved.kind.flags(&saved.entry).is_some() {
+        if saved.entry.reg.is_none() && saved.kind.flags(&saved.entry).is_some() && !is_path {
             program.fcntl(fd, libc::F_SETFL, flags & SETTABLE);
         }
         if let Some(owner) = saved.kind.owner(&saved.entry)

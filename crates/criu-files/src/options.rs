@@ -1,4 +1,11 @@
-//! What the user may choose.
+//! What the user may choose, and what the driver knows.
+
+use std::fs::File;
+
+use criu_image::Store;
+use criu_image::id::ShmId;
+use criu_kind::Result;
+use nix::unistd::Pid;
 
 /// How `dump` treats files.
 #[derive(Clone, Debug)]
@@ -18,6 +25,10 @@ pub struct DumpOptions {
     pub mounts: bool,
     /// Files that are given at restore: mount id and inode number (`--external file[mnt_id:inode]`).
     pub external: Vec<(i32, u64)>,
+    /// All processes and threads of the tree.
+    pub tree: Vec<Pid>,
+    /// The namespaces of the tree: kind, inode number, id.
+    pub namespaces: Vec<(&'static str, u64, u32)>,
 }
 
 /// How `restore` treats files.
@@ -31,6 +42,8 @@ pub struct RestoreOptions {
     pub inherited: Vec<(String, i32)>,
     /// A directory that paths start from (`--root`), by descriptor.
     pub root: Option<i32>,
+    /// Brings the pages of memory that files hold into a new object of this size.
+    pub memory: fn(&dyn Store, ShmId, &File, u64) -> Result<()>,
 }
 
 /// How a regular file is known again at restore.

@@ -17,7 +17,7 @@ impl Files<'_> {
     /// nothing of what it inherited any more; tables in ascending order, once each.
     pub fn place(&mut self, table: FdTableId, program: &mut Program) -> Result<()> {
         self.relate(table, program)?;
-        let entries = self.entries(table)?.to_vec();
+        let entries = self.entries(table).to_vec();
         let mut sources = Vec::with_capacity(entries.len());
         for entry in &entries {
             sources.push(self.source(table, entry, program)?);
@@ -104,12 +104,9 @@ impl Files<'_> {
         Ok(Source::Result(high))
     }
 
-    fn entries(&self, table: FdTableId) -> Result<&[pb::FdinfoEntry]> {
-        let missing = || Error::corrupt(format!("fdinfo-{table}.img"), "it is missing");
-        self.tables
-            .get(&table)
-            .map(Vec::as_slice)
-            .ok_or_else(missing)
+    /// Of a table without descriptors CRIU writes no image.
+    fn entries(&self, table: FdTableId) -> &[pb::FdinfoEntry] {
+        self.tables.get(&table).map_or(&[], Vec::as_slice)
     }
 
     /// Adds the calls that need every descriptor of every task in its place: owners of signals, locks. They run in

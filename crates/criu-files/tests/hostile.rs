@@ -37,6 +37,7 @@ fn options() -> RestoreOptions {
         skip_permissions: false,
         inherited: Vec::new(),
         root: None,
+        memory: |_, _, _, _| Ok(()),
     }
 }
 

@@ -22,6 +22,7 @@ pub mod pages;
 mod parse;
 mod read;
 pub mod schema;
+pub mod shmem;
 mod skip;
 pub mod store;
 mod write;

@@ -8,7 +8,7 @@ use std::any::Any;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use criu_image::id::FileId;
+use criu_image::id::{FileId, ShmId};
 use criu_image::{Desc, ImageId, ImageWriter, Store, pb};
 use criu_proc::Fdinfo;
 use criu_tracee::{Program, Ret, Site};
@@ -252,6 +252,15 @@ pub trait DumpCx {
 
     /// A process or process group as the tree numbers it.
     fn vpid(&self, pid: Pid) -> Pid;
+
+    /// Whether a process or thread is of the tree.
+    fn in_tree(&self, pid: Pid) -> bool;
+
+    /// The id of a namespace of the tree: `net` and an inode number.
+    fn namespace(&self, kind: &str, inode: u64) -> Option<u32>;
+
+    /// Takes in memory whose pages are written when all others are; `object` has a position of its own.
+    fn memory(&mut self, id: ShmId, object: OwnedFd, size: u64);
 }
 
 impl dyn DumpCx + '_ {
@@ -289,6 +298,9 @@ pub trait RestoreCx {
 
     /// Whether a path leads into the `/proc` directory of a process that is being restored.
     fn is_of_task(&self, path: &[u8]) -> bool;
+
+    /// Brings in the pages of memory that is open here as `object`, of `size` bytes.
+    fn memory(&mut self, id: ShmId, object: i32, size: u64) -> Result<()>;
 
     /// The images.
     fn store(&self) -> &dyn Store;
@@ -420,6 +432,13 @@ pub trait FileKind: Sync {
         let _nothing = (cx, entry, fd, program);
         Ok(())
     }
+
+    /// What is left to do here with the file, open as `fd`, when tasks have all they had and everything else
+    /// that was opened here is closed again. The program closes what this opens for it.
+    fn last(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry, fd: i32) -> Result<Program> {
+        let _nothing = (cx, entry, fd);
+        Ok(Program::new())
+    }
 }
 
 /// A kind without its type, for tables: see [`FileKind`] for the meaning of each.
@@ -456,6 +475,7 @@ pub trait AnyFileKind: Sync {
         fd: i32,
         program: &mut Program,
     ) -> Result<()>;
+    fn last(&self, cx: &mut dyn RestoreCx, entry: &pb::FileEntry, fd: i32) -> Result<Program>;
     fn flags(&self, entry: &pb::FileEntry) -> Option<u32>;
     fn owner(&self, entry: &pb::FileEntry) -> Option<pb::FownEntry>;
 }
@@ -549,6 +569,9 @@ impl<K: FileKind> AnyFileKind for K {
         program: &mut Program,
     ) -> Result<()> {
         FileKind::arm(self, cx, member(entry)?, fd, program)
+    }
+    fn last(&self, cx: &mut dyn RestoreCx, entry: &pb::FileEntry, fd: i32) -> Result<Program> {
+        FileKind::last(self, cx, member(entry)?, fd)
     }
     fn flags(&self, entry: &pb::FileEntry) -> Option<u32> {
         K::Entry::of(entry).and_then(FileEntry::flags)

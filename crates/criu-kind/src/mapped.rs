@@ -22,4 +22,11 @@ pub trait FileFds {
     /// The number of the descriptor under which every new task has inherited the file, open for
     /// mapping, until its own descriptors are put in place.
     fn fd(&self, id: FileId) -> Result<i32>;
+
+    /// The same for a shared mapping, open for reading only or for writing too: images of CRIU have one
+    /// entry for mappings of both kinds.
+    fn fd_to_map(&self, id: FileId, writable: bool) -> Result<i32> {
+        let _ = writable;
+        self.fd(id)
+    }
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use criu_image::id::FileId;
+use criu_image::id::{FileId, ShmId};
 use criu_image::{Desc, ImageId, ImageWriter, Memory, Store, StoreExt, pb};
 use criu_proc::Fdinfo;
 use criu_tracee::{Dry, Program, Site};
@@ -50,10 +50,14 @@ pub fn dumped<K: FileKind>(kind: &K, file: &OpenFile) -> Result<K::Entry> {
         K::NAME,
         file.link_text()
     );
-    let mut paper = Paper::default();
-    let mut entry = kind.dump(&mut paper, file)?;
+    dumped_on(kind, file, &mut Paper::default())
+}
+
+/// The same, with what it writes.
+pub fn dumped_on<K: FileKind>(kind: &K, file: &OpenFile, paper: &mut Paper) -> Result<K::Entry> {
+    let mut entry = kind.dump(paper, file)?;
     if K::RELATES {
-        kind.relations(&mut paper, file, &mut entry)?;
+        kind.relations(paper, file, &mut entry)?;
     }
     Ok(entry)
 }
@@ -88,6 +92,12 @@ pub fn restored_with<K: FileKind>(
         if !program.is_empty() {
             listing += &format!("later:\n{program}");
         }
+        let before = paper.here.listing().len();
+        let last = kind.last(&mut paper, entry, 3)?;
+        let prepared = &paper.here.listing()[before..];
+        if !last.is_empty() {
+            listing += &format!("last:\n{prepared}{last}");
+        }
     }
     Ok(listing)
 }
@@ -100,6 +110,8 @@ pub struct Paper {
     pub images: Memory,
     /// Images written.
     pub written: Memory,
+    /// Memory whose pages are to be written: id and size.
+    pub memory: Vec<(ShmId, u64)>,
     last: u32,
     cache: Cache,
 }
@@ -110,6 +122,7 @@ impl Default for Paper {
             here: Dry::new(),
             images: Memory::new(),
             written: Memory::new(),
+            memory: Vec::new(),
             last: 1,
             cache: Cache::new(),
         }
@@ -173,6 +186,18 @@ impl DumpCx for Paper {
     fn vpid(&self, pid: Pid) -> Pid {
         pid
     }
+
+    fn in_tree(&self, pid: Pid) -> bool {
+        pid.as_raw() < 100
+    }
+
+    fn namespace(&self, _: &str, inode: u64) -> Option<u32> {
+        u32::try_from(inode).ok().filter(|inode| *inode < 100)
+    }
+
+    fn memory(&mut self, id: ShmId, _: OwnedFd, size: u64) {
+        self.memory.push((id, size));
+    }
 }
 
 impl RestoreCx for Paper {
@@ -203,6 +228,10 @@ impl RestoreCx for Paper {
 
     fn is_of_task(&self, path: &[u8]) -> bool {
         path.starts_with(b"/proc/42/")
+    }
+
+    fn memory(&mut self, _: ShmId, _: i32, _: u64) -> Result<()> {
+        Ok(())
     }
 
     fn store(&self) -> &dyn Store {

@@ -11,7 +11,7 @@ use criu_tracee::{Job, Native, Outcome, Program, Ret, Tracee, run_all};
 use crate::bits::{madv, map, prot};
 use crate::drain::subject;
 use crate::ground::Ground;
-use crate::image::{Backing, SpaceImage, backing};
+use crate::image::{Backing, SpaceImage, backing, shared_access};
 use crate::inherit::{Compared, Kept, inherit};
 use crate::page_size;
 use crate::pages::Stored;
@@ -203,7 +203,10 @@ impl Plan {
             | map::HUGETLB
             | map::HUGE_MASK;
         let (fd, anonymous) = match backing(vma) {
-            Backing::File => (materials.files.fd(file_id(vma)?)?, 0),
+            Backing::File => match shared_access(vma) {
+                Some(writable) => (materials.files.fd_to_map(file_id(vma)?, writable)?, 0),
+                None => (materials.files.fd(file_id(vma)?)?, 0),
+            },
             Backing::Shared => (materials.shared.fd(ShmId::new(vma.shmid))?, 0),
             _ => (-1, map::ANONYMOUS),
         };

@@ -1,9 +1,10 @@
 //! An address space in images, checked before anything is made of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use criu_image::id::{FileId, VPid};
+use criu_image::id::{FileId, ShmId, VPid};
+use criu_image::shmem::Object;
 use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{Error, Result};
 
@@ -32,6 +33,8 @@ pub struct SpaceImage {
     pub pages: Pages,
     /// How many of the mappings are real; regions of guard pages follow.
     real: usize,
+    /// Sizes of shared memory, where the images say more than the mappings.
+    pub(crate) sizes: BTreeMap<ShmId, u64>,
 }
 
 /// How a mapping comes to be at restore.
@@ -125,24 +128,34 @@ impl SpaceImage {
             ext,
             pages,
             real,
+            sizes: BTreeMap::new(),
         })
     }
 
-    /// Files that must be open for writing to be mapped. Images of CRIU do not say it with the file: one
-    /// entry of it may serve mappings of both kinds.
-    pub fn writable_files(&self) -> BTreeSet<FileId> {
-        let writable = |vma: &&pb::VmaEntry| {
-            let mode = vma
-                .fdflags
-                .map(|flags| flags & libc::O_ACCMODE.cast_unsigned());
-            let rdwr = libc::O_RDWR.cast_unsigned();
-            backing(vma) == Backing::File
-                && vma.flags & map::SHARED != 0
-                && (mode == Some(rdwr) || vma.prot & prot::WRITE != 0)
+    /// Makes mappings of these files what they were: CRIU keeps anonymous shared memory as memfds.
+    pub fn name_objects(&mut self, objects: &BTreeMap<FileId, Object>) {
+        for vma in &mut self.mm.vmas {
+            let of_memfd = status::MEMFD | status::FILE_SHARED;
+            let file = u32::try_from(vma.shmid).map(FileId::new);
+            let object = file.ok().and_then(|file| objects.get(&file));
+            if let Some(object) = object.filter(|_| vma.status & of_memfd == of_memfd) {
+                vma.status = vma.status & !of_memfd | status::ANON_SHARED;
+                vma.flags |= map::ANONYMOUS;
+                vma.shmid = object.id.get();
+                vma.fdflags = None;
+                self.sizes.insert(object.id, object.size);
+            }
+        }
+    }
+
+    /// Files of shared mappings, and whether they must be open for writing. Images of CRIU do not say it
+    /// with the file: one entry of it may serve mappings of both kinds.
+    pub fn shared_files(&self) -> BTreeSet<(FileId, bool)> {
+        let file = |vma: &pb::VmaEntry| {
+            let writable = shared_access(vma)?;
+            Some((FileId::new(u32::try_from(vma.shmid).ok()?), writable))
         };
-        let vmas = self.vmas().iter().filter(writable);
-        vmas.filter_map(|vma| u32::try_from(vma.shmid).ok().map(FileId::new))
-            .collect()
+        self.vmas().iter().filter_map(file).collect()
     }
 
     /// The mappings in order of address.
@@ -195,6 +208,15 @@ pub(crate) fn backing(vma: &pb::VmaEntry) -> Backing {
     } else {
         Backing::Anonymous
     }
+}
+
+/// Whether the file of a shared mapping is open for writing, so that it may become writable.
+pub(crate) fn shared_access(vma: &pb::VmaEntry) -> Option<bool> {
+    let mode = vma
+        .fdflags
+        .map(|flags| flags.cast_signed() & libc::O_ACCMODE);
+    let writable = mode.map_or(vma.prot & prot::WRITE != 0, |mode| mode == libc::O_RDWR);
+    (backing(vma) == Backing::File && vma.flags & map::SHARED != 0).then_some(writable)
 }
 
 /// Whether a pagemap may speak of it.

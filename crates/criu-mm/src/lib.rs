@@ -34,7 +34,7 @@ pub use finish::finish;
 pub use ground::Ground;
 pub use image::SpaceImage;
 pub use pages::Pages;
-pub use shared::{Shared, drain_object};
+pub use shared::{Shared, bring_object, drain_object};
 pub use survey::{Questions, Space, SurveyOptions, survey};
 
 /// Bytes in a page of this machine.

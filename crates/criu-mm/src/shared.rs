@@ -112,6 +112,19 @@ pub fn drain_object(
     })
 }
 
+/// Brings the content of such an object into a new one.
+pub fn bring_object(store: &dyn Store, id: ShmId, object: &File, size: u64) -> Result<()> {
+    let pages = Pages::load(store, desc::SHMEM_PAGEMAP, id)?;
+    let pages =
+        pages.ok_or_else(|| Error::corrupt(desc::SHMEM_PAGEMAP.file_name(id), "it is missing"))?;
+    let end = size.next_multiple_of(page_size());
+    if pages.runs().last().is_some_and(|run| run.end > end) {
+        let image = desc::SHMEM_PAGEMAP.file_name(id);
+        return Err(Error::corrupt(image, "pages behind the end of the object"));
+    }
+    pages.copy_to(object, size)
+}
+
 fn drain_one(
     tracees: &mut [Tracee],
     spaces: &[Space],
@@ -243,6 +256,10 @@ impl Shared {
                     ));
                 }
             }
+        }
+        for (id, size) in images.iter().flat_map(|image| &image.sizes) {
+            let entry = sizes.entry(*id).or_default();
+            entry.0 = entry.0.max(size.next_multiple_of(page_size()));
         }
         let mut objects = BTreeMap::new();
         for (id, (size, noreserve)) in sizes {

@@ -10,6 +10,10 @@ use crate::words::{WORD, word, words};
 /// `ITIMER_REAL`, `ITIMER_VIRTUAL`, `ITIMER_PROF`.
 const KINDS: [i32; 3] = [0, 1, 2];
 
+/// Its interval without anything left is a timer whose signal is pending: the kernel starts it again
+/// when the signal is taken (`dequeue_signal` in `kernel/signal.c`), but not one that is set like this.
+const ITIMER_REAL: i32 = KINDS[0];
+
 #[derive(Debug)]
 pub(crate) struct Itimers;
 
@@ -48,7 +52,11 @@ impl Aspect for Itimers {
             .zip([timers.real, timers.virt, timers.prof])
         {
             if timer != pb::ItimerEntry::default() {
-                let value = [timer.isec, timer.iusec, timer.vsec, timer.vusec];
+                let left = match (kind, timer.vsec, timer.vusec) {
+                    (ITIMER_REAL, 0, 0) => [timer.isec, timer.iusec],
+                    (_, secs, micros) => [secs, micros],
+                };
+                let value = [timer.isec, timer.iusec, left[0], left[1]];
                 let value = program.bytes(words(&value));
                 program.setitimer(kind, value, 0);
             }
@@ -72,6 +80,22 @@ mod tests {
     use super::*;
     use crate::testing::{Thread, check_dress};
     use expect_test::expect;
+
+    #[test]
+    fn one_whose_signal_is_pending_goes_on_after_an_interval() {
+        let mut thread = Thread::new();
+        let timers = thread.task().timers.get_or_insert_default();
+        timers.real.iusec = 0x2710;
+        timers.virt.iusec = 0x2710;
+        check_dress(
+            &Itimers,
+            &thread,
+            expect![[r#"
+            $0 = setitimer(0, <0000000000000000102700000000000000000000000000001027000000000000>, 0)
+            $0 = setitimer(1, <0000000000000000102700000000000000000000000000000000000000000000>, 0)
+        "#]],
+        );
+    }
 
     #[test]
     fn one_that_does_not_run_is_not_set() {

@@ -42,7 +42,11 @@ impl Aspect for RobustList {
             let outcome = Local.run(&program)?;
             let thread = entries::thread_of(draft);
             thread.futex_rla = word(outcome.bytes(head), 0);
-            thread.futex_rla_len = u32::try_from(word(outcome.bytes(length), 0)).unwrap_or(0);
+            // The length is that of our words: CRIU would offer it to the kernel for a 32-bit thread.
+            thread.futex_rla_len = match thread.futex_rla {
+                0 => 0,
+                _ => u32::try_from(word(outcome.bytes(length), 0)).unwrap_or(0),
+            };
             Ok(())
         }))
     }

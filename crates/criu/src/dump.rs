@@ -3,9 +3,9 @@
 //! Until *commit* every way out leaves the tasks as they were found: what holds them cures them when
 //! it is dropped, and the half-written images go with the store.
 
-use criu_files::{Collector, KINDS, Names, Validation};
-use criu_image::{Directory, Durability, Manifest, Memory, Store};
-use criu_kind::{Error, Result, Within};
+use criu_files::{Collector, KINDS, Memory, Names, Validation};
+use criu_image::{Directory, Durability, Manifest, Store};
+use criu_kind::{Error, Result, Subject, Within};
 use criu_mm::{DrainOptions, Space, SurveyOptions};
 use criu_task::{Node, Tree, freeze};
 use criu_tracee::{Tracee, fp_layout};
@@ -33,7 +33,7 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
     progress.stage("survey");
     if options.tree.plan {
         // On paper: what is written is forgotten.
-        let store = Memory::new();
+        let store = criu_image::Memory::new();
         let mut survey = at("survey", Survey::of(&tree, &tracees, options, &store))?;
         tracing::warn!(target: "criu", "plan:\n{}", survey.plan(&tree));
         return at("survey", survey.check());
@@ -51,7 +51,15 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
         describe(&tree, &mut tracees, &mut survey.spaces, &fp_layout()),
     )?;
     progress.stage("drain");
-    let drained = at("drain", drain(&mut tracees, &mut survey.spaces, &store))?;
+    let drained = at(
+        "drain",
+        drain(
+            &mut tracees,
+            &mut survey.spaces,
+            survey.files.memory(),
+            &store,
+        ),
+    )?;
     stats.drained(&drained);
     progress.stage("commit");
     let names = at("commit", commit(&tree, survey, &described, &store))?;
@@ -106,10 +114,12 @@ impl<'s> Survey<'s> {
         options: &DumpOptions,
         store: &'s dyn Store,
     ) -> Result<Self> {
+        let identities = Identities::of_dumper()?;
+        let files = file_options(options, tree, &identities);
         let mut survey = Self {
             spaces: Vec::with_capacity(tracees.len()),
-            files: Collector::new(file_options(options), store, KINDS.iter().copied()),
-            identities: Identities::of_dumper()?,
+            files: Collector::new(files, store, KINDS.iter().copied()),
+            identities,
             problems: inventory::shell_job(tree, options.tree.shell_job)
                 .err()
                 .into_iter()
@@ -175,8 +185,18 @@ impl<'s> Survey<'s> {
     }
 }
 
-fn file_options(options: &DumpOptions) -> criu_files::DumpOptions {
+fn file_options(
+    options: &DumpOptions,
+    tree: &Tree,
+    identities: &Identities,
+) -> criu_files::DumpOptions {
+    let threads = |node: &Node| node.proc.threads().unwrap_or_default();
+    let all = tree.nodes.iter();
     criu_files::DumpOptions {
+        tree: all
+            .flat_map(|node| threads(node).into_iter().chain([node.pid]))
+            .collect(),
+        namespaces: identities.namespaces(),
         ghost_limit: options.ghost_limit,
         link_remap: options.link_remap,
         file_locks: options.file_locks,
@@ -198,17 +218,21 @@ pub(crate) fn validation(option: FileValidation) -> Validation {
 fn drain(
     tracees: &mut [Tracee],
     spaces: &mut [Space],
+    memory: &[Memory],
     store: &dyn Store,
 ) -> Result<criu_mm::Stats> {
-    criu_mm::drain(
-        tracees,
-        spaces,
-        store,
-        &mut DrainOptions {
-            in_target: true,
-            next_pages: 1,
-        },
-    )
+    let mut options = DrainOptions {
+        in_target: true,
+        next_pages: 1,
+    };
+    let mut stats = criu_mm::drain(tracees, spaces, store, &mut options)?;
+    for Memory { id, object, size } in memory {
+        let more = criu_mm::drain_object(object, *size, *id, store, &mut options)
+            .within(|| Subject::Object(format!("memory of file {id}")))?;
+        stats.shared_scanned += more.shared_scanned;
+        stats.shared_written += more.shared_written;
+    }
+    Ok(stats)
 }
 
 fn commit(

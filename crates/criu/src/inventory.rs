@@ -74,6 +74,13 @@ impl Identities {
         Ok(identities)
     }
 
+    /// The namespaces of the tree: kind, inode number, id.
+    pub(crate) fn namespaces(&self) -> Vec<(&'static str, u64, u32)> {
+        let all = self.namespaces.iter();
+        all.map(|((kind, inode), id)| (*kind, *inode, *id))
+            .collect()
+    }
+
     /// Adds a task. A namespace that is not the dumper's own is refused.
     pub(crate) fn add(&mut self, node: &Node, table: FdTableId, fs: pb::FsEntry) -> Result<()> {
         let own = self.next;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use criu_image::id::VPid;
-use criu_image::{Store, StoreExt, desc, pb};
+use criu_image::{Store, StoreExt, desc, pb, shmem};
 use criu_kind::{Error, Result, Saved, Subject, Within};
 use criu_mm::SpaceImage;
 use criu_proc::Status;
@@ -110,6 +110,10 @@ pub(crate) fn model(store: &dyn Store) -> Result<Model> {
                 comm: String::new(),
             })?,
         );
+    }
+    let objects = shmem::anonymous(store)?;
+    for space in &mut spaces {
+        space.name_objects(&objects);
     }
     let seccomp = store
         .entries::<pb::SeccompEntry>(desc::SECCOMP, ())?

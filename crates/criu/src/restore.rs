@@ -8,6 +8,7 @@ use criu_files::{Files, KINDS};
 use criu_image::Directory;
 use criu_image::manifest::{Depth, Manifest};
 use criu_kind::{Error, Result};
+use criu_mm::SpaceImage;
 use criu_proc::{ProcDir, TaskState};
 use criu_task::{Plan, birth};
 use criu_tracee::fp_layout;
@@ -90,6 +91,7 @@ fn build(
 ) -> Result<(), Failure> {
     let tree = &options.tree;
     progress.stage("open");
+    files.share(model.spaces.iter().flat_map(SpaceImage::shared_files));
     at("open", files.open_all())?;
     progress.stage("spawn");
     let mut world = at(
@@ -131,6 +133,7 @@ fn file_options(options: &RestoreOptions) -> criu_files::RestoreOptions {
             .map(|given| (given.key.clone(), given.fd))
             .collect(),
         root: None,
+        memory: criu_mm::bring_object,
     }
 }
 

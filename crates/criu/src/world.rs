@@ -321,7 +321,8 @@ impl<'m> World<'m> {
                 .run(&program)
                 .within(|| self.model.tasks[*image].subject())?;
         }
-        self.files.remove_names()
+        self.files.remove_names()?;
+        self.files.last()
     }
 
     /// Every thread gets what makes it what it was; the last of it takes its power away.

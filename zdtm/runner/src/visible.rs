@@ -468,7 +468,8 @@ fn parse_smaps(text: &str, names: &mut Names) -> Vec<Mapping> {
             .next()
             .unwrap_or_default()
             .trim()
-            .replace("/memfd:/dev/zero", "/dev/zero");
+            .replace("/memfd:/dev/zero", "/dev/zero")
+            .replace("/memfd: (deleted)", "/dev/zero (deleted)");
         let file = match inode {
             "0" => name,
             _ => format!("{name} file=#{}", names.of(format!("{device}:{inode}"))),

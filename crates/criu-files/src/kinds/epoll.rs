@@ -61,6 +61,7 @@ impl FileKind for Epoll {
         let Some(epoll) = file.slot else {
             return Ok(());
         };
+        let mut moved = Vec::new();
         for (index, target) in entry.tfd.iter().enumerate() {
             let number = target.tfd.cast_signed();
             let alike = entry.tfd[..index]
@@ -79,11 +80,14 @@ impl FileKind for Epoll {
                 ));
             };
             if slot.fd != number || slot.pid != epoll.pid {
-                let index = u32::try_from(index).unwrap_or(u32::MAX);
+                // CRIU watches what has the number in the entry, which therefore is the one of now.
+                let known = slot.pid == epoll.pid;
+                moved.extend(known.then_some((index, slot.fd.cast_unsigned())));
                 let ext = pb::EpollExtEntry {
                     epoll_id: entry.id,
-                    index,
+                    index: u32::try_from(index).unwrap_or(u32::MAX),
                     file_id: id.get(),
+                    tfd: known.then_some(target.tfd),
                 };
                 let ext = pb::FilesExtEntry {
                     epoll: Some(ext),
@@ -91,6 +95,9 @@ impl FileKind for Epoll {
                 };
                 cx.append(desc::FILES_EXT, (), &ext, &[])?;
             }
+        }
+        for (index, number) in moved {
+            entry.tfd[index].tfd = number;
         }
         Ok(())
     }
@@ -120,13 +127,13 @@ impl FileKind for Epoll {
         let missing = |what: &str| Error::corrupt("files.img", format!("epoll set {id}: {what}"));
         let set = cx.file(id)?.ok_or_else(|| missing("it is not open"))?;
         for (index, target) in entry.tfd.iter().enumerate() {
-            let number = target.tfd.cast_signed();
-            let file = match ours.0.get(&(entry.id, index)) {
-                Some(file) => *file,
-                None => cx
-                    .beside(id, number)
-                    .ok_or_else(|| missing(&format!("nobody has its target {number} open")))?,
+            let (file, number) = match ours.0.get(&(entry.id, index)) {
+                Some((file, added)) => (Some(*file), added.unwrap_or(target.tfd)),
+                None => (cx.beside(id, target.tfd.cast_signed()), target.tfd),
             };
+            let number = number.cast_signed();
+            let file =
+                file.ok_or_else(|| missing(&format!("nobody has its target {number} open")))?;
             let file = cx
                 .file(file)?
                 .ok_or_else(|| missing(&format!("its target {number} is not open yet")))?;
@@ -145,8 +152,9 @@ fn event(events: u32, data: u64) -> Vec<u8> {
     [&events.to_ne_bytes()[..], hole, &data.to_ne_bytes()].concat()
 }
 
-/// Targets whose number is not theirs any more, by set and index.
-struct Elsewhere(HashMap<(u32, usize), FileId>);
+/// Targets whose number is not theirs any more, by set and index: the file, and the number they were
+/// added under unless their entry has it.
+struct Elsewhere(HashMap<(u32, usize), (FileId, Option<u32>)>);
 
 impl Elsewhere {
     fn load(store: &dyn Store) -> Result<Self> {
@@ -159,7 +167,7 @@ impl Elsewhere {
                 .map(|epoll| {
                     (
                         (epoll.epoll_id, epoll.index as usize),
-                        FileId::new(epoll.file_id),
+                        (FileId::new(epoll.file_id), epoll.tfd),
                     )
                 })
                 .collect(),

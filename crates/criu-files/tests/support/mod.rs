@@ -64,6 +64,8 @@ pub(crate) fn dump_options() -> DumpOptions {
         file_locks: false,
         validation: Validation::BuildId,
         external: Vec::new(),
+        tree: Vec::new(),
+        namespaces: Vec::new(),
     }
 }
 
@@ -73,6 +75,7 @@ pub(crate) fn restore_options() -> RestoreOptions {
         skip_permissions: false,
         inherited: Vec::new(),
         root: None,
+        memory: |_, _, _, _| Ok(()),
     }
 }
 
