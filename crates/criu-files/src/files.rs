@@ -8,9 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use criu_image::id::{FdTableId, FileId, ShmId, VPid};
 use criu_image::{Desc, ImageId, Store, StoreExt, desc, pb};
-use criu_kind::{
-    AnyFileKind, Cache, Error, FileFds, Opened, RestoreCx, Result, Subject, Within,
-};
+use criu_kind::{AnyFileKind, Cache, Error, FileFds, Opened, RestoreCx, Result, Subject, Within};
 use criu_tracee::{Local, Program, Site, Sysno};
 
 use prost::{Message, Name};
@@ -457,9 +455,7 @@ impl Files<'_> {
         for (id, fd) in here {
             let saved = &self.all[&id];
             let (kind, entry) = (saved.kind, saved.entry.clone());
-            let program = kind
-                .last(self, &entry, fd)
-                .within(|| self.subject(id))?;
+            let program = kind.last(self, &entry, fd).within(|| self.subject(id))?;
             if !program.is_empty() {
                 programs.push((id, program));
             }

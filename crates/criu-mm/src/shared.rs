@@ -118,8 +118,8 @@ pub fn bring_object(store: &dyn Store, id: ShmId, object: &File, size: u64) -> R
     if size == 0 && pages.is_none() {
         return Ok(()); // CRIU writes no image of an empty one.
     }
-    let pages = pages
-        .ok_or_else(|| Error::corrupt(desc::SHMEM_PAGEMAP.file_name(id), "it is missing"))?;
+    let pages =
+        pages.ok_or_else(|| Error::corrupt(desc::SHMEM_PAGEMAP.file_name(id), "it is missing"))?;
     let end = size.next_multiple_of(page_size());
     if pages.runs().last().is_some_and(|run| run.end > end) {
         let image = desc::SHMEM_PAGEMAP.file_name(id);
