@@ -38,9 +38,6 @@ pub struct CompatAbi {
     pub set_robust_list: u32,
     /// Number of `get_robust_list`.
     pub get_robust_list: u32,
-    /// The call of 64-bit code that maps the vdso of 32-bit code, if there is one: its number and first
-    /// argument. The second is where the data before the vdso begins.
-    pub map_vdso: Option<(u32, u64)>,
     /// `struct compat_sigaction`; its words are of 32 bits.
     pub sigaction: SigactionLayout,
 }

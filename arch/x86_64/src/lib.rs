@@ -46,8 +46,6 @@ impl Arch for X86_64 {
         rt_sigaction: 174,
         set_robust_list: 311,
         get_robust_list: 312,
-        // arch_prctl, ARCH_MAP_VDSO_32.
-        map_vdso: Some((158, 0x2002)),
         sigaction: SigactionLayout {
             size: 20,
             handler: 0,

@@ -18,6 +18,7 @@ mod collector;
 mod describe;
 mod files;
 mod ghost;
+mod handle;
 mod identity;
 mod legacy;
 mod link;
@@ -37,7 +38,10 @@ pub mod kinds {
     mod epoll;
     mod eventfd;
     mod fifo;
+    mod inotify;
     pub(crate) mod memfd;
+    mod ns_file;
+    mod pidfd;
     mod pipe;
     mod regular;
     mod signalfd;
@@ -46,7 +50,10 @@ pub mod kinds {
     pub use epoll::Epoll;
     pub use eventfd::Eventfd;
     pub use fifo::Fifo;
+    pub use inotify::Inotify;
     pub use memfd::Memfd;
+    pub use ns_file::NsFile;
+    pub use pidfd::Pidfd;
     pub use pipe::Pipe;
     pub use regular::Regular;
     pub use signalfd::Signalfd;
@@ -58,7 +65,10 @@ pub const KINDS: &[&dyn criu_kind::AnyFileKind] = &[
     &kinds::Epoll,
     &kinds::Eventfd,
     &kinds::Fifo,
+    &kinds::Inotify,
     &kinds::Memfd,
+    &kinds::NsFile,
+    &kinds::Pidfd,
     &kinds::Pipe,
     &kinds::Regular,
     &kinds::Signalfd,

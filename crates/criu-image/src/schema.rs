@@ -149,7 +149,11 @@ mod tests {
 
     #[test]
     fn the_format_has_172_messages_and_1154_fields() {
-        let theirs = || messages().iter().filter(|m| !m.file.starts_with("criu-rs-"));
+        let theirs = || {
+            messages()
+                .iter()
+                .filter(|m| !m.file.starts_with("criu-rs-"))
+        };
         assert_eq!(theirs().count(), 172);
         assert_eq!(theirs().map(|m| m.fields.len()).sum::<usize>(), 1154);
     }

@@ -49,7 +49,8 @@ impl Ground {
             .into_iter()
             .chain(images.iter().flat_map(SpaceImage::busy));
         // A call of 32-bit code reaches no further.
-        let highest = if images.iter().any(SpaceImage::is_compat) {
+        let low = |image: &SpaceImage| image.busy().all(|range| range.end <= FROM);
+        let highest = if images.iter().any(low) {
             highest.min(FROM)
         } else {
             highest

@@ -7,8 +7,6 @@ use criu_image::id::{FileId, ShmId, VPid};
 use criu_image::shmem::Object;
 use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{Error, Result};
-use criu_tracee::Native;
-use criu_tracee::arch::Arch;
 
 use crate::bits::{map, prot, status};
 use crate::page_size;
@@ -168,11 +166,6 @@ impl SpaceImage {
     /// The regions of guard pages.
     pub(crate) fn guards(&self) -> &[pb::VmaEntry] {
         &self.mm.vmas[self.real..]
-    }
-
-    /// Whether it is of 32-bit code on a 64-bit machine: nothing but the kernel's own lies above.
-    pub(crate) fn is_compat(&self) -> bool {
-        Native::COMPAT.is_some() && self.busy().all(|range| range.end <= 1 << 32)
     }
 
     /// Ranges of addresses that it needs.

@@ -98,3 +98,28 @@ impl<T> Context<T> for nix::Result<T> {
         self.map_err(|errno| Error::Kernel { call, errno })
     }
 }
+
+/// Without `CAP_SYS_ADMIN`, or on a kernel without it, filters stay in force.
+pub(crate) fn if_allowed(result: Result<()>) -> Result<()> {
+    match result {
+        Err(Error::Kernel {
+            errno: Errno::EPERM | Errno::EINVAL,
+            ..
+        }) => Ok(()),
+        other => other,
+    }
+}
+
+/// Who has gone need not be let go.
+pub(crate) fn gone_is_fine(result: Result<()>) -> Result<()> {
+    match result {
+        Err(
+            Error::Gone(_)
+            | Error::Kernel {
+                errno: Errno::ESRCH,
+                ..
+            },
+        ) => Ok(()),
+        other => other,
+    }
+}

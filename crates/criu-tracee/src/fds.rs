@@ -13,8 +13,13 @@ use crate::site::Site;
 
 /// `pidfd_open(2)`, Linux 5.3.
 pub fn pidfd_open(pid: Pid) -> Result<OwnedFd> {
+    pidfd_open_with(pid, 0)
+}
+
+/// The same with flags.
+pub(crate) fn pidfd_open_with(pid: Pid, flags: u32) -> Result<OwnedFd> {
     let mut program = Program::new();
-    let fd = program.pidfd_open(pid.as_raw(), 0);
+    let fd = program.pidfd_open(pid.as_raw(), flags);
     own(Local.run(&program)?.value(fd))
 }
 

@@ -153,6 +153,13 @@ const IOCTLS: &[u64] = &[
     libc::_IOW::<u64>(b'T' as u32, 0) as u64,
 ];
 
+/// `INOTIFY_IOC_SETNEXTWD`, which takes a number.
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "requests have the width of a long, which differs"
+)]
+const INOTIFY_SET_NEXT: u64 = libc::_IOW::<i32>(b'I' as u32, 0) as u64;
+
 const KCMP_EPOLL_TFD: u64 = 7;
 
 /// Which arguments of a call are addresses; a refusal if the call may not run here.
@@ -167,6 +174,7 @@ fn addresses(call: &Call) -> Result<u8> {
         Sysno::fcntl if among(FCNTL_NUMBERS, word(1)?) => return Ok(0),
         Sysno::fcntl if among(FCNTL_ADDRESSES, word(1)?) => return Ok(0b100),
         Sysno::ioctl if IOCTLS.contains(&word(1)?) => return Ok(0b100),
+        Sysno::ioctl if word(1)? == INOTIFY_SET_NEXT => return Ok(0),
         Sysno::kcmp if word(2)? == KCMP_EPOLL_TFD => return Ok(0b1_0000),
         Sysno::kcmp => return Ok(0),
         _ => {}

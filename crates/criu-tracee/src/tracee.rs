@@ -1,26 +1,25 @@
 //! A held process: its threads, its memory, and the room in which programs run.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use criu_arch::{Arch, HealContext, Regs, Timeout, TimeoutForm};
-use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::error::{Context, Error, Result};
-use crate::keep::{self, Tail};
+use crate::error::{Context, Error, Result, gone_is_fine, if_allowed};
+use crate::keep::Tail;
+use crate::look;
 use crate::memory::Memory;
 use crate::native::{Native, NativeRegs};
 use crate::place::Place;
 use crate::program::{Blob, Program};
-use crate::ptrace::{self, SigInfo};
-use crate::rseq::Rseq;
+use crate::ptrace;
 use crate::run::{self, Workplace};
 use crate::site::{Outcome, Site};
 use crate::sleep::Naps;
 use crate::spawn::Nursery;
 use crate::stop::{Hold, Running, Stop, Stopped};
+use crate::thread::Thread;
 use crate::wait;
 
 /// Bytes of the leader's room for records and data, and of every other thread's.
@@ -30,119 +29,6 @@ pub(crate) const THREAD_ROOM: u64 = 2 << 10;
 pub(crate) const UNDO_ROOM: u64 = 2 << 10;
 /// The front of a room holds its thread's healing context.
 pub(crate) const HEAL_ROOM: u64 = 256;
-
-/// One thread of a held process.
-#[derive(Debug)]
-pub struct Thread {
-    pub(crate) tid: Pid,
-    pub(crate) vtid: Pid,
-    pub(crate) stopped: Option<Stopped>,
-    stop: Stop,
-    natural: NativeRegs,
-    mask: Vec<u8>,
-    rseq: Option<Rseq>,
-    slept: Duration,
-    /// Its own registers are back for good.
-    settled: bool,
-    /// Its registers are ours.
-    pub(crate) hijacked: bool,
-    pub(crate) deferred: Vec<SigInfo>,
-}
-
-impl Thread {
-    fn held(tid: Pid, vtid: Pid, (stopped, stop): (Stopped, Stop)) -> Result<Self> {
-        let natural = stopped.regs()?;
-        let mask = stopped.mask()?;
-        Ok(Self {
-            tid,
-            vtid,
-            stopped: Some(stopped),
-            stop,
-            natural,
-            mask,
-            rseq: None,
-            slept: Duration::ZERO,
-            settled: false,
-            hijacked: false,
-            deferred: Vec::new(),
-        })
-    }
-
-    /// Finds out where the thread goes on if it was stopped in a restartable sequence.
-    fn look_at_rseq(&mut self, memory: &Memory) -> Result<()> {
-        let (rseq, abort) = Rseq::of(self.stopped()?, memory, self.natural.ip())?;
-        self.rseq = rseq;
-        if let Some(abort) = abort {
-            self.natural.set_ip(abort);
-            // It must not go on where it stood, even if no call of ours ever runs.
-            self.hijacked = true;
-        }
-        Ok(())
-    }
-
-    /// The thread id as the tracer sees it.
-    pub fn tid(&self) -> Pid {
-        self.tid
-    }
-
-    /// The thread id as the thread's own pid namespace sees it.
-    pub fn vtid(&self) -> Pid {
-        self.vtid
-    }
-
-    /// Why it stopped when it was seized.
-    pub fn stop(&self) -> Stop {
-        self.stop
-    }
-
-    /// The registers as they were when it was seized; in a restartable sequence, with the instruction
-    /// pointer at its abort handler.
-    pub fn natural(&self) -> &NativeRegs {
-        &self.natural
-    }
-
-    /// The signal mask as it was when it was seized.
-    pub fn mask(&self) -> &[u8] {
-        &self.mask
-    }
-
-    /// The restartable sequences area that a seized thread had registered.
-    pub fn rseq(&self) -> Option<&Rseq> {
-        self.rseq.as_ref()
-    }
-
-    /// What is left of the time that the call it was stopped in wants to wait for, if that counts
-    /// from when the call was made.
-    pub fn rest(&self, memory: &Memory) -> Option<(Timeout, Duration)> {
-        let timeout = self.natural.timeout()?;
-        let whole = keep::whole(&timeout, memory)?;
-        Some((timeout, whole.saturating_sub(self.slept)))
-    }
-
-    /// The stopped thread, for what only ptrace can ask.
-    pub fn stopped(&self) -> Result<&Stopped> {
-        self.stopped.as_ref().ok_or(Error::Gone(self.tid))
-    }
-
-    /// What the thread will go on with; used when it is let go.
-    pub fn set_natural(&mut self, regs: NativeRegs, mask: Vec<u8>) {
-        (self.natural, self.mask) = (regs, mask);
-        self.hijacked = true;
-    }
-
-    /// Gives the thread back its own registers and mask. The mask goes first: until the registers
-    /// are set the thread would, if we died, still heal itself.
-    fn put_back(&mut self, regs: &NativeRegs) -> Result<()> {
-        if self.hijacked
-            && let Some(stopped) = &self.stopped
-        {
-            stopped.set_mask(&self.mask)?;
-            stopped.set_regs(regs)?;
-            self.hijacked = false;
-        }
-        Ok(())
-    }
-}
 
 /// A held process.
 ///
@@ -172,18 +58,20 @@ impl Tracee {
     pub fn seize_all(pids: &[Pid], deadline: Option<Instant>) -> Result<Vec<Self>> {
         let mut found: Vec<(Pid, Vec<Thread>)> =
             pids.iter().map(|pid| (*pid, Vec::new())).collect();
-        let naps = Naps::of(pids.iter().flat_map(|pid| thread_ids(*pid)));
+        let naps = Naps::of(pids.iter().flat_map(|pid| look::thread_ids(*pid)));
         loop {
             let mut fresh = Vec::new();
             for (slot, (pid, threads)) in found.iter().enumerate() {
-                for tid in thread_ids(*pid) {
+                for tid in look::thread_ids(*pid) {
                     if threads.iter().any(|thread| thread.tid == tid) {
                         continue;
                     }
                     match Running::seize(tid, Hold::Dump) {
                         Ok(running) => fresh.push((slot, tid, running)),
                         Err(Error::Gone(_)) => {}
-                        Err(error) => return Err(already_traced(tid, error)),
+                        // Who is just dying may not be seized: it will be gone, or a zombie.
+                        Err(_) if look::is_dead(tid) => {}
+                        Err(error) => return Err(look::already_traced(tid, error)),
                     }
                 }
             }
@@ -196,10 +84,10 @@ impl Tracee {
             for (slot, tid, running) in fresh {
                 match running.wait_held(deadline) {
                     Ok(held) => {
-                        let status = status(tid);
-                        let mut thread = Thread::held(tid, own_id(tid, &status), held)?;
+                        let status = look::status(tid);
+                        let mut thread = Thread::held(tid, look::own_id(tid, &status), held)?;
                         thread.slept = naps.slept(tid).unwrap_or_default();
-                        if !matches!(field(&status, "Seccomp"), "0" | "") {
+                        if !matches!(look::field(&status, "Seccomp"), "0" | "") {
                             if_allowed(thread.stopped()?.suspend_seccomp(Hold::Dump))?;
                         }
                         found[slot].1.push(thread);
@@ -215,7 +103,7 @@ impl Tracee {
             if threads.is_empty() {
                 continue;
             }
-            let signal = closing_signal(pid, threads[0].stop);
+            let signal = look::closing_signal(pid, threads[0].stop);
             let memory = Memory::open(pid)?;
             for thread in &mut threads {
                 gone_is_fine(thread.look_at_rseq(&memory))?;
@@ -357,7 +245,7 @@ impl Tracee {
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).cast_unsigned();
         // A task of 32 bits finds no place without a hint below 4 GiB.
         let hint = if self.threads[0].natural.is_compat() {
-            low_hole(self.pid, size)?
+            look::low_hole(self.pid, size)?
         } else {
             0
         };
@@ -480,7 +368,8 @@ impl Tracee {
         }
         // The thread still is at the end of its call, and the kernel knows what becomes of that when a
         // handler runs or a stopped thread is continued.
-        if matches!(thread.stop, Stop::Group(_)) || handler_is_next(thread.tid, &thread.mask) {
+        if matches!(thread.stop, Stop::Group(_)) || look::handler_is_next(thread.tid, &thread.mask)
+        {
             return thread.natural.clone();
         }
         if let Some((timeout, rest)) = thread.rest(&self.memory)
@@ -696,125 +585,4 @@ impl Drop for Tracee {
             }
         }
     }
-}
-
-/// Without `CAP_SYS_ADMIN`, or on a kernel without it, filters stay in force.
-fn if_allowed(result: Result<()>) -> Result<()> {
-    match result {
-        Err(Error::Kernel {
-            errno: Errno::EPERM | Errno::EINVAL,
-            ..
-        }) => Ok(()),
-        other => other,
-    }
-}
-
-/// Whether a signal that has a handler is pending and not blocked.
-fn handler_is_next(tid: Pid, mask: &[u8]) -> bool {
-    let status = status(tid);
-    let set = |name| u128::from_str_radix(field(&status, name), 16).unwrap_or(0);
-    let blocked = mask
-        .iter()
-        .rev()
-        .fold(0u128, |all, byte| all << 8 | u128::from(*byte));
-    (set("SigPnd") | set("ShdPnd")) & set("SigCgt") & !blocked != 0
-}
-
-fn gone_is_fine(result: Result<()>) -> Result<()> {
-    match result {
-        Err(
-            Error::Gone(_)
-            | Error::Kernel {
-                errno: Errno::ESRCH,
-                ..
-            },
-        ) => Ok(()),
-        other => other,
-    }
-}
-
-fn thread_ids(pid: Pid) -> Vec<Pid> {
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else {
-        return Vec::new();
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .map(Pid::from_raw)
-        .collect()
-}
-
-fn status(tid: Pid) -> String {
-    String::from_utf8_lossy(&fs::read(format!("/proc/{tid}/status")).unwrap_or_default())
-        .into_owned()
-}
-
-fn field<'a>(status: &'a str, name: &str) -> &'a str {
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-        .map_or("", str::trim)
-}
-
-/// The id that the task has in its own pid namespace.
-fn own_id(tid: Pid, status: &str) -> Pid {
-    field(status, "NSpid")
-        .split_ascii_whitespace()
-        .next_back()
-        .and_then(|id| id.parse().ok())
-        .map_or(tid, Pid::from_raw)
-}
-
-fn already_traced(tid: Pid, error: Error) -> Error {
-    let tracer = field(&status(tid), "TracerPid").parse().unwrap_or(0);
-    if tracer == 0 {
-        error
-    } else {
-        Error::Traced {
-            pid: tid,
-            tracer: Pid::from_raw(tracer),
-        }
-    }
-}
-
-/// A signal that does nothing by default and that the process neither handles nor has pending.
-///
-/// `SIGCONT` is one too, as long as nobody is stopped or about to be. If all are taken, a process whose
-/// tracer dies may see a `SIGURG` that nobody sent.
-fn closing_signal(pid: Pid, stop: Stop) -> i32 {
-    const STOPS: [i32; 4] = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
-    let status = status(pid);
-    let set = |name| u64::from_str_radix(field(&status, name), 16).unwrap_or(0);
-    let pending = set("ShdPnd") | set("SigPnd");
-    let busy = set("SigCgt") | pending;
-    let has = |set: u64, signal: i32| set >> (signal - 1) & 1 == 1;
-    let may_continue =
-        !matches!(stop, Stop::Group(_)) && !STOPS.iter().any(|signal| has(pending, *signal));
-    [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD]
-        .into_iter()
-        .chain(may_continue.then_some(libc::SIGCONT))
-        .find(|signal| !has(busy, *signal))
-        .unwrap_or(libc::SIGURG)
-}
-
-/// A hole below 4 GiB.
-fn low_hole(pid: Pid, size: u64) -> Result<u64> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).map_err(|_| Error::Gone(pid))?;
-    let mut at = 0x10_0000;
-    for line in maps.lines() {
-        let Some((start, end)) = line
-            .split_ascii_whitespace()
-            .next()
-            .and_then(|range| range.split_once('-'))
-        else {
-            continue;
-        };
-        let start = u64::from_str_radix(start, 16).unwrap_or(0);
-        let end = u64::from_str_radix(end, 16).unwrap_or(0);
-        if start >= at + size + 0x10_0000 {
-            break;
-        }
-        at = at.max(end);
-    }
-    Ok(at.next_multiple_of(0x1000))
 }

@@ -51,7 +51,15 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
         describe(&tree, &mut tracees, &mut survey.spaces, &fp_layout()),
     )?;
     progress.stage("drain");
-    let drained = at("drain", drain(&mut tracees, &mut survey.spaces, survey.files.memory(), &store))?;
+    let drained = at(
+        "drain",
+        drain(
+            &mut tracees,
+            &mut survey.spaces,
+            survey.files.memory(),
+            &store,
+        ),
+    )?;
     stats.drained(&drained);
     progress.stage("commit");
     let names = at("commit", commit(&tree, survey, &described, &store))?;
@@ -185,7 +193,9 @@ fn file_options(
     let threads = |node: &Node| node.proc.threads().unwrap_or_default();
     let all = tree.nodes.iter();
     criu_files::DumpOptions {
-        tree: all.flat_map(|node| threads(node).into_iter().chain([node.pid])).collect(),
+        tree: all
+            .flat_map(|node| threads(node).into_iter().chain([node.pid]))
+            .collect(),
         namespaces: identities.namespaces(),
         ghost_limit: options.ghost_limit,
         link_remap: options.link_remap,

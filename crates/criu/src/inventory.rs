@@ -77,7 +77,8 @@ impl Identities {
     /// The namespaces of the tree: kind, inode number, id.
     pub(crate) fn namespaces(&self) -> Vec<(&'static str, u64, u32)> {
         let all = self.namespaces.iter();
-        all.map(|((kind, inode), id)| (*kind, *inode, *id)).collect()
+        all.map(|((kind, inode), id)| (*kind, *inode, *id))
+            .collect()
     }
 
     /// Adds a task. A namespace that is not the dumper's own is refused.

@@ -13,6 +13,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("inotify-unlinked", || removed(false)).options(&["--link-remap"]),
     Case::new("inotify-hardlink", || removed(true)).options(&["--link-remap"]),
     Case::new("inotify-quiet", quiet),
+    Case::new("inotify-queued", queued),
 ];
 
 fn path(name: &str) -> PathBuf {
@@ -122,5 +123,27 @@ fn quiet() -> Result<()> {
     watch(&inotify, "directory/file", WatchMask::ALL_EVENTS)?;
     zdtm::checkpoint()?;
     check_eq!(events(&mut inotify), []);
+    Ok(())
+}
+
+/// Events that nobody has read are there, or one says that some were lost; then all goes on.
+fn queued() -> Result<()> {
+    fs::create_dir(path("directory"))?;
+    let mut inotify = Inotify::init()?;
+    let directory = watch(&inotify, "directory", WatchMask::CREATE)?;
+    File::create(path("directory/before"))?;
+    zdtm::checkpoint()?;
+    File::create(path("directory/after"))?;
+    let found = events(&mut inotify);
+    let kept = (directory, EventMask::CREATE, "before".to_owned());
+    let lost = (-1, EventMask::Q_OVERFLOW, String::new());
+    check!(
+        found.first() == Some(&kept) || found.first() == Some(&lost),
+        "{found:?}"
+    );
+    check_eq!(
+        found[1..],
+        [(directory, EventMask::CREATE, "after".to_owned())]
+    );
     Ok(())
 }

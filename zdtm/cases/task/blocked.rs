@@ -54,12 +54,6 @@ fn address<T>(value: &T) -> usize {
     std::ptr::from_ref(value).addr()
 }
 
-/// The runner's SIGTERM is the main thread's: it would end the sleep.
-fn deaf_to_the_runner() {
-    let set = 1u64 << (libc::SIGTERM - 1);
-    raw(libc::SYS_rt_sigprocmask, [0, address(&set), 0, 8, 0, 0]); // SIG_BLOCK
-}
-
 fn timed(sleep: fn(Duration) -> (i64, i64)) -> Result<()> {
     let started = Instant::now();
     let thread = std::thread::spawn(move || {

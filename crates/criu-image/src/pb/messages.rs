@@ -2372,6 +2372,30 @@ impl ::prost::Name for TimerfdExtEntry {
         "/timerfd_ext_entry".into()
     }
 }
+/// What an inotify entry lacks: an entry for each watch, and one if events were waiting.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct InotifyExtEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub inotify_id: u32,
+    /// The watch whose inode is this file.
+    #[prost(uint32, optional, tag = "2")]
+    pub wd: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "3")]
+    pub file_id: ::core::option::Option<u32>,
+    /// Events were waiting; they are replaced by one that says so.
+    #[prost(bool, optional, tag = "4")]
+    pub events_lost: ::core::option::Option<bool>,
+}
+impl ::prost::Name for InotifyExtEntry {
+    const NAME: &'static str = "inotify_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "inotify_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/inotify_ext_entry".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FilesExtEntry {
     #[prost(message, optional, tag = "1")]
@@ -2382,6 +2406,8 @@ pub struct FilesExtEntry {
     pub epoll: ::core::option::Option<EpollExtEntry>,
     #[prost(message, optional, tag = "4")]
     pub timerfd: ::core::option::Option<TimerfdExtEntry>,
+    #[prost(message, optional, tag = "5")]
+    pub inotify: ::core::option::Option<InotifyExtEntry>,
 }
 impl ::prost::Name for FilesExtEntry {
     const NAME: &'static str = "files_ext_entry";

@@ -425,6 +425,7 @@ Field { number: 1, name: "ghost", label: Optional, ty: Message("ghost_ext_entry"
 Field { number: 2, name: "pipe", label: Optional, ty: Message("pipe_ext_entry"), display: Plain },
 Field { number: 3, name: "epoll", label: Optional, ty: Message("epoll_ext_entry"), display: Plain },
 Field { number: 4, name: "timerfd", label: Optional, ty: Message("timerfd_ext_entry"), display: Plain },
+Field { number: 5, name: "inotify", label: Optional, ty: Message("inotify_ext_entry"), display: Plain },
 ] },
 Message { name: "fown_entry", file: "fown", fields: &[
 Field { number: 1, name: "uid", label: Required, ty: Uint32, display: Plain },
@@ -492,6 +493,12 @@ Field { number: 20, name: "tcp_opts", label: Optional, ty: Message("tcp_opts_ent
 Message { name: "inherit_fd", file: "rpc", fields: &[
 Field { number: 1, name: "key", label: Required, ty: String, display: Plain },
 Field { number: 2, name: "fd", label: Required, ty: Int32, display: Plain },
+] },
+Message { name: "inotify_ext_entry", file: "criu-rs-files", fields: &[
+Field { number: 1, name: "inotify_id", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "wd", label: Optional, ty: Uint32, display: Plain },
+Field { number: 3, name: "file_id", label: Optional, ty: Uint32, display: Plain },
+Field { number: 4, name: "events_lost", label: Optional, ty: Bool, display: Plain },
 ] },
 Message { name: "inotify_file_entry", file: "fsnotify", fields: &[
 Field { number: 1, name: "id", label: Required, ty: Uint32, display: Plain },

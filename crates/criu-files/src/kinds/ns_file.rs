@@ -1,0 +1,156 @@
+//! Descriptors of namespaces: `/proc/PID/ns/X`, opened.
+//!
+//! Only of those that the tree itself is in, which are the restorer's own: he opens his.
+
+use criu_image::{Store, StoreExt, desc, pb};
+use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
+use criu_tracee::Program;
+
+/// Names as links have them, and the flags of clone(2).
+const KINDS: &[(&str, u32)] = &[
+    ("cgroup", 0x0200_0000),
+    ("ipc", 0x0800_0000),
+    ("mnt", 0x0002_0000),
+    ("net", 0x4000_0000),
+    ("pid", 0x2000_0000),
+    ("time", 0x0000_0080),
+    ("user", 0x1000_0000),
+    ("uts", 0x0400_0000),
+];
+const O_ACCMODE: u32 = libc::O_ACCMODE.cast_unsigned();
+const O_PATH: u32 = libc::O_PATH.cast_unsigned();
+
+/// A namespace.
+#[derive(Debug)]
+pub struct NsFile;
+
+/// `net:[4026531833]`.
+fn parse(link: &[u8]) -> Option<(&'static str, u32, u64)> {
+    let text = std::str::from_utf8(link).ok()?;
+    let (name, rest) = text.split_once(":[")?;
+    let inode = rest.strip_suffix(']')?.parse().ok()?;
+    let (name, flag) = KINDS.iter().find(|(known, _)| *known == name)?;
+    Some((name, *flag, inode))
+}
+
+impl FileKind for NsFile {
+    type Entry = pb::NsFileEntry;
+    const NAME: &'static str = "ns_file";
+    const SINCE: Kernel = Kernel::new(3, 8, 0);
+
+    fn claims(&self, file: &OpenFile) -> bool {
+        parse(&file.link).is_some()
+    }
+
+    fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
+        let foreign = || {
+            Error::unsupported(
+                format!("{}, a namespace that the tree is not in", file.link_text()),
+                "let the task close it before the dump",
+            )
+        };
+        let (name, ns_cflag, inode) = parse(&file.link).ok_or_else(foreign)?;
+        let ns_id = cx.namespace(name, inode).ok_or_else(foreign)?;
+        Ok(pb::NsFileEntry {
+            id: file.number(),
+            ns_id,
+            ns_cflag,
+            flags: file.flags(),
+        })
+    }
+
+    fn open(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Opened> {
+        let known = KINDS.iter().find(|(_, flag)| *flag == entry.ns_cflag);
+        let own = cx.cached(Own::load)?;
+        let Some((name, _)) = known else {
+            let why = format!("a namespace of unknown kind {:#x}", entry.ns_cflag);
+            return Err(Error::corrupt("files.img", why));
+        };
+        if own.id(name).is_some_and(|id| id != entry.ns_id) {
+            return Err(Error::unsupported(
+                format!("a descriptor of another {name} namespace than the restorer's"),
+                "restore these images with the program that wrote them",
+            ));
+        }
+        let mut program = Program::new();
+        let path = program.cstr(format!("/proc/self/ns/{name}"));
+        let flags = entry.flags & (O_ACCMODE | O_PATH) | libc::O_CLOEXEC.cast_unsigned();
+        let fd = program.openat(libc::AT_FDCWD, path, flags, 0);
+        Ok(Opened::Here(cx.here().run(&program)?.fd(fd)))
+    }
+}
+
+/// The namespaces of whoever dumped, by their ids in the images.
+struct Own(Option<pb::TaskKobjIdsEntry>);
+
+impl Own {
+    fn load(store: &dyn Store) -> Result<Self> {
+        let entries = store.entries::<pb::InventoryEntry>(desc::INVENTORY, ())?;
+        let inventory = entries.unwrap_or_default().into_iter().next();
+        Ok(Self(inventory.and_then(|entry| entry.message.root_ids)))
+    }
+
+    fn id(&self, name: &str) -> Option<u32> {
+        let ids = self.0.as_ref()?;
+        match name {
+            "cgroup" => ids.cgroup_ns_id,
+            "ipc" => ids.ipc_ns_id,
+            "mnt" => ids.mnt_ns_id,
+            "net" => ids.net_ns_id,
+            "pid" => ids.pid_ns_id,
+            "time" => ids.time_ns_id,
+            "user" => ids.user_ns_id,
+            "uts" => ids.uts_ns_id,
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use criu_image::Memory;
+    use criu_kind::testing::{Paper, dumped, open_file, restored, restored_with};
+    use expect_test::expect;
+
+    use super::*;
+
+    const INFO: &str = "pos:\t0\nflags:\t0100000\nmnt_id:\t4\nino:\t77\n";
+
+    #[test]
+    fn a_namespace_of_the_tree() {
+        let entry = dumped(&NsFile, &open_file("net:[77]", 0o100_444, INFO)).expect("known");
+        assert_eq!((entry.ns_id, entry.ns_cflag), (77, 0x4000_0000));
+        expect![[r#"
+            $0 = openat(-100, "/proc/self/ns/net", 0x80000, 0)
+            is 100
+        "#]]
+        .assert_eq(&restored(&NsFile, &entry).expect("a program"));
+    }
+
+    #[test]
+    fn others_are_refused() {
+        let foreign = open_file("net:[4711]", 0o100_444, INFO);
+        let refusal = dumped(&NsFile, &foreign).expect_err("refused");
+        assert!(refusal.to_string().contains("net:[4711]"), "{refusal}");
+        assert!(!FileKind::claims(&NsFile, &open_file("pipe:[77]", 0o010_600, INFO)));
+        let images = Memory::new();
+        let ids = pb::TaskKobjIdsEntry {
+            net_ns_id: Some(5),
+            ..pb::TaskKobjIdsEntry::default()
+        };
+        let inventory = pb::InventoryEntry {
+            root_ids: Some(ids),
+            ..pb::InventoryEntry::default()
+        };
+        images.write_entry(desc::INVENTORY, (), &inventory).expect("memory");
+        images.finish().expect("memory");
+        let entry = pb::NsFileEntry {
+            ns_id: 6,
+            ns_cflag: 0x4000_0000,
+            ..pb::NsFileEntry::default()
+        };
+        let mut paper = Paper::default();
+        paper.images = images;
+        restored_with(&NsFile, &[&entry], paper).expect_err("another namespace");
+    }
+}

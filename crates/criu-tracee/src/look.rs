@@ -1,0 +1,113 @@
+//! What `/proc` says of tasks that are to be held or are held.
+
+use std::fs;
+
+use nix::unistd::Pid;
+
+use crate::error::{Error, Result};
+use crate::stop::Stop;
+
+/// Whether a signal that has a handler is pending and not blocked.
+pub(crate) fn handler_is_next(tid: Pid, mask: &[u8]) -> bool {
+    let status = status(tid);
+    let set = |name| u128::from_str_radix(field(&status, name), 16).unwrap_or(0);
+    let blocked = mask
+        .iter()
+        .rev()
+        .fold(0u128, |all, byte| all << 8 | u128::from(*byte));
+    (set("SigPnd") | set("ShdPnd")) & set("SigCgt") & !blocked != 0
+}
+
+pub(crate) fn thread_ids(pid: Pid) -> Vec<Pid> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .map(Pid::from_raw)
+        .collect()
+}
+
+pub(crate) fn status(tid: Pid) -> String {
+    String::from_utf8_lossy(&fs::read(format!("/proc/{tid}/status")).unwrap_or_default())
+        .into_owned()
+}
+
+pub(crate) fn field<'a>(status: &'a str, name: &str) -> &'a str {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .map_or("", str::trim)
+}
+
+/// Whether it is dead, reaped or not.
+pub(crate) fn is_dead(tid: Pid) -> bool {
+    matches!(
+        field(&status(tid), "State").chars().next(),
+        None | Some('Z' | 'X')
+    )
+}
+
+/// The id that the task has in its own pid namespace.
+pub(crate) fn own_id(tid: Pid, status: &str) -> Pid {
+    field(status, "NSpid")
+        .split_ascii_whitespace()
+        .next_back()
+        .and_then(|id| id.parse().ok())
+        .map_or(tid, Pid::from_raw)
+}
+
+pub(crate) fn already_traced(tid: Pid, error: Error) -> Error {
+    let tracer = field(&status(tid), "TracerPid").parse().unwrap_or(0);
+    if tracer == 0 {
+        error
+    } else {
+        Error::Traced {
+            pid: tid,
+            tracer: Pid::from_raw(tracer),
+        }
+    }
+}
+
+/// A signal that does nothing by default and that the process neither handles nor has pending.
+///
+/// `SIGCONT` is one too, as long as nobody is stopped or about to be. If all are taken, a process whose
+/// tracer dies may see a `SIGURG` that nobody sent.
+pub(crate) fn closing_signal(pid: Pid, stop: Stop) -> i32 {
+    const STOPS: [i32; 4] = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+    let status = status(pid);
+    let set = |name| u64::from_str_radix(field(&status, name), 16).unwrap_or(0);
+    let pending = set("ShdPnd") | set("SigPnd");
+    let busy = set("SigCgt") | pending;
+    let has = |set: u64, signal: i32| set >> (signal - 1) & 1 == 1;
+    let may_continue =
+        !matches!(stop, Stop::Group(_)) && !STOPS.iter().any(|signal| has(pending, *signal));
+    [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD]
+        .into_iter()
+        .chain(may_continue.then_some(libc::SIGCONT))
+        .find(|signal| !has(busy, *signal))
+        .unwrap_or(libc::SIGURG)
+}
+
+/// A hole below 4 GiB.
+pub(crate) fn low_hole(pid: Pid, size: u64) -> Result<u64> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).map_err(|_| Error::Gone(pid))?;
+    let mut at = 0x10_0000;
+    for line in maps.lines() {
+        let Some((start, end)) = line
+            .split_ascii_whitespace()
+            .next()
+            .and_then(|range| range.split_once('-'))
+        else {
+            continue;
+        };
+        let start = u64::from_str_radix(start, 16).unwrap_or(0);
+        let end = u64::from_str_radix(end, 16).unwrap_or(0);
+        if start >= at + size + 0x10_0000 {
+            break;
+        }
+        at = at.max(end);
+    }
+    Ok(at.next_multiple_of(0x1000))
+}

@@ -1,0 +1,127 @@
+//! One thread of a held process.
+
+use std::time::Duration;
+
+use criu_arch::{Regs, Timeout};
+use nix::unistd::Pid;
+
+use crate::error::{Error, Result};
+use crate::keep;
+use crate::memory::Memory;
+use crate::native::NativeRegs;
+use crate::ptrace::SigInfo;
+use crate::rseq::Rseq;
+use crate::stop::{Stop, Stopped};
+
+/// One thread of a held process.
+#[derive(Debug)]
+pub struct Thread {
+    pub(crate) tid: Pid,
+    pub(crate) vtid: Pid,
+    pub(crate) stopped: Option<Stopped>,
+    pub(crate) stop: Stop,
+    pub(crate) natural: NativeRegs,
+    pub(crate) mask: Vec<u8>,
+    pub(crate) rseq: Option<Rseq>,
+    pub(crate) slept: Duration,
+    /// Its own registers are back for good.
+    pub(crate) settled: bool,
+    /// Its registers are ours.
+    pub(crate) hijacked: bool,
+    pub(crate) deferred: Vec<SigInfo>,
+}
+
+impl Thread {
+    pub(crate) fn held(tid: Pid, vtid: Pid, (stopped, stop): (Stopped, Stop)) -> Result<Self> {
+        let natural = stopped.regs()?;
+        let mask = stopped.mask()?;
+        Ok(Self {
+            tid,
+            vtid,
+            stopped: Some(stopped),
+            stop,
+            natural,
+            mask,
+            rseq: None,
+            slept: Duration::ZERO,
+            settled: false,
+            hijacked: false,
+            deferred: Vec::new(),
+        })
+    }
+
+    /// Finds out where the thread goes on if it was stopped in a restartable sequence.
+    pub(crate) fn look_at_rseq(&mut self, memory: &Memory) -> Result<()> {
+        let (rseq, abort) = Rseq::of(self.stopped()?, memory, self.natural.ip())?;
+        self.rseq = rseq;
+        if let Some(abort) = abort {
+            self.natural.set_ip(abort);
+            // It must not go on where it stood, even if no call of ours ever runs.
+            self.hijacked = true;
+        }
+        Ok(())
+    }
+
+    /// The thread id as the tracer sees it.
+    pub fn tid(&self) -> Pid {
+        self.tid
+    }
+
+    /// The thread id as the thread's own pid namespace sees it.
+    pub fn vtid(&self) -> Pid {
+        self.vtid
+    }
+
+    /// Why it stopped when it was seized.
+    pub fn stop(&self) -> Stop {
+        self.stop
+    }
+
+    /// The registers as they were when it was seized; in a restartable sequence, with the instruction
+    /// pointer at its abort handler.
+    pub fn natural(&self) -> &NativeRegs {
+        &self.natural
+    }
+
+    /// The signal mask as it was when it was seized.
+    pub fn mask(&self) -> &[u8] {
+        &self.mask
+    }
+
+    /// The restartable sequences area that a seized thread had registered.
+    pub fn rseq(&self) -> Option<&Rseq> {
+        self.rseq.as_ref()
+    }
+
+    /// What is left of the time that the call it was stopped in wants to wait for, if that counts
+    /// from when the call was made.
+    pub fn rest(&self, memory: &Memory) -> Option<(Timeout, Duration)> {
+        let timeout = self.natural.timeout()?;
+        let whole = keep::whole(&timeout, memory)?;
+        Some((timeout, whole.saturating_sub(self.slept)))
+    }
+
+    /// The stopped thread, for what only ptrace can ask.
+    pub fn stopped(&self) -> Result<&Stopped> {
+        self.stopped.as_ref().ok_or(Error::Gone(self.tid))
+    }
+
+    /// What the thread will go on with; used when it is let go.
+    pub fn set_natural(&mut self, regs: NativeRegs, mask: Vec<u8>) {
+        (self.natural, self.mask) = (regs, mask);
+        self.hijacked = true;
+    }
+
+    /// Gives the thread back its own registers and mask. The mask goes first: until the registers
+    /// are set the thread would, if we died, still heal itself.
+    pub(crate) fn put_back(&mut self, regs: &NativeRegs) -> Result<()> {
+        if self.hijacked
+            && let Some(stopped) = &self.stopped
+        {
+            stopped.set_mask(&self.mask)?;
+            stopped.set_regs(regs)?;
+            self.hijacked = false;
+        }
+        Ok(())
+    }
+}
