@@ -19,9 +19,18 @@ const O_CLOEXEC: u32 = libc::O_CLOEXEC.cast_unsigned();
 /// The handle in a line of fdinfo: `fhandle-bytes:8 fhandle-type:1 f_handle:7e9e0000640d1b6d`.
 pub(crate) fn parse(line: &InfoLine) -> Result<pb::FhEntry> {
     let digits = line.field("f_handle").unwrap_or_default();
-    let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let digit = |byte: &u8| {
+        char::from(*byte)
+            .to_digit(16)
+            .and_then(|digit| u8::try_from(digit).ok())
+    };
     let nibbles: Option<Vec<u8>> = digits.iter().map(digit).collect();
-    let bytes = nibbles.map(|nibbles| nibbles.chunks(2).map(|pair| pair.iter().fold(0, |byte, nibble| byte << 4 | nibble)).collect::<Vec<u8>>());
+    let bytes = nibbles.map(|nibbles| {
+        nibbles
+            .chunks(2)
+            .map(|pair| pair.iter().fold(0, |byte, nibble| byte << 4 | nibble))
+            .collect::<Vec<u8>>()
+    });
     let mut bytes = bytes.ok_or_else(|| line.error("f_handle: hexadecimal digits"))?;
     bytes.resize(bytes.len().next_multiple_of(8).max(WORDS * 8), 0);
     let word = |chunk: &[u8]| {
@@ -41,7 +50,11 @@ pub(crate) fn parse(line: &InfoLine) -> Result<pb::FhEntry> {
 /// The inode of a handle, through any mount of its file system that the process sees; `None` if there
 /// is no such mount, or the file system knows no handles, or not this one.
 pub(crate) fn inode(proc: &ProcDir, dev: u32, handle: &pb::FhEntry) -> Result<Option<OwnedFd>> {
-    let bytes: Vec<u8> = handle.handle.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let bytes: Vec<u8> = handle
+        .handle
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .collect();
     let length = usize::try_from(handle.bytes).unwrap_or(usize::MAX);
     let Some(bytes) = bytes.get(..length) else {
         return Err(Error::corrupt("files.img", "a file handle is too short"));
@@ -67,7 +80,11 @@ pub(crate) fn inode(proc: &ProcDir, dev: u32, handle: &pb::FhEntry) -> Result<Op
         }
         let raw = outcome.fd(fd);
         let path = format!("/proc/self/fd/{raw}");
-        let owned = open(path.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
+        let owned = open(
+            path.as_str(),
+            OFlag::O_PATH | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        );
         let mut program = Program::new();
         program.close(raw);
         Local.run(&program)?;

@@ -165,7 +165,11 @@ fn events_wait(file: &OpenFile) -> Result<bool> {
     let bytes = program.room(4);
     program.ioctl(file.fd.as_raw_fd(), libc::FIONREAD, bytes);
     program.tolerate();
-    Ok(Local.run(&program)?.bytes(bytes).iter().any(|byte| *byte != 0))
+    Ok(Local
+        .run(&program)?
+        .bytes(bytes)
+        .iter()
+        .any(|byte| *byte != 0))
 }
 
 fn note(
@@ -205,13 +209,17 @@ fn target(cx: &mut dyn DumpCx, pid: Pid, watch: &pb::InotifyWdEntry) -> Result<O
     let same = |fd: &OwnedFd| {
         let inode = fstat(fd).map(|stat| Inode::from(&stat));
         inode.is_ok_and(|inode| {
-            inode.ino == watch.i_ino
-                && Dev::from_st_dev(inode.dev).to_kernel() == Some(watch.s_dev)
+            inode.ino == watch.i_ino && Dev::from_st_dev(inode.dev).to_kernel() == Some(watch.s_dev)
         })
     };
     let through = |slot: Slot| {
         let path = format!("/proc/{}/fd/{}", slot.pid, slot.fd);
-        open(path.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).ok()
+        open(
+            path.as_str(),
+            OFlag::O_PATH | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+        .ok()
     };
     let mut found = None;
     cx.find(pid, -1, Some(watch.i_ino), &mut |slot| {
@@ -293,7 +301,11 @@ impl Notes {
     fn load(store: &dyn Store) -> Result<Self> {
         let mut notes = Self::default();
         let entries = store.entries::<pb::FilesExtEntry>(desc::FILES_EXT, ())?;
-        for note in entries.unwrap_or_default().into_iter().filter_map(|entry| entry.message.inotify) {
+        for note in entries
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|entry| entry.message.inotify)
+        {
             if let (Some(wd), Some(file)) = (note.wd, note.file_id) {
                 notes.files.insert((note.inotify_id, wd), FileId::new(file));
             }

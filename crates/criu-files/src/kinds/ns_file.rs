@@ -132,7 +132,10 @@ mod tests {
         let foreign = open_file("net:[4711]", 0o100_444, INFO);
         let refusal = dumped(&NsFile, &foreign).expect_err("refused");
         assert!(refusal.to_string().contains("net:[4711]"), "{refusal}");
-        assert!(!FileKind::claims(&NsFile, &open_file("pipe:[77]", 0o010_600, INFO)));
+        assert!(!FileKind::claims(
+            &NsFile,
+            &open_file("pipe:[77]", 0o010_600, INFO)
+        ));
         let images = Memory::new();
         let ids = pb::TaskKobjIdsEntry {
             net_ns_id: Some(5),
@@ -142,7 +145,9 @@ mod tests {
             root_ids: Some(ids),
             ..pb::InventoryEntry::default()
         };
-        images.write_entry(desc::INVENTORY, (), &inventory).expect("memory");
+        images
+            .write_entry(desc::INVENTORY, (), &inventory)
+            .expect("memory");
         images.finish().expect("memory");
         let entry = pb::NsFileEntry {
             ns_id: 6,

@@ -76,7 +76,10 @@ impl FileKind for Pidfd {
         }
         for entry in entries {
             if !cx.is_of_task(format!("/proc/{}/", entry.nspid).as_bytes()) {
-                let why = format!("a descriptor of process {}, which is not there", entry.nspid);
+                let why = format!(
+                    "a descriptor of process {}, which is not there",
+                    entry.nspid
+                );
                 return Err(Error::corrupt("files.img", why));
             }
         }
@@ -96,7 +99,9 @@ mod tests {
     use super::*;
 
     fn file(pid: &str, flags: &str) -> OpenFile {
-        let text = format!("pos:\t0\nflags:\t{flags}\nmnt_id:\t15\nino:\t1063\nPid:\t{pid}\nNSpid:\t{pid}\n");
+        let text = format!(
+            "pos:\t0\nflags:\t{flags}\nmnt_id:\t15\nino:\t1063\nPid:\t{pid}\nNSpid:\t{pid}\n"
+        );
         open_file("anon_inode:[pidfd]", 0o600, &text)
     }
 
@@ -117,8 +122,16 @@ mod tests {
 
     #[test]
     fn strangers_are_refused() {
-        let refusal = |pid| dumped(&Pidfd, &file(pid, "02")).expect_err("refused").to_string();
-        assert!(refusal("4711").contains("process 4711"), "{}", refusal("4711"));
+        let refusal = |pid| {
+            dumped(&Pidfd, &file(pid, "02"))
+                .expect_err("refused")
+                .to_string()
+        };
+        assert!(
+            refusal("4711").contains("process 4711"),
+            "{}",
+            refusal("4711")
+        );
         assert!(refusal("0").contains("this pid namespace"));
     }
 
