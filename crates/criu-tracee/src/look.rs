@@ -41,6 +41,14 @@ pub(crate) fn field<'a>(status: &'a str, name: &str) -> &'a str {
         .map_or("", str::trim)
 }
 
+/// Whether it is dead, reaped or not.
+pub(crate) fn is_dead(tid: Pid) -> bool {
+    matches!(
+        field(&status(tid), "State").chars().next(),
+        None | Some('Z' | 'X')
+    )
+}
+
 /// The id that the task has in its own pid namespace.
 pub(crate) fn own_id(tid: Pid, status: &str) -> Pid {
     field(status, "NSpid")

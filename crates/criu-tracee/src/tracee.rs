@@ -69,6 +69,8 @@ impl Tracee {
                     match Running::seize(tid, Hold::Dump) {
                         Ok(running) => fresh.push((slot, tid, running)),
                         Err(Error::Gone(_)) => {}
+                        // Who is just dying may not be seized: it will be gone, or a zombie.
+                        Err(_) if look::is_dead(tid) => {}
                         Err(error) => return Err(look::already_traced(tid, error)),
                     }
                 }
