@@ -45,6 +45,7 @@ mod mm {
 mod files {
     pub(crate) mod epoll;
     pub(crate) mod eventfd;
+    pub(crate) mod external;
     pub(crate) mod fifo;
     pub(crate) mod ghost;
     pub(crate) mod inotify;
@@ -119,6 +120,7 @@ pub static AREAS: &[Area] = &[
         files: &[
             files::epoll::CASES,
             files::eventfd::CASES,
+            files::external::CASES,
             files::fifo::CASES,
             files::ghost::CASES,
             files::inotify::CASES,

@@ -203,7 +203,7 @@ fn file_options(
         evasive_devices: options.evasive_devices,
         mounts: false,
         validation: validation(options.tree.validation),
-        external: Vec::new(),
+        external: options.external_files.clone(),
     }
 }
 

@@ -117,6 +117,8 @@ pub struct DumpOptions {
     pub ghost_fiemap: bool,
     /// Any path to a device will do.
     pub evasive_devices: bool,
+    /// Files that stay outside: mount id and inode number.
+    pub external_files: Vec<(i32, u64)>,
     /// How long collecting the tasks may take.
     pub timeout: Option<Duration>,
 }
@@ -240,8 +242,10 @@ impl DumpOptions {
             (false, false) => EndState::Killed,
         };
         let seconds = typed.parsed("timeout")?.unwrap_or(10);
+        let tree = Tree::read(typed, around, DUMPED)?;
         Ok(DumpOptions {
-            tree: Tree::read(typed, around, DUMPED)?,
+            external_files: external_files(&tree.external)?,
+            tree,
             root: Pid::from_raw(root),
             end,
             file_locks: typed.switch("file-locks", false),
@@ -258,6 +262,9 @@ impl RestoreOptions {
     /// Gives the words of a restore their meaning.
     pub fn read(typed: &Typed, around: &Surroundings) -> Result<Self, Failure> {
         let tree = Tree::read(typed, around, PROVIDED)?;
+        if let Some(external) = tree.external.first() {
+            return Err(not_yet(&format!("external {}[..]", external.kind)));
+        }
         Ok(RestoreOptions {
             detached: typed.switch("restore-detached", false),
             sibling: typed.switch("restore-sibling", false),
@@ -297,6 +304,22 @@ impl CpuinfoOptions {
             cpu_cap: cpu_cap(typed)?,
         })
     }
+}
+
+/// The files among what stays outside, `file[mnt_id:inode]` in hexadecimal; nothing else can yet.
+fn external_files(external: &[External]) -> Result<Vec<(i32, u64)>, Failure> {
+    let file = |external: &External| {
+        if external.kind != "file" {
+            return Err(not_yet(&format!("external {}[..]", external.kind)));
+        }
+        let numbers = external.inside.split_once(':').and_then(|(mount, inode)| {
+            let mount = i32::from_str_radix(mount, 16).ok()?;
+            Some((mount, u64::from_str_radix(inode, 16).ok()?))
+        });
+        let text = format!("file[{}]", external.inside);
+        numbers.ok_or_else(|| bad_value("external", text.as_ref()))
+    };
+    external.iter().map(file).collect()
 }
 
 fn texts<T>(
@@ -466,6 +489,33 @@ mod tests {
                 "{line}"
             );
         }
+        Ok(())
+    }
+
+    #[test]
+    fn what_lies_outside() -> Result<(), String> {
+        let dump = |line: &str| {
+            let options = read(line, |typed| DumpOptions::read(typed, &around()))?;
+            Ok::<_, String>(options.external_files)
+        };
+        let files = dump("dump -t 1 --external file[1f:2a] --external file[3:fffffffff]")?;
+        assert_eq!(files, [(0x1f, 0x2a), (3, 0xf_ffff_ffff)]);
+        for (line, expected) in [
+            (
+                "dump -t 1 --external file[1f]",
+                "options: `file[1f]` is not a value of --external; see criu --help",
+            ),
+            (
+                "dump -t 1 --external tty[8803:1d]",
+                "options: --external tty[..]: not implemented yet",
+            ),
+        ] {
+            assert_eq!(dump(line), Err(expected.into()), "{line}");
+        }
+        let restore = |line| read(line, |typed| RestoreOptions::read(typed, &around()));
+        let given = restore("restore --inherit-fd fd[3]:file[1f:2a]")?.inherited;
+        assert_eq!((given[0].fd, given[0].key.as_str()), (3, "file[1f:2a]"));
+        restore("restore --external mnt[a]:/b").expect_err("not yet");
         Ok(())
     }
 

@@ -53,6 +53,12 @@ impl Case {
         Self { dump, ..self }
     }
 
+    /// With options for the restore alone.
+    #[must_use]
+    pub const fn restore_options(self, restore: &'static [&'static str]) -> Self {
+        Self { restore, ..self }
+    }
+
     /// To be run with no other case beside it.
     #[must_use]
     pub const fn exclusive(self) -> Self {

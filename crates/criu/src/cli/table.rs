@@ -158,8 +158,8 @@ pub const OPTIONS: &[(&str, &[Opt])] = &[
         opt("lsm-profile",       ' ', Value("TYPE:NAME"),  BACK,  Later, "Give the tasks this security label"),
     ]),
     ("What lies outside the tree", &[
-        opt("external",          ' ', Values("RESOURCE"),  BOTH,  Later, "An object the tree uses but does not own: tty[..] file[..] dev[..] unix[..] mnt[..] net[..] pid[..] veth[..] macvlan[..] netdev[..]"),
-        opt("inherit-fd",        ' ', Values("fd[N]:KEY"), BACK,  Later, "Use our descriptor N where the images say KEY"),
+        opt("external",          ' ', Values("RESOURCE"),  BOTH,  Works, "An object the tree uses but does not own: tty[..] file[..] dev[..] unix[..] mnt[..] net[..] pid[..] veth[..] macvlan[..] netdev[..]"),
+        opt("inherit-fd",        ' ', Values("fd[N]:KEY"), BACK,  Works, "Use our descriptor N where the images say KEY"),
         opt("ext-unix-sk",       'x', Attached("INO,.."),  BOTH,  Later, "Allow socket peers outside the tree"),
         opt("join-ns",           'J', Values("NS:WHERE"),  BACK,  Later, "Restore into an existing namespace"),
         opt("empty-ns",          ' ', Values("NS"),        BOTH,  Later, "Make this namespace but leave it empty"),

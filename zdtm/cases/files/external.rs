@@ -1,0 +1,90 @@
+//! Files that stay outside and are given at restore: `--external file[..]`, `--inherit-fd`.
+//!
+//! What criu is to be told depends on numbers, so each case writes it into files for `--config`. The
+//! one descriptor that every criu has is its standard input, which is `/dev/null`.
+
+use std::fs::{self, File, read_link};
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use zdtm::{Case, Result, check_eq};
+
+const DUMP: &[&str] = &["--config=../work/dump.conf"];
+const RESTORE: &[&str] = &["--config=../work/restore.conf"];
+/// The descriptor; and where files are numbered, one less comes before those that are mapped.
+const FIRST: &[&str] = &["fd/0003", "maps"];
+
+pub(crate) const CASES: &[Case] = &[
+    Case::new("external-file", file)
+        .dump_options(DUMP)
+        .restore_options(RESTORE)
+        .changes(FIRST),
+    Case::new("inherit-file", path)
+        .restore_options(RESTORE)
+        .changes(FIRST),
+    Case::new("inherit-memfd", memfd)
+        .restore_options(RESTORE)
+        .changes(FIRST),
+    Case::new("inherit-pipe", pipe)
+        .restore_options(RESTORE)
+        .changes(FIRST),
+];
+
+fn say(name: &str, text: &str) -> Result<()> {
+    Ok(fs::write(zdtm::dir().join(name), text)?)
+}
+
+fn link(file: &impl AsRawFd) -> Result<PathBuf> {
+    Ok(read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?)
+}
+
+/// Nobody looks for it, and nobody looks at it.
+fn file() -> Result<()> {
+    let file = File::create(zdtm::dir().join("outside"))?;
+    let info = zdtm::proc_text("self", &format!("fdinfo/{}", file.as_raw_fd()))?;
+    let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+    let mount: u32 = mount.unwrap_or_default().trim().parse()?;
+    let key = format!("file[{mount:x}:{:x}]", file.metadata()?.ino());
+    say("dump.conf", &format!("external {key}\n"))?;
+    say("restore.conf", &format!("inherit-fd fd[0]:{key}\n"))?;
+    zdtm::checkpoint()?;
+    check_eq!(link(&file)?, PathBuf::from("/dev/null"));
+    Ok(())
+}
+
+/// The file is there, and another one is given for it.
+fn path() -> Result<()> {
+    let name = zdtm::dir().join("file");
+    let file = File::create(&name)?;
+    let text = format!("inherit-fd fd[0]:{}\n", name.display());
+    say("restore.conf", &text)?;
+    zdtm::checkpoint()?;
+    check_eq!(link(&file)?, PathBuf::from("/dev/null"));
+    Ok(())
+}
+
+fn memfd() -> Result<()> {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    let mut file = File::from(memfd_create("given", MFdFlags::empty())?);
+    file.write_all(b"content")?;
+    say("restore.conf", "inherit-fd fd[0]:/memfd:given\n")?;
+    zdtm::checkpoint()?;
+    check_eq!(link(&file)?, PathBuf::from("/dev/null"));
+    Ok(())
+}
+
+/// The other end belongs to somebody else.
+fn pipe() -> Result<()> {
+    let (reader, writer) = std::io::pipe()?;
+    let key = link(&reader)?;
+    say(
+        "restore.conf",
+        &format!("inherit-fd fd[0]:{}\n", key.display()),
+    )?;
+    drop(writer);
+    zdtm::checkpoint()?;
+    check_eq!(link(&reader)?, PathBuf::from("/dev/null"));
+    Ok(())
+}
