@@ -429,7 +429,9 @@ impl<'m> World<'m> {
                 let pid = child.pid();
                 let_go(child)?;
                 let told = self.forget_stop(&mut held, parent, task.pid());
-                told.inspect_err(|_| drop(kill(pid, Signal::SIGKILL)))?;
+                told.inspect_err(|_| {
+                    kill(pid, Signal::SIGKILL).ok();
+                })?;
             }
         }
         for (_, here) in self.alive.iter().rev() {
