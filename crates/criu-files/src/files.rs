@@ -460,6 +460,13 @@ impl Files<'_> {
                 programs.push((id, program));
             }
         }
+        // CRIU's images may name a watched file so, and no watch shall see the name go.
+        self.remove_names()?;
+        let mut program = Program::new();
+        for fd in std::mem::take(&mut self.shared_fds).into_values() {
+            program.close(fd);
+        }
+        Local.run(&program)?;
         self.close(|id| !programs.iter().any(|(busy, _)| *busy == id));
         for (id, program) in programs {
             Local.run(&program).within(|| self.subject(id))?;

@@ -321,7 +321,6 @@ impl<'m> World<'m> {
                 .run(&program)
                 .within(|| self.model.tasks[*image].subject())?;
         }
-        self.files.remove_names()?;
         self.files.last()
     }
 

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 
 /// `PIDFD_THREAD`, Linux 6.9.
 const PIDFD_THREAD: u32 = libc::O_EXCL.cast_unsigned();
+const O_RDWR: u32 = libc::O_RDWR.cast_unsigned();
 /// What pidfd_open(2) takes.
 const OPENING: u32 = libc::O_NONBLOCK.cast_unsigned() | PIDFD_THREAD;
 
@@ -50,7 +51,8 @@ impl FileKind for Pidfd {
         Ok(pb::PidfdEntry {
             id: file.number(),
             ino: u32::try_from(file.inode.ino & 0xffff_ffff).unwrap_or(0),
-            flags: file.flags(),
+            // CRIU gives them all to pidfd_open(2).
+            flags: file.flags() & !O_RDWR,
             nspid,
             fown: file.owner,
         })
@@ -108,7 +110,7 @@ mod tests {
     #[test]
     fn a_process_of_the_tree() {
         let entry = dumped(&Pidfd, &file("42", "04002")).expect("known");
-        assert_eq!((entry.nspid, entry.flags), (42, 0x802));
+        assert_eq!((entry.nspid, entry.flags), (42, 0x800));
         assert_eq!(FileKind::twins(&Pidfd, &entry), None);
         expect![[r#"
             there:
