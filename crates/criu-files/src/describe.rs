@@ -42,7 +42,7 @@ impl DumpCx for Collector<'_> {
         }
         let named = match path::name(file) {
             Ok(named) if named.found == path::Found::Here => named,
-            other => match self.device_elsewhere(file)? {
+            other => match self.device_elsewhere(file, other.is_err())? {
                 Some(named) => named,
                 None => other?,
             },
@@ -149,9 +149,11 @@ impl DumpCx for Collector<'_> {
 }
 
 impl Collector<'_> {
-    /// Another node of the same device, if any will do (`--evasive-devices`).
-    fn device_elsewhere(&self, file: &OpenFile) -> Result<Option<path::Named>> {
-        if !self.options.evasive_devices || file.inode.format() != libc::S_IFCHR {
+    /// Another node of the same device, if any will do (`--evasive-devices`), or if its own is out of
+    /// reach: a descriptor from another mount namespace. A device is its number, whatever its node.
+    fn device_elsewhere(&self, file: &OpenFile, lost: bool) -> Result<Option<path::Named>> {
+        let wanted = lost || self.options.evasive_devices;
+        if !wanted || file.inode.format() != libc::S_IFCHR {
             return Ok(None);
         }
         let mut nodes = Vec::new();

@@ -326,7 +326,8 @@ impl<'s> Files<'s> {
             let Some(Opened::Here(_)) = self.opened.get(id) else {
                 return None;
             };
-            let flags = self.paths.get(id)?.flags;
+            let saved = self.all.get(id)?;
+            let flags = saved.kind.flags(&saved.entry)?;
             let mode = if *writable {
                 libc::O_RDWR
             } else {

@@ -49,7 +49,15 @@ impl Files<'_> {
             }
         }
         for (id, writable, flags) in self.other_openings() {
-            let fd = path(self, id, Some(flags)).within(|| self.subject(id))?;
+            let fd = match self.opened.get(&id) {
+                // It has no path.
+                Some(Opened::Here(fd)) if !self.paths.contains_key(&id) => {
+                    let path = format!("/proc/self/fd/{fd}");
+                    openat(Path::new(&path), flags & !O_NOFOLLOW)
+                }
+                _ => path(self, id, Some(flags)),
+            };
+            let fd = fd.within(|| self.subject(id))?;
             self.shared_fds.insert((id, writable), numbers.lift(fd)?);
         }
         self.raised.end()

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use criu_kind::{Error, Inode, OpenFile, Result};
+use criu_proc::{Dev, ProcDir};
 use nix::errno::Errno;
 use nix::sys::stat::lstat;
 use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs};
@@ -71,6 +72,11 @@ pub(crate) fn name(file: &OpenFile) -> Result<Named> {
     if file.inode.links == 0 {
         return named(path, "", Found::Unlinked);
     }
+    if path.len() == link.len() && file.inode.format() == libc::S_IFREG && !is_mounted(file)? {
+        // A descriptor from another mount namespace: nobody who is restored here could open the file by
+        // a name, so its content goes along, as of one without a name.
+        return named(path, "", Found::Unlinked);
+    }
     if path.len() == link.len() {
         return Err(Error::unsupported(
             "its path leads to another file: it is on another mount, or below one",
@@ -78,6 +84,13 @@ pub(crate) fn name(file: &OpenFile) -> Result<Named> {
         ));
     }
     named(path, "", Found::OtherNames)
+}
+
+/// Whether the file's file system is mounted where its process is, so that a name leads to it.
+fn is_mounted(file: &OpenFile) -> Result<bool> {
+    let dev = Dev::from_st_dev(file.inode.dev);
+    let mounts = ProcDir::open(file.pid)?.mountinfo()?;
+    Ok(mounts.iter().any(|mount| mount.dev == dev))
 }
 
 fn leads(base: &[u8], path: &[u8], inode: &Inode) -> Result<bool> {

@@ -103,6 +103,7 @@ mod tests {
         store
             .write_entry(desc::FDINFO, 1_u32, &slot)
             .expect("written");
+        store.finish().expect("finished");
         store
     }
 

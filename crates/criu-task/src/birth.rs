@@ -1,7 +1,7 @@
 //! Births, sessions, groups and ends, made in the tasks themselves.
 
 use criu_kind::{Error, Result};
-use criu_tracee::{Arg, Blob, Nursery, Program, Site, Tracee};
+use criu_tracee::{Arg, Blob, Nursery, Program, Site, Sysno, Tracee};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
@@ -123,6 +123,52 @@ pub fn reap(parent: &mut Tracee, child: i32) -> Result<()> {
     let mut program = Program::new();
     program.wait4(child, 0, 0x4000_0000u32, 0);
     parent.run(&program)?;
+    Ok(())
+}
+
+/// Takes the report that a child was stopped, and the signal that came with it unless the parent had one
+/// of that kind queued before.
+pub fn take_stop_report(parent: &mut Tracee, child: i32, queued_before: bool) -> Result<()> {
+    const P_PID: i32 = 1;
+    const PATIENCE: usize = 1000;
+    for _ in 0..PATIENCE {
+        let mut program = Program::new();
+        let info = program.room(128);
+        let options = libc::WSTOPPED | libc::WNOHANG;
+        program.call(
+            Sysno::waitid,
+            [
+                P_PID.into(),
+                child.into(),
+                info.into(),
+                options.into(),
+                0.into(),
+            ],
+        );
+        let outcome = parent.run(&program)?;
+        // Nothing is written but zeroes where nobody has stopped yet.
+        if outcome.bytes(info).iter().all(|byte| *byte == 0) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            continue;
+        }
+        if !queued_before {
+            let size = <criu_tracee::Native as criu_tracee::arch::Arch>::SIGSET;
+            let mut program = Program::new();
+            let mut set = vec![0; size];
+            set[(libc::SIGCHLD as usize - 1) / 8] |= 1 << ((libc::SIGCHLD - 1) % 8);
+            let set = program.bytes(set);
+            let now = program.bytes(vec![0; 16]);
+            program.call(
+                Sysno::rt_sigtimedwait,
+                [set.into(), 0.into(), now.into(), size.into()],
+            );
+            // It may ignore them.
+            program.tolerate();
+            parent.run(&program)?;
+        }
+        return Ok(());
+    }
+    tracing::debug!(child, "it does not stop, so nobody is told");
     Ok(())
 }
 

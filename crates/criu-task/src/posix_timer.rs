@@ -3,8 +3,10 @@
 //! A new process numbers its timers from 0, so small numbers are reached by making timers and deleting
 //! those that fill a gap. Large ones need `PR_TIMER_CREATE_RESTORE_IDS`, Linux 6.16.
 //!
-//! Not preserved: the overrun count (stored, as CRIU does, but no call sets it), and the owner of a
-//! thread's CPU clock where that is not the leader.
+//! Not preserved: the owner of a thread's CPU clock where that is not the leader, and the overrun count.
+//! That of the last signal is stored, as CRIU does, but no call sets it. That of a signal still pending
+//! is told only to who takes it, which would start the timer anew in the task that is dumped
+//! (`posixtimer_deliver_signal` in `kernel/time/posix-timers.c`).
 
 use criu_image::pb;
 use criu_kind::{Answer, Aspect, Error, Result, Saved, ThreadView};

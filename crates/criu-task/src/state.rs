@@ -69,11 +69,16 @@ pub fn core(view: &ThreadView<'_>, layout: &FpLayout) -> Result<Draft> {
         thread.blk_sigset_extended = mask_extended;
     }
     core.thread_core = Some(thread);
+    // The code of a stop is there until the parent takes it, in the stat of the process, not of its first
+    // thread: `do_task_stat` in `fs/proc/array.c`.
+    let stopped = view.leader && matches!(view.thread.stop(), Stop::Group(_));
+    let reported = stopped && view.process.stat()?.exit_code == 0;
     let tid = view.thread.vtid().as_raw().cast_unsigned();
     Ok(Draft {
         core,
         ext: pb::TaskExtEntry {
             tid,
+            stop_reported: reported.then_some(true),
             ..pb::TaskExtEntry::default()
         },
         dumpable: None,

@@ -35,6 +35,28 @@ pub(crate) struct Body {
 }
 
 impl Task {
+    /// Whether it is stopped and its parent has been told.
+    pub(crate) fn stop_reported(&self) -> bool {
+        let ext = self.ext.get(&self.pid().unsigned_abs());
+        ext.is_some_and(|ext| ext.stop_reported())
+    }
+
+    /// Whether such a signal is queued for the process or one of its threads.
+    pub(crate) fn has_queued(&self, signal: i32) -> bool {
+        let cores = self.threads.iter().map(|(_, core)| core);
+        cores.chain([&self.core]).any(|core| {
+            let own = core
+                .thread_core
+                .as_ref()
+                .and_then(|thread| thread.signals_p.as_ref());
+            let shared = core.tc.as_ref().and_then(|task| task.signals_s.as_ref());
+            let queues = [own, shared].into_iter().flatten();
+            queues
+                .flat_map(|queue| &queue.signals)
+                .any(|info| info.siginfo.starts_with(&signal.to_ne_bytes()))
+        })
+    }
+
     /// Its pid.
     pub(crate) fn pid(&self) -> i32 {
         self.entry.pid.cast_signed()

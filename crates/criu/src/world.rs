@@ -9,7 +9,7 @@ use criu_proc::{ProcDir, Status};
 use criu_task::{NewThread, Plan, Role, Step, TaskState, birth};
 use criu_tracee::{FpLayout, Job, Nursery, Program, Site, Tracee, run_all, spawn_root};
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::load::{Model, Task};
@@ -415,37 +415,86 @@ impl<'m> World<'m> {
 
     /// Lets all go, children before parents. From here on they live without us.
     pub(crate) fn wake(mut self, stopped: bool) -> Result<()> {
-        for (_, here) in self.alive.iter().rev() {
-            self.held[*here].leave()?;
-        }
-        let stays = |image: usize| {
-            let state = self.model.tasks[image]
-                .core
-                .tc
-                .as_ref()
-                .map_or(0, |tc| tc.task_state);
-            stopped || state == TaskState::Stopped.number()
-        };
-        let mut order: Vec<Option<i32>> = vec![None; self.held.len()];
-        for (image, here) in &self.alive {
-            if stays(*image) {
-                let tc = self.model.tasks[*image].core.tc.as_ref();
-                let signal = tc.and_then(|tc| tc.stop_signo).unwrap_or(0).cast_signed();
-                order[*here] = Some(if signal == 0 { libc_sigstop() } else { signal });
+        let mut held: Vec<Option<Tracee>> = self.held.drain(..).map(Some).collect();
+        // Whose stop the parent knows of already stops while that still is held and can forget it.
+        for (image, here) in self.alive.iter().rev() {
+            let task = &self.model.tasks[*image];
+            let signal = self.stop_signal(*image, stopped);
+            let Some(parent) = self.parent(*image).filter(|_| task.stop_reported()) else {
+                continue;
+            };
+            if let (Some(signal), Some(mut child)) = (signal, held[*here].take()) {
+                child.leave()?;
+                child.stop(signal)?;
+                let pid = child.pid();
+                let_go(child)?;
+                let told = self.forget_stop(&mut held, parent, task.pid());
+                told.inspect_err(|_| {
+                    kill(pid, Signal::SIGKILL).ok();
+                })?;
             }
         }
-        for (mut tracee, stop) in self.held.drain(..).zip(order).rev() {
+        for (_, here) in self.alive.iter().rev() {
+            if let Some(tracee) = &mut held[*here] {
+                tracee.leave()?;
+            }
+        }
+        let mut order: Vec<Option<i32>> = vec![None; held.len()];
+        for (image, here) in &self.alive {
+            order[*here] = self.stop_signal(*image, stopped);
+        }
+        for (tracee, stop) in held.into_iter().zip(order).rev() {
+            let Some(mut tracee) = tracee else { continue };
             if let Some(signal) = stop {
                 tracee.stop(signal)?;
             }
-            match tracee.detach() {
-                Ok(()) | Err(criu_tracee::Error::Gone(_)) => {}
-                Err(error) if error.errno() == Some(Errno::ESRCH) => {}
-                Err(error) => return Err(error.into()),
-            }
+            let_go(tracee)?;
         }
         Ok(())
     }
+
+    /// The signal that a process is to be stopped with.
+    fn stop_signal(&self, image: usize, all: bool) -> Option<i32> {
+        let tc = self.model.tasks[image].core.tc.as_ref();
+        let stopped = tc.is_some_and(|tc| tc.task_state == TaskState::Stopped.number());
+        let signal = tc.and_then(|tc| tc.stop_signo).unwrap_or(0).cast_signed();
+        (all || stopped).then_some(if signal == 0 { libc_sigstop() } else { signal })
+    }
+
+    /// The living parent of a process, if it is restored too: image and where it is held.
+    fn parent(&self, image: usize) -> Option<(usize, usize)> {
+        let ppid = self.model.tasks[image].entry.ppid;
+        let of = |image: &usize| self.model.tasks[*image].entry.pid;
+        let found = self.alive.iter().find(|(image, _)| of(image) == ppid);
+        found.copied()
+    }
+
+    /// Lets a parent forget that its child was stopped.
+    fn forget_stop(
+        &self,
+        held: &mut [Option<Tracee>],
+        (image, here): (usize, usize),
+        child: i32,
+    ) -> Result<()> {
+        let task = &self.model.tasks[image];
+        match &mut held[here] {
+            Some(parent) => birth::take_stop_report(parent, child, task.has_queued(libc_sigchld()))
+                .within(|| task.subject()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn let_go(tracee: Tracee) -> Result<()> {
+    match tracee.detach() {
+        Ok(()) | Err(criu_tracee::Error::Gone(_)) => Ok(()),
+        Err(error) if error.errno() == Some(Errno::ESRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn libc_sigchld() -> i32 {
+    Signal::SIGCHLD as i32
 }
 
 fn libc_sigstop() -> i32 {
