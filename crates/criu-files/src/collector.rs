@@ -293,6 +293,11 @@ impl<'s> Collector<'s> {
         };
         let entry = if memfd::is_memfd(&file) {
             FileKind::dump(&Memfd, self, &file)?.into_file()
+        } else if memfd::is_shared_memory(&file) {
+            return Err(Error::unsupported(
+                "shared memory mapped privately, as a file",
+                "unmap it before the dump",
+            ));
         } else {
             self.path(&file, id)?.into_file()
         };

@@ -41,6 +41,14 @@ pub(crate) fn is_memfd(file: &OpenFile) -> bool {
     file.inode.format() == libc::S_IFREG && file.inode.links == 0 && name(&file.link).is_some()
 }
 
+/// Whether a file is shared memory of another kind, through `/proc/PID/map_files`: to keep it as a file of its
+/// own would part it from those who map it.
+pub(crate) fn is_shared_memory(file: &OpenFile) -> bool {
+    let link = file.link.as_slice();
+    let named = link == b"/dev/zero (deleted)" || link.starts_with(b"/SYSV");
+    file.inode.format() == libc::S_IFREG && file.inode.links == 0 && named
+}
+
 fn name(link: &[u8]) -> Option<&[u8]> {
     link.strip_prefix(PREFIX)?.strip_suffix(DELETED)
 }

@@ -10,6 +10,8 @@ use criu_kind::{DumpCx, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
 use criu_proc::Dev;
 use criu_tracee::{Program, Ret};
 
+use crate::kinds::memfd;
+
 /// `/dev/null`, `/dev/zero`, `/dev/urandom` …: `MEM_MAJOR` of `include/uapi/linux/major.h`.
 const MEM_MAJOR: u32 = 1;
 const O_PATH: u32 = libc::O_PATH.cast_unsigned();
@@ -24,9 +26,7 @@ impl FileKind for Regular {
     const SINCE: Kernel = Kernel::new(2, 6, 0);
 
     fn claims(&self, file: &OpenFile) -> bool {
-        if !file.link.starts_with(b"/")
-            || file.link.starts_with(b"/memfd:") && file.inode.links == 0
-        {
+        if !file.link.starts_with(b"/") || memfd::is_memfd(file) || memfd::is_shared_memory(file) {
             return false;
         }
         match file.inode.format() {
@@ -129,9 +129,11 @@ mod tests {
         assert!(!FileKind::claims(&Regular, &file("socket:[7]", 0o140_777)));
         assert!(!FileKind::claims(&Regular, &file("/f", 0o010_644)));
         assert!(!FileKind::claims(&Regular, &file("/dev/pts/3", 0o020_620)));
-        let mut memfd = file("/memfd:x (deleted)", 0o100_777);
-        memfd.inode.links = 0;
-        assert!(!FileKind::claims(&Regular, &memfd));
+        for link in ["/memfd:x (deleted)", "/dev/zero (deleted)"] {
+            let mut memory = file(link, 0o100_777);
+            memory.inode.links = 0;
+            assert!(!FileKind::claims(&Regular, &memory));
+        }
         assert_eq!(
             dumped(&Regular, &file("/a", 0o100_644))
                 .expect("a path")
