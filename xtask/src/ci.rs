@@ -4,12 +4,13 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::{codegen, shell, tidy, zdtm};
+use crate::{codegen, shell, stub, tidy, zdtm};
 
 /// Programs that have to be there, and the Debian packages they come in.
 const PROGRAMS: &[(&str, &str)] = &[
     ("cc", "gcc"),
     ("git", "git"),
+    ("objcopy", "binutils"),
     ("python3", "python3-minimal"),
     ("setsid", "util-linux"),
 ];
@@ -23,6 +24,7 @@ const STEPS: &[Step] = &[
     ("tidy", || tidy::run(&[])),
     ("format", || shell::cargo(&["fmt", "--all", "--check"])),
     ("codegen", || codegen::run(&["--check".to_owned()])),
+    ("stub", || stub::run(&[])),
     ("clippy", || {
         shell::cargo(&[
             "clippy",

@@ -13,6 +13,7 @@ mod observe;
 mod programs;
 mod room;
 mod shell;
+mod stub;
 mod target;
 mod tidy;
 mod zdtm;
@@ -62,6 +63,11 @@ const VERBS: &[Verb] = &[
         "programs",
         "dump, kill, restore and check python, redis, sqlite, bash, go, java (--help: options)",
         programs::run,
+    ),
+    (
+        "stub",
+        "check that committed stub bytes are what stub.S assembles to (--write: renew them)",
+        stub::run,
     ),
     (
         "tidy",
