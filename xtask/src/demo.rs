@@ -16,6 +16,8 @@ use anyhow::{Context, bail, ensure};
 
 const MIB: usize = 1 << 20;
 const WORKLOAD: &str = "XTASK_DEMO_WORKLOAD";
+/// Says that criu is built already, perhaps by another user.
+const BUILT: &str = "XTASK_DEMO_BUILT";
 
 /// Runs the demonstration.
 pub(crate) fn run(_: &[String]) -> anyhow::Result<()> {
@@ -36,12 +38,15 @@ pub(crate) fn run(_: &[String]) -> anyhow::Result<()> {
             ])
             .arg(std::env::current_exe()?)
             .arg("demo")
+            .env(BUILT, "1")
             .status()
             .context("unshare (package util-linux)")?;
         ensure!(status.success(), "the demonstration failed");
         return Ok(());
     }
-    let dir = std::env::temp_dir().join(format!("criu-rs-demo-{}", std::process::id()));
+    // In a pid namespace of its own every run has the same pid.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let dir = std::env::temp_dir().join(format!("criu-rs-demo-{}", now.as_nanos()));
     fs::create_dir(&dir)?;
     let outcome = demonstrate(&criu, &dir);
     if outcome.is_ok() {
@@ -60,7 +65,7 @@ fn build() -> anyhow::Result<PathBuf> {
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     let criu = target.join("release/criu");
     // Inside the namespace everything is built already, perhaps by another user.
-    if std::env::var_os("XTASK_DEMO_BUILT").is_none() {
+    if std::env::var_os(BUILT).is_none() {
         let status = Command::new("cargo")
             .args(["build", "--release", "--quiet", "--package", "criu"])
             .current_dir(root)
@@ -106,6 +111,7 @@ fn demonstrate(criu: &Path, dir: &Path) -> anyhow::Result<()> {
         size(&images)? / MIB as u64
     );
     std::thread::sleep(Duration::from_millis(300));
+    bury();
     let frozen = last_line(&diary, 1)?;
 
     let restored = timed(criu, &["restore", "-d", "-D"], &images)?;
@@ -121,6 +127,16 @@ fn demonstrate(criu: &Path, dir: &Path) -> anyhow::Result<()> {
     );
     println!("it found all of its state as it was");
     Ok(())
+}
+
+/// In a pid namespace of our own we are init: orphans are ours to reap, and their pids are needed.
+fn bury() {
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+    if std::process::id() == 1 {
+        while waitpid(None, Some(WaitPidFlag::WNOHANG))
+            .is_ok_and(|status| status != WaitStatus::StillAlive)
+        {}
+    }
 }
 
 /// Ends the restored program: it is nobody's child of ours any more.

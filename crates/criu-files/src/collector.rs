@@ -23,7 +23,7 @@ use crate::kinds::{Memfd, memfd};
 use crate::link::Names;
 use crate::locks::Locks;
 use crate::options::DumpOptions;
-use crate::{link, owner};
+use crate::{link, map_files, owner};
 
 /// A descriptor table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -386,7 +386,7 @@ impl criu_kind::MappedFiles for Collector<'_> {
         let proc = ProcDir::open(pid)?;
         let name = format!("map_files/{:x}-{:x}", range.start, range.end);
         let link = proc.readlink(&name)?.into_vec();
-        let fd = proc.open_file(&name, nix::fcntl::OFlag::O_PATH)?;
+        let fd = map_files::open_path(&proc, &range, &link)?;
         let flags = if writable {
             libc::O_RDWR
         } else {

@@ -24,6 +24,7 @@ mod legacy;
 mod link;
 mod locks;
 mod make;
+mod map_files;
 mod open;
 mod options;
 mod owner;
