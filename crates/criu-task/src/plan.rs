@@ -139,6 +139,17 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Which nodes clone others.
+    pub fn bears(&self) -> Vec<bool> {
+        let mut bears = vec![false; self.nodes.len()];
+        for creator in self.nodes.iter().filter_map(|node| node.creator) {
+            bears[creator] = true;
+        }
+        bears
+    }
+}
+
 struct Planner {
     plan: Plan,
     /// Of processes of the images and of helpers with a pid.

@@ -32,7 +32,23 @@ pub(crate) struct World<'m> {
     /// Helpers that must be there until descriptors are placed.
     helpers: Vec<(usize, i32)>,
     nursery: Nursery,
+    /// Which nodes of the plan clone others.
+    bears: Vec<bool>,
+    /// Tasks whose memory nobody inherits.
+    unfilled: Vec<Unfilled>,
 }
+
+/// A task that is cloned but not yet filled: its index in the model, where it is held, and the process of
+/// the images whose memory it was cloned with.
+#[derive(Clone, Copy)]
+struct Unfilled {
+    image: usize,
+    here: usize,
+    parent: Option<usize>,
+}
+
+/// How many tasks are filled at once.
+const AT_ONCE: usize = 16;
 
 impl<'m> World<'m> {
     /// Clones the tree, lays out its memory, makes sessions and groups, and ends zombies and helpers.
@@ -62,6 +78,8 @@ impl<'m> World<'m> {
             held: Vec::new(),
             helpers: Vec::new(),
             nursery,
+            bears: plan.bears(),
+            unfilled: Vec::new(),
         };
         world.follow(plan, if sibling { CLONE_PARENT } else { 0 })
     }
@@ -78,6 +96,10 @@ impl<'m> World<'m> {
             | Step::End(node)) = *step;
             let done = self.step(*step, plan, flags, &mut at, &mut ended);
             done.within(|| self.subject(plan, node))?;
+        }
+        let unfilled = std::mem::take(&mut self.unfilled);
+        for tasks in unfilled.chunks(AT_ONCE) {
+            self.fill(tasks)?;
         }
         self.name_reapers(!ended.is_empty())?;
         self.part_from(ended)?;
@@ -122,7 +144,18 @@ impl<'m> World<'m> {
                     .image
                     .expect("only processes of the images are filled");
                 let here = at[node].expect("it is cloned before it is filled");
-                self.fill(image, here, parent_image(plan, node))?;
+                let task = Unfilled {
+                    image,
+                    here,
+                    parent: parent_image(plan, node),
+                };
+                // Who has children has to be filled before they are cloned; the others can wait for
+                // each other.
+                if self.bears[node] {
+                    self.fill(&[task])?;
+                } else {
+                    self.unfilled.push(task);
+                }
             }
             Step::Setsid(node) => birth::setsid(&mut self.held[at[node].expect("cloned")])?,
             Step::Setpgid(node) => birth::setpgid(
@@ -148,7 +181,8 @@ impl<'m> World<'m> {
         Ok(root)
     }
 
-    fn fill(&mut self, image: usize, here: usize, parent: Option<usize>) -> Result<()> {
+    /// Fills tasks side by side: each brings in its own pages.
+    fn fill(&mut self, tasks: &[Unfilled]) -> Result<()> {
         let model = self.model;
         let space = |image: usize| {
             model.tasks[image]
@@ -156,22 +190,25 @@ impl<'m> World<'m> {
                 .as_ref()
                 .map(|body| &model.spaces[body.space])
         };
-        let space_here = space(image).expect("only living processes are filled");
         let materials = Materials {
             ground: &self.ground,
             files: &self.files,
             shared: &self.shared,
         };
-        let job = FillJob {
-            tracee: here,
-            image: space_here,
-            parent: parent.and_then(space),
-        };
-        let stats = criu_mm::fill(&mut self.held, &[job], &materials)?;
+        let jobs: Vec<FillJob<'_>> = tasks
+            .iter()
+            .map(|task| FillJob {
+                tracee: task.here,
+                image: space(task.image).expect("only living processes are filled"),
+                parent: task.parent.and_then(space),
+            })
+            .collect();
+        let stats = criu_mm::fill(&mut self.held, &jobs, &materials)?;
         self.filled.pages_compared += stats.pages_compared;
         self.filled.pages_skipped_cow += stats.pages_skipped_cow;
         self.filled.pages_restored += stats.pages_restored;
-        self.alive.push((image, here));
+        let filled = tasks.iter().map(|task| (task.image, task.here));
+        self.alive.extend(filled);
         Ok(())
     }
 
