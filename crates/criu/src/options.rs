@@ -441,7 +441,7 @@ mod tests {
     fn a_dump() -> Result<(), String> {
         let dump = |line: &str| read(line, |typed| DumpOptions::read(typed, &around()));
         let options = dump(
-            "dump -t 12 -D img -W /work -o d.log --ghost-limit 2M --timeout 0 --manage-cgroups=ignore --cpu-cap=cpu,^ins",
+            "dump -t 12 -D img -W /there -o d.log --ghost-limit 2M --timeout 0 --manage-cgroups=ignore --cpu-cap=cpu,^ins",
         )?;
         assert_eq!(
             (options.root, options.end, options.ghost_limit),
@@ -449,7 +449,7 @@ mod tests {
         );
         assert_eq!(
             (options.tree.common.images, options.tree.common.log),
-            ("/here/img".into(), Target::File("/work/d.log".into()))
+            ("/here/img".into(), Target::File("/there/d.log".into()))
         );
         assert_eq!(
             (options.timeout, options.tree.cgroups, options.ghost_fiemap),
