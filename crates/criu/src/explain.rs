@@ -1,6 +1,7 @@
 //! From the errors of the libraries to the record of a failure.
 
 use criu_kind::{Error, Subject};
+use nix::errno::Errno;
 
 use crate::error::{Failure, Kind};
 
@@ -18,7 +19,12 @@ impl Failure {
         if !objects.is_empty() {
             failure = failure.object(objects.join(": "));
         }
-        failure
+        match failure.errno {
+            Some(Errno::ENOSPC | Errno::EDQUOT) if failure.remedy.is_none() => {
+                failure.remedy("make room on the file system of the images directory")
+            }
+            _ => failure,
+        }
     }
 }
 
