@@ -265,6 +265,7 @@ fn echo(asked: Receiver<u64>, answer: SyncSender<u64>) -> impl FnMut(u64) -> any
             return Ok(());
         };
         ensure!(number == tick, "asked {number}, should be {tick}");
+        // Who asked and has ended wants no answer; who has not finds it missing.
         let _ = answer.send(number);
         Ok(())
     }

@@ -123,6 +123,7 @@ impl DumpCx for Collector<'_> {
     }
 
     fn vpid(&self, pid: Pid) -> Pid {
+        // Who has gone has no other number: a tree is in the dumper's own pid namespace, or refused.
         let inner = ProcDir::open(pid).and_then(|proc| proc.status()).ok();
         inner
             .and_then(|status| status.ns_pid?.last().copied())

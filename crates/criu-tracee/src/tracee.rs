@@ -577,6 +577,7 @@ impl Drop for Tracee {
                     kill(thread.tid, Signal::SIGKILL).ok();
                 }
                 if !self.threads.is_empty() {
+                    // It fails for who is dead already; the others die with us in any case (EXITKILL).
                     kill(self.pid, Signal::SIGKILL).ok();
                     for thread in self.threads.iter().rev() {
                         drop(wait::reap(thread.tid));

@@ -35,7 +35,11 @@ pub fn run(
         for dir in [&common.images, &common.work] {
             is_directory(dir).map_err(silent)?;
         }
-        let _ = error::forget(&common.work);
+        // A record that stayed would speak of this run, and of what another one met.
+        error::forget(&common.work).map_err(|error| {
+            let record = common.work.join(error::FILE_NAME);
+            silent(Failure::from_chain("options", &error).object(record.display()))
+        })?;
     }
     let log = Log::open(&common.log, common.verbosity, start)
         .map_err(|error| silent(Failure::from_chain("log", &error).object(&common.log)))?;
