@@ -17,7 +17,7 @@ mod thread;
 
 pub use abi::{CompatAbi, SigactionLayout, StackLayout};
 #[cfg(feature = "image")]
-pub use core_image::{CoreError, CoreImage};
+pub use core_image::{CoreError, CoreImage, CpuChecks};
 pub use record::{COMPAT, END, Record, RecordLayout, TOLERATE};
 pub use regs::{Next, Regs, RegsTransfer, Timeout, TimeoutForm};
 pub use stub::{Entry, HealContext, Job, Stub};

@@ -5,6 +5,8 @@
 
 #[cfg(feature = "image")]
 mod core_image;
+#[cfg(feature = "image")]
+mod cpu;
 mod fpu;
 mod regs;
 mod restart;
