@@ -98,18 +98,9 @@ fn search<O: Copy, I: Copy>(
 }
 
 fn kcmp(one: Pid, other: Pid, kind: u32, a: i32, b: i32) -> Result<i64> {
-    let mut program = Program::new();
-    let order = program.call(
-        Sysno::kcmp,
-        [
-            one.as_raw().into(),
-            other.as_raw().into(),
-            kind.into(),
-            a.into(),
-            b.into(),
-        ],
-    );
-    Ok(Local.run(&program)?.value(order))
+    let (one, other) = (one.as_raw().into(), other.as_raw().into());
+    let order = Local::call(Sysno::kcmp, [one, other, kind.into(), a.into(), b.into()]);
+    Ok(order?)
 }
 
 /// Whether two tasks share their descriptor table, or one left that of the other.
