@@ -50,6 +50,7 @@ mod table;
 mod testing;
 mod thp;
 mod timerslack;
+mod tls;
 mod tree;
 mod wait;
 mod words;
