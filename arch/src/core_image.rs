@@ -56,4 +56,36 @@ pub trait CoreImage: Arch {
 
     /// Sets it, once [`CoreImage::to_core`] has been.
     fn set_clear_tid(core: &mut pb::CoreEntry, address: u64);
+
+    /// The call by which a new thread must set its TLS itself, since nobody else can: number and
+    /// argument ([`crate::SetArea::Itself`]).
+    fn tls_call(core: &pb::CoreEntry) -> Option<(u32, u64)>;
+
+    /// What this CPU can do, for `cpuinfo.img`; `None` if the format has no entry for such machines.
+    fn describe_cpu(
+        _identify: &dyn Fn(u32, u32) -> [u32; 4],
+    ) -> Result<Option<pb::CpuinfoEntry>, CoreError> {
+        Ok(None)
+    }
+
+    /// What a task from the CPU `written` could miss `here`, by name. More abilities are no difference,
+    /// except where exactness is asked for.
+    fn compare_cpu(
+        _written: &pb::CpuinfoEntry,
+        _here: &pb::CpuinfoEntry,
+        _checks: CpuChecks,
+    ) -> Result<Vec<String>, CoreError> {
+        Ok(Vec::new())
+    }
+}
+
+/// What of a CPU must match where a task goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuChecks {
+    /// All of it, exactly.
+    pub exact: bool,
+    /// The floating point state.
+    pub fpu: bool,
+    /// The instructions.
+    pub instructions: bool,
 }

@@ -14,6 +14,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "criu",
         &[
+            "criu-cli",
             "criu-image",
             "criu-kind",
             "criu-probe",
@@ -30,6 +31,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "criu-ns",
         ],
     ),
+    ("criu-cli", &[]),
     ("criu-probe", &["criu-tracee"]),
     ("criu-task", SUBSYSTEM),
     ("criu-mm", SUBSYSTEM),

@@ -6,10 +6,11 @@
 //!
 //! Not here: shadow stacks are stored but not restored.
 
-use criu_arch::{CoreError, CoreImage, Next, Regs, ThreadState};
+use criu_arch::{CoreError, CoreImage, CpuChecks, Next, Regs, ThreadState};
 use criu_image::pb;
 use criu_image::pb::core_entry::March;
 
+use crate::cpu;
 use crate::fpu::{LEGACY, XSTATE_BV, XstateLayout, component_name};
 use crate::regs::X86Regs;
 use crate::tls::UserDesc;
@@ -104,10 +105,42 @@ impl CoreImage for X86_64 {
         core.thread_info.as_ref().map(|info| info.clear_tid_addr)
     }
 
+    fn tls_call(_: &pb::CoreEntry) -> Option<(u32, u64)> {
+        None
+    }
+
     fn set_clear_tid(core: &mut pb::CoreEntry, address: u64) {
         if let Some(info) = &mut core.thread_info {
             info.clear_tid_addr = address;
         }
+    }
+
+    fn describe_cpu(
+        identify: &dyn Fn(u32, u32) -> [u32; 4],
+    ) -> Result<Option<pb::CpuinfoEntry>, CoreError> {
+        let entry = cpu::describe(identify).ok_or_else(|| {
+            CoreError::Unsupported("neither Intel nor AMD made this CPU".to_owned())
+        })?;
+        Ok(Some(pb::CpuinfoEntry {
+            x86_entry: vec![entry],
+            ..pb::CpuinfoEntry::default()
+        }))
+    }
+
+    fn compare_cpu(
+        written: &pb::CpuinfoEntry,
+        here: &pb::CpuinfoEntry,
+        checks: CpuChecks,
+    ) -> Result<Vec<String>, CoreError> {
+        let entry = |info: &pb::CpuinfoEntry| match info.x86_entry.as_slice() {
+            [entry] => Ok(entry.clone()),
+            entries => Err(CoreError::Length {
+                field: "x86_entry",
+                got: entries.len(),
+                want: 1,
+            }),
+        };
+        Ok(cpu::compare(&entry(written)?, &entry(here)?, checks))
     }
 }
 

@@ -7,11 +7,10 @@ use criu_image::desc::CPUINFO;
 use criu_image::pb::CpuinfoEntry;
 use criu_image::{ImageId, ImageReader, ImageWriter};
 use criu_tracee::Native;
-use criu_tracee::arch::Arch;
+use criu_tracee::arch::{Arch, CoreImage, CpuChecks};
 
 use crate::error::{Failure, Kind};
 use crate::options::{CpuCap, CpuinfoOptions};
-use crate::x86_cpu;
 
 /// The status for a machine whose abilities CRIU's format cannot hold: -ENOTSUP, as a byte.
 const NOT_SUPPORTED: u8 = 161;
@@ -59,36 +58,27 @@ pub fn run(options: &CpuinfoOptions, images: &Path) -> Result<(), Failure> {
 
 /// What this CPU can do.
 pub fn here() -> Result<CpuinfoEntry, Failure> {
-    let refuse = |why: &str| Failure::new(Kind::Unsupported, "cpuinfo", why);
-    let cpuid = cpuid().ok_or_else(|| {
-        refuse("the format has no entry for this architecture").exits(NOT_SUPPORTED)
-    })?;
-    let entry =
-        x86_cpu::describe(&cpuid).ok_or_else(|| refuse("neither Intel nor AMD made this CPU"))?;
-    Ok(CpuinfoEntry {
-        x86_entry: vec![entry],
-        ..CpuinfoEntry::default()
-    })
+    let refuse = |why: String| Failure::new(Kind::Unsupported, "cpuinfo", why);
+    Native::describe_cpu(&criu_tracee::identify)
+        .map_err(|error| refuse(error.to_string()))?
+        .ok_or_else(|| {
+            let why = format!("the format has no entry for the CPUs of {}", Native::NAME);
+            refuse(why).exits(NOT_SUPPORTED)
+        })
 }
 
 /// Whether a task from a CPU like `written` can run `here`; the refusal names all that is in the way.
 pub fn compare(written: &CpuinfoEntry, here: &CpuinfoEntry, cap: CpuCap) -> Result<(), Failure> {
-    let ([written], [here]) = (written.x86_entry.as_slice(), here.x86_entry.as_slice()) else {
-        return Err(Failure::new(
-            Kind::Corrupt,
-            "cpuinfo",
-            "there is no entry, or more than one, for x86",
-        ));
+    let checks = CpuChecks {
+        exact: cap.cpu,
+        fpu: cap.fpu,
+        instructions: cap.instructions,
     };
-    let differences = x86_cpu::compare(written, here, cap);
+    let differences = Native::compare_cpu(written, here, checks)
+        .map_err(|error| Failure::new(Kind::Corrupt, "cpuinfo", error.to_string()))?;
     if differences.is_empty() {
         return Ok(());
     }
     let text = format!("this CPU is not enough: {}", differences.join(", "));
     Err(Failure::new(Kind::Incompatible, "cpuinfo", text).remedy("--cpu-cap says what must match"))
-}
-
-/// The instruction, on a machine of this family.
-fn cpuid() -> Option<x86_cpu::Cpuid> {
-    (Native::NAME == "x86_64").then_some(criu_tracee::identify)
 }

@@ -12,6 +12,7 @@ use criu_tracee::{Tracee, fp_layout};
 
 use crate::describe::{Described, describe};
 use crate::error::Failure;
+use crate::explain;
 use crate::inventory::{self, Identities};
 use crate::options::{DumpOptions, EndState, FileValidation};
 use crate::progress::Progress;
@@ -95,7 +96,7 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
 }
 
 fn at<T>(stage: &'static str, result: Result<T>) -> Result<T, Failure> {
-    result.map_err(|error| Failure::at(stage, &error))
+    result.map_err(|error| explain::failure(stage, &error))
 }
 
 /// What is known before anything of ours is in a task.
@@ -135,6 +136,9 @@ impl<'s> Survey<'s> {
             if let Err(error) = survey.add(node, &tracees[tracee]).within(|| node.subject()) {
                 survey.problems.push(error);
             }
+        }
+        if survey.problems.is_empty() {
+            survey.problems.extend(survey.identities.check(tree).err());
         }
         Ok(survey)
     }

@@ -5,26 +5,24 @@ use nix::errno::Errno;
 
 use crate::error::{Failure, Kind};
 
-impl Failure {
-    /// What failed at this stage: the subjects become task and object, the bottom becomes call and errno.
-    pub fn at(stage: &'static str, error: &Error) -> Self {
-        let mut failure = cause(stage, error.cause());
-        let mut objects = Vec::new();
-        for subject in error.subjects() {
-            match subject {
-                Subject::Task { pid, comm } => failure = failure.task(*pid, Some(comm)),
-                other => objects.push(other.to_string()),
-            }
+/// What failed at this stage: the subjects become task and object, the bottom becomes call and errno.
+pub(crate) fn failure(stage: &'static str, error: &Error) -> Failure {
+    let mut failure = cause(stage, error.cause());
+    let mut objects = Vec::new();
+    for subject in error.subjects() {
+        match subject {
+            Subject::Task { pid, comm } => failure = failure.task(*pid, Some(comm)),
+            other => objects.push(other.to_string()),
         }
-        if !objects.is_empty() {
-            failure = failure.object(objects.join(": "));
+    }
+    if !objects.is_empty() {
+        failure = failure.object(objects.join(": "));
+    }
+    match failure.errno {
+        Some(Errno::ENOSPC | Errno::EDQUOT) if failure.remedy.is_none() => {
+            failure.remedy("make room on the file system of the images directory")
         }
-        match failure.errno {
-            Some(Errno::ENOSPC | Errno::EDQUOT) if failure.remedy.is_none() => {
-                failure.remedy("make room on the file system of the images directory")
-            }
-            _ => failure,
-        }
+        _ => failure,
     }
 }
 
@@ -106,8 +104,8 @@ mod tests {
             "turn it off in the program",
         ));
         expect!["describe: task 42 (redis): fd 7 (anon_inode:[io_uring]): io_uring cannot be kept; turn it off in the program"]
-            .assert_eq(&Failure::at("describe", &refused).to_string());
-        let kernel = Failure::at(
+            .assert_eq(&failure("describe", &refused).to_string());
+        let kernel = failure(
             "describe",
             &within(Error::kernel("pidfd_getfd")(Errno::EPERM)),
         );
@@ -120,7 +118,7 @@ mod tests {
         let missing = Error::Image(criu_image::Error::Missing {
             image: "core-1.img".into(),
         });
-        let missing = Failure::at("load", &missing);
+        let missing = failure("load", &missing);
         expect!["load: image core-1.img is missing"].assert_eq(&missing.to_string());
         assert_eq!(missing.kind, Kind::Corrupt);
         let several = Error::all(vec![
@@ -128,6 +126,6 @@ mod tests {
             Error::unsupported("b", "do x"),
         ]);
         expect!["survey: 2 problems: [a] [b]; do x"]
-            .assert_eq(&Failure::at("survey", &several.expect_err("two")).to_string());
+            .assert_eq(&failure("survey", &several.expect_err("two")).to_string());
     }
 }

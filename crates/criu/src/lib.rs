@@ -1,6 +1,6 @@
 //! The driver: it knows the order of things, and nothing of how they are done.
 //!
-//! `cli` turns words into options, `verbs` finds who does what was asked, `dump` and `restore` name their stages
+//! `criu-cli` turns words into options, `verbs` finds who does what was asked, `dump` and `restore` name their stages
 //! in order. What is dumped and how is in the crates below; their errors become one [`error::Failure`] here.
 #![forbid(unsafe_code)]
 
@@ -8,36 +8,22 @@ use std::ffi::OsString;
 use std::io::Write;
 
 pub mod check;
+pub mod cpuinfo;
 mod describe;
 mod dump;
-/// The command line and the configuration files.
-pub mod cli {
-    pub mod argv;
-    pub mod config;
-    pub mod external;
-    pub mod table;
-    pub mod typed;
-    pub mod verb;
-
-    pub use verb::Verb;
-}
-pub mod cpuinfo;
-pub mod error;
 mod explain;
 mod inventory;
 mod load;
-pub mod log;
-pub mod options;
 pub mod progress;
 mod restore;
-pub mod scripts;
+mod shares;
 mod stats;
 pub mod verbs;
 mod world;
-pub mod x86_cpu;
 
-use cli::config::Surroundings;
-use cli::typed::{self, Asked};
+use criu_cli::config::Surroundings;
+use criu_cli::typed::{self, Asked};
+use criu_cli::{error, log, options, scripts};
 
 /// The CRIU release whose interfaces these are. Callers compare it as text, so its major number stays below 10.
 pub const COMPATIBLE: &str = "4.2";

@@ -4,7 +4,7 @@
 use std::io;
 use std::process::ExitCode;
 
-use criu::cli::config::Surroundings;
+use criu_cli::config::Surroundings;
 
 fn main() -> ExitCode {
     match Surroundings::current() {

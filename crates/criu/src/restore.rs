@@ -17,6 +17,7 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
 use crate::error::Failure;
+use crate::explain;
 use crate::load::{self, Model};
 use crate::options::RestoreOptions;
 use crate::progress::Progress;
@@ -138,7 +139,7 @@ fn file_options(options: &RestoreOptions) -> criu_files::RestoreOptions {
 }
 
 fn at<T>(stage: &'static str, result: Result<T>) -> Result<T, Failure> {
-    result.map_err(|error| Failure::at(stage, &error))
+    result.map_err(|error| explain::failure(stage, &error))
 }
 
 /// All that can be seen to fail before anything is made, in one list.

@@ -7,13 +7,14 @@ use criu_image::{ImageWriter, desc, pb};
 use criu_kind::Error;
 
 use crate::error::Failure;
+use crate::explain;
 
 fn micros(duration: Duration) -> u32 {
     u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
 }
 
 fn write(work: &Path, name: &str, entry: &pb::StatsEntry, display: bool) -> Result<(), Failure> {
-    let failed = |error: Error| Failure::at("stats", &error);
+    let failed = |error: Error| explain::failure("stats", &error);
     let file = std::fs::File::create(work.join(name))
         .map_err(Error::io("open"))
         .map_err(failed)?;

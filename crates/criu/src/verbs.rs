@@ -12,14 +12,14 @@ use nix::errno::Errno;
 use nix::sys::wait::wait;
 use nix::unistd::Pid;
 
-use crate::cli::config::Surroundings;
-use crate::cli::typed::Typed;
-use crate::cli::verb::Verb;
 use crate::error::{self, Failure, Kind};
 use crate::log::{Log, Target};
 use crate::options::{CheckOptions, Common, CpuinfoOptions, DumpOptions, RestoreOptions};
 use crate::progress::Progress;
 use crate::{check, cpuinfo};
+use criu_cli::config::Surroundings;
+use criu_cli::typed::Typed;
+use criu_cli::verb::Verb;
 
 /// Does what was typed: opens the log, runs the verb in it, and leaves the record of a failure.
 pub fn run(

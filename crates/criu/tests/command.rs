@@ -33,7 +33,7 @@ fn help_names_every_option() -> io::Result<()> {
     let output = criu(Path::new("/"), &["--help"])?;
     let help = text(&output.stdout);
     assert!(output.status.success() && output.stderr.is_empty());
-    for option in criu::cli::table::all().filter(|option| option.name != "ms") {
+    for option in criu_cli::table::all().filter(|option| option.name != "ms") {
         assert!(
             help.contains(&format!("--{}", option.name)),
             "{}",

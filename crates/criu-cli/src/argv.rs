@@ -6,7 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-use super::table::{self, Takes};
+use crate::table::{self, Takes};
 
 /// Rewrites the words after the program's name.
 pub fn rewrite(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {

@@ -2,8 +2,8 @@
 //!
 //! Only the outer form is read here, `kind[inside]:name`; what is inside belongs to whoever owns the kind.
 
-use super::typed::bad_value;
 use crate::error::Failure;
+use crate::typed::bad_value;
 
 /// One value of `--external`.
 #[derive(Clone, Debug, PartialEq, Eq)]

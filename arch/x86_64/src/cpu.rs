@@ -2,13 +2,9 @@
 //!
 //! The layout is Linux's of some release, frozen (`capability_ver` 2). Pure: the answers are a function's.
 
+use criu_arch::CpuChecks;
 use criu_image::pb::CpuinfoX86Entry;
 use criu_image::pb::cpuinfo_x86_entry::Vendor;
-
-use crate::options::CpuCap;
-
-/// CPUID: leaf and subleaf to eax, ebx, ecx, edx.
-pub type Cpuid = fn(u32, u32) -> [u32; 4];
 
 const EAX: usize = 0;
 const EBX: usize = 1;
@@ -79,7 +75,7 @@ const STATE_NEEDS: &[(u32, usize, u32)] = &[
 const STATE_RECORDED: u64 = 0b10_1111_0101;
 
 /// Describes a CPU; `None` if neither Intel nor AMD made it.
-pub fn describe(cpuid: &Cpuid) -> Option<CpuinfoX86Entry> {
+pub(crate) fn describe(cpuid: &dyn Fn(u32, u32) -> [u32; 4]) -> Option<CpuinfoX86Entry> {
     let [highest, b, c, d] = cpuid(0, 0);
     let vendor = [b, d, c].map(u32::to_le_bytes).concat();
     let vendor = match vendor.as_slice() {
@@ -145,7 +141,7 @@ pub fn describe(cpuid: &Cpuid) -> Option<CpuinfoX86Entry> {
     })
 }
 
-fn brand(cpuid: &Cpuid) -> String {
+fn brand(cpuid: &dyn Fn(u32, u32) -> [u32; 4]) -> String {
     let bytes: Vec<u8> = (0x8000_0002..=0x8000_0004)
         .flat_map(|leaf| cpuid(leaf, 0))
         .flat_map(u32::to_le_bytes)
@@ -157,7 +153,11 @@ fn brand(cpuid: &Cpuid) -> String {
 }
 
 /// What a task from `written` could miss `here`, by name. More abilities are no difference, except where exactness is asked for.
-pub fn compare(written: &CpuinfoX86Entry, here: &CpuinfoX86Entry, cap: CpuCap) -> Vec<String> {
+pub(crate) fn compare(
+    written: &CpuinfoX86Entry,
+    here: &CpuinfoX86Entry,
+    checks: CpuChecks,
+) -> Vec<String> {
     let words = match written.capability_ver {
         1 => OLD_WORDS,
         2 => WORDS,
@@ -181,7 +181,7 @@ pub fn compare(written: &CpuinfoX86Entry, here: &CpuinfoX86Entry, cap: CpuCap) -
             .collect()
     };
     let mut all = Vec::new();
-    if cap.fpu {
+    if checks.fpu {
         all.extend(missing(FPU));
         let state = written.xfeatures_mask.unwrap_or(0) & !here.xfeatures_mask.unwrap_or(0);
         if state != 0 {
@@ -200,10 +200,10 @@ pub fn compare(written: &CpuinfoX86Entry, here: &CpuinfoX86Entry, cap: CpuCap) -
             }
         }
     }
-    if cap.instructions {
+    if checks.instructions {
         all.extend(missing(INSTRUCTIONS));
     }
-    if cap.cpu {
+    if checks.exact {
         for word in (0..words).filter(|word| written.capability[*word] != here.capability[*word]) {
             all.push(format!(
                 "word {word} is {:#x} instead of {:#x}",
@@ -241,16 +241,15 @@ mod tests {
         }
     }
 
-    const CAP: CpuCap = CpuCap {
-        cpu: false,
+    const CHECKS: CpuChecks = CpuChecks {
+        exact: false,
         fpu: true,
         instructions: true,
-        image: true,
     };
 
     #[test]
     fn a_cpu_is_described() {
-        let entry = describe(&(intel as Cpuid)).expect("it is an Intel");
+        let entry = describe(&intel).expect("it is an Intel");
         expect!["1 6 55 7 Some(\"Xeon\") 5 832 2696"].assert_eq(&format!(
             "{} {} {:x} {} {:?} {:x} {} {}",
             entry.vendor_id,
@@ -264,26 +263,36 @@ mod tests {
         ));
         assert_eq!(entry.capability[3], 0x0211_0000);
         assert_eq!(entry.capability.len(), WORDS);
-        assert!(compare(&entry, &entry, CpuCap { cpu: true, ..CAP }).is_empty());
+        assert!(
+            compare(
+                &entry,
+                &entry,
+                CpuChecks {
+                    exact: true,
+                    ..CHECKS
+                }
+            )
+            .is_empty()
+        );
     }
 
     #[test]
     fn what_is_missing_is_named() {
-        let here = describe(&(intel as Cpuid)).expect("it is an Intel");
+        let here = describe(&intel).expect("it is an Intel");
         let mut written = here.clone();
         written.capability[9] |= 1 << 16;
         written.xfeatures_mask = Some(0b1110_0111);
         written.xsave_size = Some(2696);
         expect!["avx512f is missing; extended state 0xe2 is missing; the extended state has 832 bytes instead of 2696"]
-            .assert_eq(&compare(&written, &here, CAP).join("; "));
+            .assert_eq(&compare(&written, &here, CHECKS).join("; "));
         assert!(
             compare(
                 &written,
                 &here,
-                CpuCap {
+                CpuChecks {
                     fpu: false,
                     instructions: false,
-                    ..CAP
+                    ..CHECKS
                 }
             )
             .is_empty()
@@ -294,6 +303,6 @@ mod tests {
             written.xfeatures_mask,
         ) = (1, None, None);
         written.capability.truncate(OLD_WORDS);
-        expect!["avx512f is missing"].assert_eq(&compare(&written, &here, CAP).join("; "));
+        expect!["avx512f is missing"].assert_eq(&compare(&written, &here, CHECKS).join("; "));
     }
 }

@@ -9,10 +9,10 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::error::{Failure, Kind};
 
-use super::argv;
-use super::config::{self, Surroundings};
-use super::table::{self, OPTIONS, Opt, Status, Takes};
-use super::verb::{VERBS, Verb};
+use crate::argv;
+use crate::config::{self, Surroundings};
+use crate::table::{self, OPTIONS, Opt, Status, Takes};
+use crate::verb::{VERBS, Verb};
 
 /// The words, sorted by option.
 #[derive(Debug)]

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
-use crate::cli::config::Surroundings;
-use crate::cli::external::{DUMPED, External, Inherited, PROVIDED};
-use crate::cli::typed::{Typed, bad_value, not_yet};
-use crate::cli::verb::Verb;
+use crate::config::Surroundings;
 use crate::error::Failure;
+use crate::external::{DUMPED, External, Inherited, PROVIDED};
 use crate::log::{Target, Verbosity};
 use crate::scripts::Scripts;
+use crate::typed::{Typed, bad_value, not_yet};
+use crate::verb::Verb;
 
 /// What every verb needs.
 #[derive(Clone, Debug)]
@@ -417,7 +417,7 @@ fn cpu_cap(typed: &Typed) -> Result<CpuCap, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::typed::{self, Asked};
+    use crate::typed::{self, Asked};
 
     fn around() -> Surroundings {
         let nowhere = PathBuf::from("/nowhere");

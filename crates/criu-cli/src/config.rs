@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Failure, Kind};
 
-use super::table::{self, Takes};
+use crate::table::{self, Takes};
 
 /// What of the process's surroundings the options depend on; a value, so that nothing else asks for it.
 #[derive(Clone, Debug)]

@@ -3,7 +3,7 @@
 //! The parser, `--help`, the configuration files and the refusals are all made from this table, so an option
 //! cannot be known to one and unknown to another. Spellings are those of CRIU 4.2; the texts are ours.
 
-use super::Verb;
+use crate::verb::Verb;
 
 /// What follows an option's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
