@@ -49,6 +49,7 @@ mod table;
 mod testing;
 mod thp;
 mod timerslack;
+mod tls;
 mod tree;
 mod wait;
 mod words;
