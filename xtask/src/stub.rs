@@ -13,6 +13,18 @@ use crate::shell;
 const STUBS: &[(&str, &str, &[&str], &str)] = &[
     ("x86_64", "as", &["--64"], "objcopy"),
     (
+        "aarch64",
+        "aarch64-linux-gnu-as",
+        &[],
+        "aarch64-linux-gnu-objcopy",
+    ),
+    (
+        "armv7",
+        "arm-linux-gnueabihf-as",
+        &[],
+        "arm-linux-gnueabihf-objcopy",
+    ),
+    (
         "mips64",
         "mips64el-linux-gnuabi64-as",
         &["-mabi=64", "-march=mips64r2"],
@@ -30,7 +42,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let root = shell::root()?;
     for (arch, assembler, options, copier) in STUBS {
         if !shell::has(assembler) || !shell::has(copier) {
-            bail!("{assembler} and {copier} are missing: install the binutils of {arch}");
+            bail!("{assembler} and {copier} are missing: install their package of binutils");
         }
         let dir = root.join("arch").join(arch).join("src");
         let fresh = assemble(&dir, assembler, options, copier)?;

@@ -374,9 +374,9 @@ impl Tracee {
         }
         // The thread still is at the end of its call, and the kernel knows what becomes of that when a
         // handler runs or a stopped thread is continued.
-        if matches!(thread.stop, Stop::Group(_)) || look::handler_is_next(thread.tid, &thread.mask)
-        {
-            return thread.natural.left_to_kernel();
+        let handler = look::handler_is_next(thread.tid, &thread.mask);
+        if handler || matches!(thread.stop, Stop::Group(_)) {
+            return thread.natural.left_to_kernel(handler);
         }
         if let Some((timeout, rest)) = thread.rest(&self.memory)
             && !timeout.remembered

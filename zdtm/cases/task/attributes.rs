@@ -169,14 +169,17 @@ fn umask() -> Result<()> {
 
 /// Store bypass disabled, where the machine lets a task choose.
 fn speculation() -> Result<()> {
+    // Not in libc everywhere: `include/uapi/linux/prctl.h`.
+    const PR_GET_SPECULATION_CTRL: i32 = 52;
+    const PR_SET_SPECULATION_CTRL: i32 = 53;
     const STORE_BYPASS: usize = 0;
-    let get = || prctl(libc::PR_GET_SPECULATION_CTRL, STORE_BYPASS, 0);
+    let get = || prctl(PR_GET_SPECULATION_CTRL, STORE_BYPASS, 0);
     // PR_SPEC_PRCTL: a task may choose.
     if !get().is_ok_and(|state| state & 1 != 0) {
         return skip("no choice about store bypass on this machine");
     }
     let child = Child::spawn("child", move || {
-        prctl(libc::PR_SET_SPECULATION_CTRL, STORE_BYPASS, 4)?; // PR_SPEC_DISABLE
+        prctl(PR_SET_SPECULATION_CTRL, STORE_BYPASS, 4)?; // PR_SPEC_DISABLE
         let before = get()?;
         Child::checkpoint();
         check_eq!(get()?, before);
