@@ -48,7 +48,6 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "criu-arch",
             "criu-arch-x86_64",
-            "criu-arch-mips64",
             "criu-arch-aarch64",
             "criu-arch-armv7",
             "criu-arch-mips64",
@@ -59,7 +58,6 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // Only under the feature "image".
     ("criu-arch", &["criu-image"]),
     ("criu-arch-x86_64", ARCH),
-    ("criu-arch-mips64", ARCH),
     ("criu-arch-aarch64", ARCH),
     ("criu-arch-armv7", ARCH),
     ("criu-arch-mips64", ARCH),

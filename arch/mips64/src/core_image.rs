@@ -1,15 +1,14 @@
 //! Registers to and from `thread_info_mips` (`core-mips.proto`).
 //!
-//! The image has no field for DSP accumulators and MSA vectors: a thread that uses them is refused.
+//! There is no field for MSA vectors: a thread that uses them is refused.
 
 use criu_arch::{CoreError, CoreImage, Next, Regs, ThreadState};
 use criu_image::pb;
 use criu_image::pb::core_entry::March;
 
-use crate::Mips64;
-use crate::fpu::{FpRegs, extension_in_use};
+use crate::fpu::{FpRegs, uses_vectors};
 use crate::regs::Mips64Regs;
-use crate::tls;
+use crate::{Mips64, NT_MIPS_MSA, tls};
 
 /// Takes the numbered fields of an entry.
 macro_rules! numbered {
@@ -27,10 +26,10 @@ impl CoreImage for Mips64 {
         _layout: &(),
         core: &mut pb::CoreEntry,
     ) -> Result<(), CoreError> {
-        let used = |(note, bytes): &(u32, Vec<u8>)| extension_in_use(*note, bytes);
-        if let Some(name) = state.more.iter().find_map(used) {
-            let fact = format!("the {name} are in use, and images have no field for them");
-            return Err(CoreError::Unsupported(fact));
+        let msa = state.more.iter().find(|(note, _)| *note == NT_MIPS_MSA);
+        if msa.is_some_and(|(_, bytes)| uses_vectors(bytes)) {
+            let fact = "the thread uses MSA vector registers, which cannot be restored";
+            return Err(CoreError::Unsupported(fact.into()));
         }
         let fp = FpRegs::from_bytes(&state.fp).ok_or(CoreError::Length {
             field: "the FP state",
@@ -153,7 +152,6 @@ fn entry_to_fp(entry: &pb::UserMipsFpregsEntry) -> FpRegs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{NT_MIPS_DSP, NT_MIPS_MSA};
 
     fn state() -> ThreadState<Mips64Regs> {
         let count = |first: u64| core::array::from_fn(|index| first + index as u64);
@@ -175,7 +173,7 @@ mod tests {
         ThreadState {
             regs,
             fp: fp.to_bytes(),
-            more: vec![(NT_MIPS_DSP, vec![0; 56])],
+            more: Vec::new(),
             tls: vec![0x1_5e30_3760u64.to_le_bytes().to_vec()],
         }
     }
@@ -187,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_thread_comes_back_as_it_was() {
-        let mut state = state();
+        let state = state();
         let core = image(&state).expect("all known");
         let info = core.ti_mips.as_ref().expect("set");
         assert_eq!((info.gpregs.r31, info.fpregs.r31), (131, 231));
@@ -196,21 +194,18 @@ mod tests {
             (0x1_5e30_3760, 0x0080_0001)
         );
         assert_eq!(Mips64::tls_call(&core), Some((5242, 0x1_5e30_3760)));
-        state.more.clear();
         assert_eq!(Mips64::from_core(&core, &()), Ok(state));
     }
 
     #[test]
     fn what_cannot_be_held_is_named() {
         let mut state = state();
-        state.more[0].1[48] = 1;
-        let error = image(&state).expect_err("DSP");
-        let text = "the DSP accumulators are in use, and images have no field for them";
-        assert_eq!(error.to_string(), text);
         let mut msa = vec![0xff; 528];
         msa[8] = 0;
         state.more = vec![(NT_MIPS_MSA, msa)];
-        assert!(image(&state).is_err());
+        let error = image(&state).expect_err("MSA");
+        let text = "the thread uses MSA vector registers, which cannot be restored";
+        assert_eq!(error.to_string(), text);
     }
 
     #[test]

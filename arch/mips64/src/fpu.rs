@@ -1,14 +1,15 @@
 //! The FPU: `NT_PRFPREG`, the registers in 64 bits each (FR=1, as n64 code has them), and the control
 //! register. A processor without an FPU has them too: the kernel emulates one.
 //!
-//! Beside it the extensions that no image has a field for. What a thread has of them is refused, unless it
-//! is what every new thread has: `NT_MIPS_DSP`, three accumulators and a control register; `NT_MIPS_MSA`,
-//! the FPU's registers in 128 bits.
+//! Beside it the extensions: `NT_MIPS_DSP`, three accumulators and a control register; `NT_MIPS_MSA`, the
+//! FPU's registers in 128 bits, which ptrace can read but not give to a thread that has never used them: the
+//! kernel fills their upper halves anew at the first use (`enable_restore_fp_context`).
 //!
 //! `arch/mips/kernel/ptrace.c` (`fpr_get`, `dsp64_get`, `msa_get`).
 
-use crate::{NT_MIPS_DSP, NT_MIPS_MSA};
+use crate::NT_MIPS_DSP;
 
+#[cfg(feature = "image")]
 /// Where `struct msa_control_regs` lies behind the vector registers: its third int identifies the unit.
 const MSA_IR: usize = 32 * 16 + 8;
 
@@ -50,19 +51,18 @@ impl FpRegs {
     }
 }
 
-/// The name of an extension, if the thread has something in it that would be lost.
-pub fn extension_in_use(note: u32, bytes: &[u8]) -> Option<&'static str> {
-    match note {
-        NT_MIPS_DSP if bytes.iter().any(|byte| *byte != 0) => Some("DSP accumulators"),
-        // A thread that has not used them has ones in the upper halves; a processor without them has no number.
-        NT_MIPS_MSA if bytes.get(MSA_IR..MSA_IR + 4)?.iter().any(|byte| *byte != 0) => {
-            let mut registers = bytes[..MSA_IR - 8].chunks_exact(16);
-            registers
-                .any(|register| register[8..] != [0xff; 8])
-                .then_some("MSA vector registers")
-        }
-        _ => None,
-    }
+/// Whether a regset holds anything that a new thread lacks.
+pub(crate) fn is_extra(note: u32, bytes: &[u8]) -> bool {
+    note == NT_MIPS_DSP && bytes.iter().any(|byte| *byte != 0)
+}
+
+/// Whether the thread has used MSA, by `NT_MIPS_MSA`. Who has not has ones in the upper halves; a processor
+/// without MSA has no number.
+#[cfg(feature = "image")]
+pub(crate) fn uses_vectors(bytes: &[u8]) -> bool {
+    let mut registers = bytes.get(..32 * 16).unwrap_or_default().chunks_exact(16);
+    let unit = bytes.get(MSA_IR..MSA_IR + 4).unwrap_or_default();
+    unit.iter().any(|byte| *byte != 0) && registers.any(|register| register[8..] != [0xff; 8])
 }
 
 #[cfg(test)]
@@ -82,22 +82,21 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_used_is_in_use() {
-        assert_eq!(extension_in_use(NT_MIPS_DSP, &[0; 56]), None);
-        assert_eq!(
-            extension_in_use(NT_MIPS_DSP, &[1; 56]),
-            Some("DSP accumulators")
-        );
+    fn a_new_thread_has_empty_accumulators() {
+        assert!(!is_extra(NT_MIPS_DSP, &[0; 56]));
+        assert!(is_extra(NT_MIPS_DSP, &[1; 56]));
+    }
+
+    #[cfg(feature = "image")]
+    #[test]
+    fn vectors_are_in_use_when_their_upper_halves_are() {
         let mut msa = [0xff; 32 * 16 + 16];
         msa[..8].fill(3);
-        assert_eq!(extension_in_use(NT_MIPS_MSA, &msa), None);
+        assert!(!uses_vectors(&msa));
         msa[8] = 3;
-        assert_eq!(
-            extension_in_use(NT_MIPS_MSA, &msa),
-            Some("MSA vector registers")
-        );
+        assert!(uses_vectors(&msa));
         // What the kernel makes up on a processor without MSA.
         msa[MSA_IR..MSA_IR + 4].fill(0);
-        assert_eq!(extension_in_use(NT_MIPS_MSA, &msa), None);
+        assert!(!uses_vectors(&msa) && !uses_vectors(&[]));
     }
 }

@@ -12,7 +12,7 @@ mod stub;
 mod tls;
 mod vdso;
 
-pub use fpu::{FpRegs, extension_in_use};
+pub use fpu::FpRegs;
 pub use regs::Mips64Regs;
 
 use criu_arch::{
@@ -38,7 +38,8 @@ impl Arch for Mips64 {
     // `NT_PRSTATUS` cannot write r0, which says whether a call is to be issued again.
     const TRANSFER: RegsTransfer = RegsTransfer::Getregs;
     const FP_NOTE: u32 = NT_PRFPREG;
-    const MORE_NOTES: &'static [u32] = &[NT_MIPS_DSP, NT_MIPS_MSA];
+    const MORE_NOTES: &'static [u32] = &[NT_MIPS_MSA];
+    const EXTRA_NOTES: &'static [u32] = &[NT_MIPS_DSP];
     /// `rt_sigreturn` clears what its frame does not have.
     const KEPT_NOTES: &'static [u32] = &[NT_PRFPREG, NT_MIPS_DSP];
     const TLS: ThreadAreas = tls::AREAS;
@@ -77,7 +78,7 @@ impl Arch for Mips64 {
     fn fp_layout(_identify: &dyn Fn(u32, u32) -> [u32; 4]) {}
 
     fn may_time_out(nr: u64, args: &[u64; 6]) -> bool {
-        restart::timeout(nr, args).is_some()
+        restart::TABLE.timeout(nr, args).is_some()
     }
 
     fn enter(regs: &mut Mips64Regs, code: u64, entry: &Entry) {
@@ -86,6 +87,10 @@ impl Arch for Mips64 {
 
     fn once_result(regs: &Mips64Regs) -> i64 {
         regs.r[stub::S5].cast_signed()
+    }
+
+    fn is_extra(note: u32, bytes: &[u8]) -> bool {
+        fpu::is_extra(note, bytes)
     }
 
     /// Calls keep all of it.
@@ -97,7 +102,7 @@ impl Arch for Mips64 {
         stub::heal(context)
     }
 
-    fn vdso_jump(_from: u64, target: u64) -> Vec<u8> {
-        vdso::jump(target)
+    fn vdso_jump(from: u64, target: u64) -> (u64, Vec<u8>) {
+        (from, vdso::jump(target))
     }
 }

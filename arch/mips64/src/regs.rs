@@ -12,7 +12,7 @@
 
 use criu_arch::{Next, Regs, Timeout};
 
-use crate::restart;
+use crate::restart::TABLE;
 
 const V0: usize = 2;
 const A0: usize = 4;
@@ -60,7 +60,7 @@ impl Mips64Regs {
             error @ (ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK) => {
                 Some(error)
             }
-            EINTR if restart::may_be_repeated(self.nr()) => Some(EINTR),
+            EINTR if TABLE.may_be_repeated(self.nr()) => Some(EINTR),
             _ => None,
         }
     }
@@ -162,7 +162,7 @@ impl Regs for Mips64Regs {
     /// The registers tell by themselves (r0).
     fn woken_in(&mut self, _: u64, _: &[u64; 6], _: u64) {}
 
-    fn left_to_kernel(&self) -> Self {
+    fn left_to_kernel(&self, _: bool) -> Self {
         self.clone()
     }
 
@@ -200,7 +200,7 @@ impl Regs for Mips64Regs {
 
     fn timeout(&self) -> Option<Timeout> {
         let result = self.interrupted()?;
-        let mut timeout = restart::timeout(self.nr(), &self.arguments())?;
+        let mut timeout = TABLE.timeout(self.nr(), &self.arguments())?;
         timeout.remembered = result == ERESTART_RESTARTBLOCK;
         Some(timeout)
     }
