@@ -168,11 +168,7 @@ impl<'s> Collector<'s> {
             }
         }
         Error::all(refused)?;
-        let mut image = self.store.writer(desc::FDINFO, id)?;
-        for entry in &slots {
-            image.write(entry)?;
-        }
-        image.finish()?;
+        self.store.write_entries(desc::FDINFO, id, &slots)?;
         Ok(FdTable { id, shared: false })
     }
 
@@ -361,18 +357,10 @@ impl<'s> Collector<'s> {
             }
         }
         Error::all(refused)?;
-        let mut image = self.store.writer(desc::FILES, ())?;
-        for entry in &self.entries {
-            image.write(entry)?;
-        }
-        image.finish()?;
+        self.store.write_entries(desc::FILES, (), &self.entries)?;
         let locks = std::mem::take(&mut self.locks).into_entries();
         if !locks.is_empty() {
-            let mut image = self.store.writer(desc::FILE_LOCKS, ())?;
-            for lock in &locks {
-                image.write(lock)?;
-            }
-            image.finish()?;
+            self.store.write_entries(desc::FILE_LOCKS, (), &locks)?;
         }
         for (_, image) in std::mem::take(&mut self.images) {
             image.finish()?;

@@ -82,7 +82,7 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
     progress.stage("release");
     // Summing needs nobody: it goes on while the tasks end or start to run.
     let (released, summed) = std::thread::scope(|scope| {
-        let sums = scope.spawn(|| Manifest::build(images).map(drop));
+        let sums = scope.spawn(|| Manifest::complete(images));
         let released = release(tracees, end);
         stats.released();
         (released, sums.join().expect("summing does not panic"))

@@ -5,8 +5,8 @@
 use std::time::{Duration, Instant};
 
 use criu_files::{Files, KINDS};
-use criu_image::Directory;
 use criu_image::manifest::{Depth, Manifest};
+use criu_image::{Checked, Directory, Store};
 use criu_kind::{Error, Result};
 use criu_mm::SpaceImage;
 use criu_proc::{ProcDir, TaskState};
@@ -31,22 +31,11 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
     let mut stats = RestoreStats::start();
     let tree = &options.tree;
     progress.stage("load");
-    let store = at(
-        "load",
-        Directory::open(&tree.common.images).map_err(Error::from),
-    )?;
-    if options.verify {
-        at(
-            "verify",
-            Manifest::verify(&tree.common.images, Depth::Meta)
-                .map(drop)
-                .map_err(Error::from),
-        )?;
-    }
-    let model = at("load", load::model(&store))?;
+    let store = at("load", images(options).map_err(Error::from))?;
+    let model = at("load", load::model(&*store))?;
     let files = at(
         "load",
-        Files::load(&store, file_options(options), KINDS.iter().copied()),
+        Files::load(&*store, file_options(options), KINDS.iter().copied()),
     )?;
     let plan = at("plan", model.plan(tree.shell_job))?;
     let checked = preflight(&model, &files, &plan);
@@ -67,12 +56,22 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
             })
         };
         build(
-            options, progress, &mut stats, &model, files, &plan, &store, sums,
+            options, progress, &mut stats, &model, files, &plan, &*store, sums,
         )
     })?;
     progress.clear();
     tracing::info!("Restore finished successfully. Tasks resumed.");
     stats.write(&tree.common.work, tree.display_stats)
+}
+
+/// The images, compared with their manifest as they are read, unless that is not wanted.
+fn images(options: &RestoreOptions) -> Result<Box<dyn Store>, criu_image::Error> {
+    let path = &options.tree.common.images;
+    Ok(if options.verify {
+        Box::new(Checked::open(path)?)
+    } else {
+        Box::new(Directory::open(path)?)
+    })
 }
 
 /// From the first clone to the last detach.
@@ -87,7 +86,7 @@ fn build(
     model: &Model,
     mut files: Files<'_>,
     plan: &Plan,
-    store: &Directory,
+    store: &dyn Store,
     pages_are_right: impl FnOnce() -> Result<(), criu_image::Error>,
 ) -> Result<(), Failure> {
     let tree = &options.tree;
