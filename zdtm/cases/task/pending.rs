@@ -85,14 +85,15 @@ fn queue(target: Option<Pid>, signal: c_int, value: usize) -> Result<Arrival> {
         value,
     };
     // errno sits between number and code on all machines but MIPS, and is zero here.
-    let mut info = [0u32; 32];
-    info[0] = u32::try_from(signal)?;
-    info[2] = arrival.code.cast_unsigned();
-    info[4] = u32::try_from(arrival.pid)?;
-    info[5] = arrival.uid;
-    let bytes = value.to_ne_bytes();
-    info[6] = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    info[7] = u32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+    let mut info = [0u8; 128];
+    let mut put = |at: usize, bytes: &[u8]| info[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &signal.to_ne_bytes());
+    put(8, &arrival.code.to_ne_bytes());
+    // What follows is aligned like a pointer.
+    let at = 12_usize.next_multiple_of(size_of::<usize>());
+    put(at, &arrival.pid.to_ne_bytes());
+    put(at + 4, &arrival.uid.to_ne_bytes());
+    put(at + 8, &value.to_ne_bytes());
     match target {
         // SAFETY: a siginfo is 128 bytes, which this is.
         None => ret(unsafe {
