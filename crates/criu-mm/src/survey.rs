@@ -156,7 +156,7 @@ impl Space {
 
     /// Takes the answers.
     pub fn answer(&mut self, outcome: &Outcome, questions: Questions) {
-        self.mm.mm_brk = outcome.value(questions.brk).cast_unsigned();
+        self.mm.mm_brk = outcome.word(questions.brk);
         // Newer kernels answer with a mask of modes.
         self.mm.thp_disabled = outcome
             .get(questions.thp_disabled)
