@@ -24,6 +24,12 @@ const STUBS: &[(&str, &str, &[&str], &str)] = &[
         &[],
         "arm-linux-gnueabihf-objcopy",
     ),
+    (
+        "mips64",
+        "mips64el-linux-gnuabi64-as",
+        &["-mabi=64", "-march=mips64r2"],
+        "mips64el-linux-gnuabi64-objcopy",
+    ),
 ];
 
 /// Compares; `--write` puts the new bytes into `stub.rs`.

@@ -14,6 +14,10 @@ pub type Native = criu_arch_aarch64::Aarch64;
 #[cfg(target_arch = "arm")]
 pub type Native = criu_arch_armv7::Armv7;
 
+/// The architecture of the tracer.
+#[cfg(target_arch = "mips64")]
+pub type Native = criu_arch_mips64::Mips64;
+
 /// Its registers.
 pub type NativeRegs = <Native as Arch>::Regs;
 

@@ -96,10 +96,19 @@ fn timed(sleep: fn(Duration) -> (i64, i64)) -> Result<()> {
 }
 
 /// The signal that means "check": it is for the main thread, and would interrupt a sleeper.
-const TERM: u64 = 1 << (libc::SIGTERM - 1);
+const TERM: u128 = 1 << (libc::SIGTERM - 1);
 
-fn block(set: u64) {
-    raw(libc::SYS_rt_sigprocmask, [0, address(&set), 0, 8, 0, 0]); // SIG_BLOCK
+/// Bytes of a set of signals, as the kernel has it: MIPS has twice as many signals as the others.
+fn set_size() -> usize {
+    usize::try_from(libc::SIGRTMAX()).map_or(0, |last| last.div_ceil(8))
+}
+
+fn block(set: u128) {
+    let how = usize::try_from(libc::SIG_BLOCK).unwrap_or(0);
+    raw(
+        libc::SYS_rt_sigprocmask,
+        [how, address(&set), 0, set_size(), 0, 0],
+    );
 }
 
 fn join<T>(thread: JoinHandle<T>) -> Result<T> {
@@ -164,7 +173,7 @@ fn ppoll(length: Duration) -> (i64, i64) {
     (
         raw(
             libc::SYS_ppoll,
-            [0, 0, address(&time), address(&mask), 8, 0],
+            [0, 0, address(&time), address(&mask), set_size(), 0],
         ),
         0,
     )
@@ -223,11 +232,11 @@ fn epoll(length: Duration) -> (i64, i64) {
 }
 
 fn sigtimedwait(length: Duration) -> (i64, i64) {
-    let set = 1u64 << (libc::SIGUSR2 - 1);
+    let set = 1u128 << (libc::SIGUSR2 - 1);
     (
         raw(
             libc::SYS_rt_sigtimedwait,
-            [address(&set), 0, address(&spec(length)), 8, 0, 0],
+            [address(&set), 0, address(&spec(length)), set_size(), 0, 0],
         ),
         AGAIN,
     )
@@ -439,15 +448,21 @@ fn pause(_: usize) -> (i64, i64) {
 fn sigsuspend(_: usize) -> (i64, i64) {
     let mask = TERM | 1 << (libc::SIGUSR2 - 1);
     (
-        raw(libc::SYS_rt_sigsuspend, [address(&mask), 8, 0, 0, 0, 0]),
+        raw(
+            libc::SYS_rt_sigsuspend,
+            [address(&mask), set_size(), 0, 0, 0, 0],
+        ),
         INTERRUPTED,
     )
 }
 
 fn sigwait(_: usize) -> (i64, i64) {
-    let set = 1u64 << (libc::SIGUSR1 - 1);
+    let set = 1u128 << (libc::SIGUSR1 - 1);
     (
-        raw(libc::SYS_rt_sigtimedwait, [address(&set), 0, 0, 8, 0, 0]),
+        raw(
+            libc::SYS_rt_sigtimedwait,
+            [address(&set), 0, 0, set_size(), 0, 0],
+        ),
         i64::from(libc::SIGUSR1),
     )
 }

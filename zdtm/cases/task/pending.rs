@@ -84,25 +84,24 @@ fn queue(target: Option<Pid>, signal: c_int, value: usize) -> Result<Arrival> {
         uid: getuid().as_raw(),
         value,
     };
-    // errno sits between number and code on all machines but MIPS, and is zero here.
-    let mut info = [0u8; 128];
-    let mut put = |at: usize, bytes: &[u8]| info[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &signal.to_ne_bytes());
-    put(8, &arrival.code.to_ne_bytes());
-    // What follows is aligned like a pointer.
-    let at = 12_usize.next_multiple_of(size_of::<usize>());
-    put(at, &arrival.pid.to_ne_bytes());
-    put(at + 4, &arrival.uid.to_ne_bytes());
-    put(at + 8, &value.to_ne_bytes());
+    let word = size_of::<usize>();
+    // What comes with a signal begins at a word behind three ints.
+    let with = 12usize.next_multiple_of(word);
+    // SAFETY: all zeroes is a valid siginfo.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    (info.si_signo, info.si_code) = (signal, arrival.code);
+    let at = (&raw mut info).cast::<u8>();
+    // SAFETY: a siginfo has 128 bytes: pid, uid and value lie side by side, each aligned.
+    unsafe {
+        at.add(with).cast::<i32>().write(arrival.pid);
+        at.add(with + 4).cast::<u32>().write(arrival.uid);
+        at.add(with + 8).cast::<usize>().write(value);
+    }
+    let info = &raw const info;
     match target {
         // SAFETY: a siginfo is 128 bytes, which this is.
         None => ret(unsafe {
-            libc::syscall(
-                libc::SYS_rt_sigqueueinfo,
-                getpid().as_raw(),
-                signal,
-                info.as_ptr(),
-            )
+            libc::syscall(libc::SYS_rt_sigqueueinfo, getpid().as_raw(), signal, info)
         }),
         // SAFETY: as above.
         Some(thread) => ret(unsafe {
@@ -111,7 +110,7 @@ fn queue(target: Option<Pid>, signal: c_int, value: usize) -> Result<Arrival> {
                 getpid().as_raw(),
                 thread.as_raw(),
                 signal,
-                info.as_ptr(),
+                info,
             )
         }),
     }?;
@@ -126,11 +125,7 @@ fn process() -> Result<()> {
     block(&all)?;
     let mut wanted = Vec::new();
     for value in 1..=5 {
-        wanted.push(queue(
-            None,
-            low,
-            (usize::MAX / 2 + 1) * (value & 1) + (value << 16) + 7,
-        )?);
+        wanted.push(queue(None, low, value << (usize::BITS - 8) | 7)?);
     }
     for value in 1..=3 {
         wanted.push(queue(None, high, value)?);
