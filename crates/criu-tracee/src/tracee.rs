@@ -256,8 +256,8 @@ impl Tracee {
             0
         };
         let args = [hint, size, prot.into(), flags.into(), u64::MAX, 0];
-        let mmap = numbered(Native::CALLS.mmap.0);
-        let rooms = word(run::once(self, code, heal, mmap, args)?);
+        let map = numbered(Native::CALLS.mmap.0);
+        let rooms = word(run::once(self, code, heal, map, args)?);
         self.workplace = Some(Workplace { code, rooms, size });
         self.write_heal(0, heal, self.unmap(), 0)?;
         for index in 1..self.threads.len() {
