@@ -7,10 +7,16 @@
     reason = "test programs call the kernel raw; each block says why it is sound"
 )]
 
-#[cfg(target_arch = "x86_64")]
 mod cpu {
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) mod aarch64;
+    #[cfg(target_arch = "arm")]
+    pub(crate) mod armv7;
+    #[cfg(target_arch = "x86_64")]
     pub(crate) mod compat;
+    #[cfg(target_arch = "x86_64")]
     pub(crate) mod rseq;
+    #[cfg(target_arch = "x86_64")]
     pub(crate) mod x86_64;
 }
 mod tree {
@@ -70,6 +76,10 @@ pub static AREAS: &[Area] = &[
     Area {
         name: "cpu",
         files: &[
+            #[cfg(target_arch = "aarch64")]
+            cpu::aarch64::CASES,
+            #[cfg(target_arch = "arm")]
+            cpu::armv7::CASES,
             #[cfg(target_arch = "x86_64")]
             cpu::compat::CASES,
             #[cfg(target_arch = "x86_64")]

@@ -271,7 +271,7 @@ impl Plan {
     /// Checks what the task did, and does what it did not.
     fn complete(&self, tracee: &Tracee, image: &SpaceImage, outcome: &Outcome) -> Result<()> {
         for (ret, start) in &self.placed {
-            let at = outcome.value(*ret).cast_unsigned();
+            let at = outcome.word(*ret);
             if at != *start {
                 // Only a kernel older than MAP_FIXED_NOREPLACE does that.
                 return Err(Error::unsupported(

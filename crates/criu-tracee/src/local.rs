@@ -167,6 +167,9 @@ const KCMP_EPOLL_TFD: u64 = 7;
 /// Which arguments of a call are addresses; a refusal if the call may not run here.
 fn addresses(call: &Call) -> Result<u8> {
     let sysno = call.sysno;
+    if call.private.is_some() || call.compat.is_some() {
+        return Err(Error::Refused(sysno));
+    }
     let word = |index: usize| match call.args.get(index) {
         Some(Arg::Word(word)) => Ok(*word),
         _ => Err(Error::Refused(sysno)),
