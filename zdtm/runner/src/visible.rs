@@ -96,6 +96,42 @@ impl Visible {
         Ok(Self(lines))
     }
 
+    /// A line each, to be read by [`Visible::from_text`].
+    pub(crate) fn to_text(&self) -> String {
+        let line = |(key, value): (&String, &String)| {
+            format!("{key}\t{}\n", value.replace('\n', "\u{2424}"))
+        };
+        self.0.iter().map(line).collect()
+    }
+
+    /// What [`Visible::to_text`] wrote.
+    pub(crate) fn from_text(text: &str) -> Self {
+        let lines = text.lines().filter_map(|line| line.split_once('\t'));
+        let pair = |(key, value): (&str, &str)| (key.to_owned(), value.replace('\u{2424}', "\n"));
+        Self(lines.map(pair).collect())
+    }
+
+    /// Takes out of both looks what is another kernel's own: lines that only one of them has, how it guards itself
+    /// against speculation, and its vdso, of which a restored task has two.
+    pub(crate) fn keep_common(&mut self, other: &mut Self) {
+        let vdso = |value: &str| value.contains("[vdso]") || value.contains("[vvar");
+        let places: Vec<String> = self
+            .0
+            .iter()
+            .filter(|(_, value)| vdso(value))
+            .map(|(key, _)| key.clone())
+            .collect();
+        let own = |key: &str| key.contains("/thread/");
+        let keep = |key: &str, value: &str, other: &Self| {
+            !vdso(value)
+                && !places.iter().any(|place| place == key)
+                && !key.contains("/Speculation")
+                && (!own(key) || other.0.contains_key(key))
+        };
+        self.0.retain(|key, value| keep(key, value, other));
+        other.0.retain(|key, value| keep(key, value, self));
+    }
+
     /// The differences, `-` gone and `+` come, except in keys a case lets change.
     pub(crate) fn differences(&self, after: &Self, changes: &[String]) -> Vec<String> {
         let allowed = |key: &str| {
@@ -547,6 +583,12 @@ mod tests {
         );
         assert!(before.differences(&after, &["fd".to_owned()]).is_empty());
         assert!(before.differences(&after, &["*".to_owned()]).is_empty());
+    }
+
+    #[test]
+    fn a_look_survives_the_file() {
+        let look = Visible([("    5/cmdline".to_owned(), "a\tb\nc".to_owned())].into());
+        assert_eq!(Visible::from_text(&look.to_text()), look);
     }
 
     #[test]
