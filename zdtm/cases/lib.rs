@@ -41,6 +41,7 @@ mod mm {
     pub(crate) mod flags;
     pub(crate) mod layout;
     pub(crate) mod shared;
+    pub(crate) mod vdso;
 }
 mod files {
     pub(crate) mod epoll;
@@ -114,6 +115,7 @@ pub static AREAS: &[Area] = &[
             mm::flags::CASES,
             mm::layout::CASES,
             mm::shared::CASES,
+            mm::vdso::CASES,
         ],
     },
     Area {

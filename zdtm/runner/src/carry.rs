@@ -50,3 +50,14 @@ pub(crate) fn nothing(dir: &Path) -> Option<Outcome> {
     });
     Some(Outcome::Skip(format!("was not dumped: {why}")))
 }
+
+/// A case that may stay where it is has not failed when it does.
+pub(crate) fn judge(outcome: Outcome, stays: &str) -> Outcome {
+    match outcome {
+        Outcome::Fail(why) if !stays.is_empty() => {
+            let line = why.lines().last().unwrap_or_default().trim();
+            Outcome::Skip(format!("{stays}: {line}"))
+        }
+        outcome => outcome,
+    }
+}

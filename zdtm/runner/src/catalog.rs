@@ -16,6 +16,7 @@ pub(crate) struct Entry {
     pub(crate) exclusive: bool,
     pub(crate) changes: Vec<String>,
     pub(crate) refused: String,
+    pub(crate) stays: String,
     /// What it uses of the CPU, in the words of a refusal.
     pub(crate) needs: Vec<String>,
 }
@@ -63,6 +64,7 @@ fn parse(line: &str) -> Result<Entry> {
         exclusive,
         changes,
         refused,
+        stays,
         needs,
     ] = columns[..]
     else {
@@ -76,6 +78,7 @@ fn parse(line: &str) -> Result<Entry> {
         exclusive: exclusive == "exclusive",
         changes: words(changes),
         refused: refused.to_owned(),
+        stays: stays.to_owned(),
         needs: names(needs),
     })
 }
@@ -91,9 +94,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_has_eight_columns() {
+    fn a_line_has_nine_columns() {
         let entry =
-            parse("files/locks\t--file-locks\t\t\texclusive\tfd maps\tbecause of that\ta b,c")
+            parse("files/locks\t--file-locks\t\t\texclusive\tfd maps\tbecause of that\t\ta b,c")
                 .unwrap();
         assert_eq!(entry.options, ["--file-locks"]);
         assert_eq!(entry.changes, ["fd", "maps"]);

@@ -77,6 +77,7 @@ impl Job {
             self.case.restore.join(" "),
             self.case.changes.join(" "),
             self.case.refused.clone(),
+            self.case.stays.clone(),
             self.case.needs.join(","),
         ]
     }
@@ -99,6 +100,7 @@ impl Job {
             restore,
             changes,
             refused,
+            stays,
             needs,
         ] = arguments
         else {
@@ -118,6 +120,7 @@ impl Job {
                 exclusive: false,
                 changes: words(changes),
                 refused: refused.clone(),
+                stays: stays.clone(),
                 needs: catalog::names(needs),
             },
             column: Column {
