@@ -47,6 +47,7 @@ mod mm {
     pub(crate) mod flags;
     pub(crate) mod layout;
     pub(crate) mod shared;
+    pub(crate) mod vdso;
 }
 mod files {
     pub(crate) mod epoll;
@@ -124,6 +125,7 @@ pub static AREAS: &[Area] = &[
             mm::flags::CASES,
             mm::layout::CASES,
             mm::shared::CASES,
+            mm::vdso::CASES,
         ],
     },
     Area {
