@@ -2,11 +2,17 @@
 //!
 //! To add one, see `zdtm/README.md`: write `AREA/KIND.rs` with a `CASES` table, name it in its area below.
 
+// Assembly of MIPS is not stable yet.
+#![cfg_attr(target_arch = "mips64", feature(asm_experimental_arch))]
 #![allow(
     unsafe_code,
     reason = "test programs call the kernel raw; each block says why it is sound"
 )]
 
+#[cfg(target_arch = "mips64")]
+mod cpu {
+    pub(crate) mod mips64;
+}
 #[cfg(target_arch = "x86_64")]
 mod cpu {
     pub(crate) mod compat;
@@ -69,6 +75,8 @@ pub static AREAS: &[Area] = &[
     Area {
         name: "cpu",
         files: &[
+            #[cfg(target_arch = "mips64")]
+            cpu::mips64::CASES,
             #[cfg(target_arch = "x86_64")]
             cpu::compat::CASES,
             #[cfg(target_arch = "x86_64")]
