@@ -137,6 +137,9 @@ impl<'s> Survey<'s> {
                 survey.problems.push(error);
             }
         }
+        if survey.problems.is_empty() {
+            survey.problems.extend(survey.identities.check(tree).err());
+        }
         Ok(survey)
     }
 

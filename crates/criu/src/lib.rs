@@ -16,6 +16,7 @@ mod inventory;
 mod load;
 pub mod progress;
 mod restore;
+mod shares;
 mod stats;
 pub mod verbs;
 mod world;

@@ -101,11 +101,11 @@ fn rlimits() -> Result<()> {
     ];
     let child = Child::spawn("child", || {
         let mut wanted = Vec::new();
-        for (index, resource) in (1u64..).zip(ALL) {
+        for (index, resource) in (1..).zip(ALL) {
             let (_, hard) = getrlimit(*resource)?;
             // Large enough to live with, and every one different.
-            let soft = hard.min((1 << 40) + index * 4096) / 2;
-            let hard = hard.min((1 << 40) + index * 4096);
+            let most = libc::rlim_t::MAX / 4 + index * 4096;
+            let (soft, hard) = (hard.min(most) / 2, hard.min(most));
             setrlimit(*resource, soft, hard)?;
             wanted.push((soft, hard));
         }
