@@ -82,7 +82,8 @@ impl Tracee {
                 gone_is_fine(running.interrupt())?;
             }
             for (slot, tid, running) in fresh {
-                match running.wait_held(deadline) {
+                let held = running.wait_held(deadline);
+                match held.and_then(|held| Thread::pass(held, deadline)) {
                     Ok(held) => {
                         let status = look::status(tid);
                         let mut thread = Thread::held(tid, look::own_id(tid, &status), held)?;
