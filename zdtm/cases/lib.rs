@@ -9,14 +9,18 @@
     reason = "test programs call the kernel raw; each block says why it is sound"
 )]
 
-#[cfg(target_arch = "mips64")]
 mod cpu {
-    pub(crate) mod mips64;
-}
-#[cfg(target_arch = "x86_64")]
-mod cpu {
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) mod aarch64;
+    #[cfg(target_arch = "arm")]
+    pub(crate) mod armv7;
+    #[cfg(target_arch = "x86_64")]
     pub(crate) mod compat;
+    #[cfg(target_arch = "mips64")]
+    pub(crate) mod mips64;
+    #[cfg(target_arch = "x86_64")]
     pub(crate) mod rseq;
+    #[cfg(target_arch = "x86_64")]
     pub(crate) mod x86_64;
 }
 mod tree {
@@ -76,6 +80,10 @@ pub static AREAS: &[Area] = &[
     Area {
         name: "cpu",
         files: &[
+            #[cfg(target_arch = "aarch64")]
+            cpu::aarch64::CASES,
+            #[cfg(target_arch = "arm")]
+            cpu::armv7::CASES,
             #[cfg(target_arch = "mips64")]
             cpu::mips64::CASES,
             #[cfg(target_arch = "x86_64")]

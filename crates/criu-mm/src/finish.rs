@@ -14,7 +14,7 @@ use crate::drain::subject;
 use crate::fill::FillJob;
 use crate::ground::Ground;
 use crate::image::{Backing, SpaceImage, backing};
-use crate::vdso::{Fate, fate};
+use crate::vdso::{Fate, fate, sigpage_home};
 
 /// `PR_SET_VMA` and `PR_SET_VMA_ANON_NAME`, Linux 5.17.
 const PR_SET_VMA: i32 = 0x5356_4d41;
@@ -106,6 +106,12 @@ pub(crate) fn plan(image: &SpaceImage, ground: &Ground) -> Result<Plan> {
         plan.hint("a name of memory");
     }
     plan.settle_vdso(fate, ground);
+    if let Some(own) = &ground.vdso
+        && let Some((sigpage, _)) = &own.sigpage
+        && let Some(home) = sigpage_home(image, own)?
+    {
+        remap(&mut plan.program, &ground.parked(own, sigpage), home);
+    }
     Ok(plan)
 }
 
@@ -146,10 +152,7 @@ impl Plan {
         let Some(own) = &ground.vdso else {
             return;
         };
-        let parked = |part: &Range<u64>| {
-            let at = ground.park + (part.start - own.span.start);
-            at..at + (part.end - part.start)
-        };
+        let parked = |part: &Range<u64>| ground.parked(own, part);
         match fate {
             Fate::Gone | Fate::Compat { .. } => {
                 for part in &own.parts {

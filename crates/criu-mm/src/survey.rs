@@ -156,7 +156,7 @@ impl Space {
 
     /// Takes the answers.
     pub fn answer(&mut self, outcome: &Outcome, questions: Questions) {
-        self.mm.mm_brk = outcome.value(questions.brk).cast_unsigned();
+        self.mm.mm_brk = outcome.word(questions.brk);
         // Newer kernels answer with a mask of modes.
         self.mm.thp_disabled = outcome
             .get(questions.thp_disabled)
@@ -235,7 +235,9 @@ fn link_mode(proc: &ProcDir, smap: &Smap<'_>) -> Result<Option<u32>> {
 
 fn area(entry: &pb::VmaEntry, smap: &Smap<'_>) -> Option<Area> {
     let is = |bit| entry.status & bit == bit;
-    let kind = if is(status::VDSO) || is(status::AIORING) {
+    // The kernel's own pages, which the process's page table does not count as its own.
+    let kernel = is(status::VDSO) || smap.vma.name == MapName::Sigpage;
+    let kind = if kernel || is(status::AIORING) {
         AreaKind::Whole
     } else if is(status::VVAR) || is(status::VSYSCALL) || entry.flags & map::DROPPABLE != 0 {
         return None;
@@ -259,7 +261,7 @@ fn area(entry: &pb::VmaEntry, smap: &Smap<'_>) -> Option<Area> {
         readable: entry.prot & prot::READ != 0 && smap.protection_key.unwrap_or(0) == 0,
         lazy: flags & (map::ANONYMOUS | map::PRIVATE) == map::ANONYMOUS | map::PRIVATE
             && flags & (map::LOCKED | map::HUGETLB) == 0
-            && !is(status::VDSO),
+            && !kernel,
     })
 }
 

@@ -52,6 +52,8 @@ pub(crate) fn classify(
             ));
         }
         MapName::Heap => private | status::HEAP,
+        // Handlers that are running return to it: its content is kept.
+        MapName::Sigpage => private,
         MapName::Empty | MapName::Stack | MapName::Anon(_) if !shared => private,
         MapName::AnonShmem(_) | MapName::DevZero if shmem && shared => {
             shmid = vma.inode;

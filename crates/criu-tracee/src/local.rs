@@ -86,6 +86,7 @@ const ALLOWED: &[(Sysno, u8)] = &[
     (Sysno::gettid, 0),
     (Sysno::getrandom, 0b001),
     (Sysno::clock_gettime, 0b010),
+    (Sysno::getpriority, 0),
     (Sysno::sched_getaffinity, 0b100),
     (Sysno::sched_getattr, 0b010),
     (Sysno::ioprio_get, 0),
@@ -166,6 +167,9 @@ const KCMP_EPOLL_TFD: u64 = 7;
 /// Which arguments of a call are addresses; a refusal if the call may not run here.
 fn addresses(call: &Call) -> Result<u8> {
     let sysno = call.sysno;
+    if call.private.is_some() || call.compat.is_some() {
+        return Err(Error::Refused(sysno));
+    }
     let word = |index: usize| match call.args.get(index) {
         Some(Arg::Word(word)) => Ok(*word),
         _ => Err(Error::Refused(sysno)),

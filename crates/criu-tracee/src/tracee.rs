@@ -15,7 +15,7 @@ use crate::place::Place;
 use crate::program::{Blob, Program, numbered};
 use crate::ptrace;
 use crate::run::{self, Workplace};
-use crate::site::{Outcome, Site};
+use crate::site::{Outcome, Site, word};
 use crate::sleep::Naps;
 use crate::spawn::Nursery;
 use crate::stop::{Hold, Running, Stop, Stopped};
@@ -58,7 +58,11 @@ impl Tracee {
     pub fn seize_all(pids: &[Pid], deadline: Option<Instant>) -> Result<Vec<Self>> {
         let mut found: Vec<(Pid, Vec<Thread>)> =
             pids.iter().map(|pid| (*pid, Vec::new())).collect();
-        let naps = Naps::of(pids.iter().flat_map(|pid| look::thread_ids(*pid)));
+        let threads = |pid: &Pid| {
+            let pid = *pid;
+            look::thread_ids(pid).into_iter().map(move |tid| (pid, tid))
+        };
+        let naps = Naps::of(pids.iter().flat_map(threads));
         loop {
             let mut fresh = Vec::new();
             for (slot, (pid, threads)) in found.iter().enumerate() {
@@ -85,17 +89,13 @@ impl Tracee {
                 let held = running.wait_held(deadline);
                 match held.and_then(|held| Thread::pass(held, deadline)) {
                     Ok(held) => {
-                        let status = look::status(tid);
-                        let mut thread = Thread::held(tid, look::own_id(tid, &status), held)?;
+                        let mut thread = Thread::held(tid, tid, held)?;
                         if let Some(sleep) = naps.of_stopped(tid) {
                             thread.slept = sleep.lasted;
                             let (nr, args, ip) = &sleep.call;
                             thread.natural.woken_in(*nr, args, *ip);
                         }
                         thread.keep_regsets()?;
-                        if !matches!(look::field(&status, "Seccomp"), "0" | "") {
-                            if_allowed(thread.stopped()?.suspend_seccomp(Hold::Dump))?;
-                        }
                         found[slot].1.push(thread);
                     }
                     Err(Error::Gone(_)) => {}
@@ -109,11 +109,12 @@ impl Tracee {
             if threads.is_empty() {
                 continue;
             }
-            let signal = look::closing_signal(pid, threads[0].stop);
             let memory = Memory::open(pid)?;
             for thread in &mut threads {
+                gone_is_fine(thread.look_at_status(pid))?;
                 gone_is_fine(thread.look_at_rseq(&memory))?;
             }
+            let signal = look::closing_signal(&threads[0].status_text(), threads[0].stop);
             let vpid = threads[0].vtid;
             all.push(Self {
                 pid,
@@ -256,8 +257,8 @@ impl Tracee {
             0
         };
         let args = [hint, size, prot.into(), flags.into(), u64::MAX, 0];
-        let rooms =
-            run::once(self, code, heal, numbered(Native::CALLS.mmap.0), args)?.cast_unsigned();
+        let map = numbered(Native::CALLS.mmap.0);
+        let rooms = word(run::once(self, code, heal, map, args)?);
         self.workplace = Some(Workplace { code, rooms, size });
         self.write_heal(0, heal, self.unmap(), 0)?;
         for index in 1..self.threads.len() {

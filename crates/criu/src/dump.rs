@@ -250,7 +250,7 @@ fn commit(
     }
     let names = survey.files.finish()?;
     described.write(store)?;
-    survey.identities.write(tree, store)?;
+    survey.identities.write(tree, described, store)?;
     store.finish()?;
     Ok(names)
 }

@@ -12,6 +12,7 @@ use criu_tracee::{Kcmp, find, kcmp};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
+use crate::describe::Described;
 use crate::shares::Shares;
 
 /// The version of the image format.
@@ -143,7 +144,12 @@ impl Identities {
     }
 
     /// Writes `pstree`, `ids-P`, `fs-P` and `inventory`.
-    pub(crate) fn write(&self, tree: &Tree, store: &dyn Store) -> Result<()> {
+    pub(crate) fn write(
+        &self,
+        tree: &Tree,
+        described: &Described,
+        store: &dyn Store,
+    ) -> Result<()> {
         let mut pstree = store.writer(desc::PSTREE, ())?;
         for node in &tree.nodes {
             pstree.write(&pb::PstreeEntry {
@@ -151,7 +157,7 @@ impl Identities {
                 ppid: raw(node.vppid),
                 pgid: raw(node.vpgid),
                 sid: raw(node.vsid),
-                threads: threads(node)?,
+                threads: described.threads(raw(node.vpid)),
             })?;
             if let Some((ids, fs)) = self.tasks.get(&node.pid) {
                 let id = VPid::new(raw(node.vpid));
@@ -174,27 +180,6 @@ impl Identities {
         store.write_entry(desc::INVENTORY, (), &inventory)?;
         Ok(())
     }
-}
-
-/// The threads of a task, leader first; a zombie has itself alone.
-fn threads(node: &Node) -> Result<Vec<u32>> {
-    let mut tids = vec![raw(node.vpid)];
-    if node.tracee.is_some() {
-        for tid in node
-            .proc
-            .threads()?
-            .into_iter()
-            .filter(|tid| *tid != node.pid)
-        {
-            let status = node.proc.thread(tid)?.status()?;
-            let own = status
-                .ns_pid
-                .and_then(|ids| ids.last().copied())
-                .unwrap_or(tid);
-            tids.push(raw(own.as_raw()));
-        }
-    }
-    Ok(tids)
 }
 
 fn raw(id: i32) -> u32 {

@@ -125,11 +125,7 @@ fn process() -> Result<()> {
     block(&all)?;
     let mut wanted = Vec::new();
     for value in 1..=5 {
-        wanted.push(queue(
-            None,
-            low,
-            (usize::MAX / 2 + 1) * (value & 1) + (value << 16) + 7,
-        )?);
+        wanted.push(queue(None, low, value << (usize::BITS - 8) | 7)?);
     }
     for value in 1..=3 {
         wanted.push(queue(None, high, value)?);

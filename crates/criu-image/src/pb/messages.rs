@@ -2135,6 +2135,9 @@ pub struct TaskExtEntry {
     /// PR_GET_IO_FLUSHER.
     #[prost(bool, optional, tag = "11")]
     pub io_flusher: ::core::option::Option<bool>,
+    /// Regsets of ptrace(2) that the message of the machine has no field for.
+    #[prost(message, repeated, tag = "12")]
+    pub regsets: ::prost::alloc::vec::Vec<RegsetEntry>,
     /// Of leaders, for their process:
     /// /proc/PID/coredump_filter.
     #[prost(uint32, optional, tag = "16")]
@@ -2157,6 +2160,25 @@ impl ::prost::Name for TaskExtEntry {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/task_ext_entry".into()
+    }
+}
+/// A regset, as PTRACE_GETREGSET gives it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RegsetEntry {
+    /// NT_ARM_SVE ...
+    #[prost(uint32, required, tag = "1")]
+    pub note: u32,
+    #[prost(bytes = "vec", required, tag = "2")]
+    pub content: ::prost::alloc::vec::Vec<u8>,
+}
+impl ::prost::Name for RegsetEntry {
+    const NAME: &'static str = "regset_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "regset_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/regset_entry".into()
     }
 }
 /// A time to wait that is issued again.

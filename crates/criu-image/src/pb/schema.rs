@@ -854,6 +854,10 @@ Field { number: 12, name: "checksum", label: Optional, ty: Uint32, display: Plai
 Field { number: 13, name: "checksum_config", label: Optional, ty: Uint32, display: Plain },
 Field { number: 14, name: "checksum_parameter", label: Optional, ty: Uint32, display: Plain },
 ] },
+Message { name: "regset_entry", file: "criu-rs-ext", fields: &[
+Field { number: 1, name: "note", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "content", label: Required, ty: Bytes, display: Plain },
+] },
 Message { name: "remap_file_path_entry", file: "remap-file-path", fields: &[
 Field { number: 1, name: "orig_id", label: Required, ty: Uint32, display: Plain },
 Field { number: 2, name: "remap_id", label: Required, ty: Uint32, display: Plain },
@@ -1014,6 +1018,7 @@ Field { number: 8, name: "speculation", label: Repeated, ty: Message("speculatio
 Field { number: 9, name: "compat_robust_list", label: Optional, ty: Uint32, display: Plain },
 Field { number: 10, name: "mce_kill", label: Optional, ty: Uint32, display: Plain },
 Field { number: 11, name: "io_flusher", label: Optional, ty: Bool, display: Plain },
+Field { number: 12, name: "regsets", label: Repeated, ty: Message("regset_entry"), display: Plain },
 Field { number: 16, name: "coredump_filter", label: Optional, ty: Uint32, display: Plain },
 Field { number: 17, name: "memory_merge", label: Optional, ty: Bool, display: Plain },
 Field { number: 18, name: "mdwe", label: Optional, ty: Uint32, display: Plain },
