@@ -2,6 +2,8 @@
 //!
 //! To add one, see `zdtm/README.md`: write `AREA/KIND.rs` with a `CASES` table, name it in its area below.
 
+// Assembly of MIPS is not stable yet.
+#![cfg_attr(target_arch = "mips64", feature(asm_experimental_arch))]
 #![allow(
     unsafe_code,
     reason = "test programs call the kernel raw; each block says why it is sound"
@@ -14,6 +16,8 @@ mod cpu {
     pub(crate) mod armv7;
     #[cfg(target_arch = "x86_64")]
     pub(crate) mod compat;
+    #[cfg(target_arch = "mips64")]
+    pub(crate) mod mips64;
     #[cfg(target_arch = "x86_64")]
     pub(crate) mod rseq;
     #[cfg(target_arch = "x86_64")]
@@ -81,6 +85,8 @@ pub static AREAS: &[Area] = &[
             cpu::aarch64::CASES,
             #[cfg(target_arch = "arm")]
             cpu::armv7::CASES,
+            #[cfg(target_arch = "mips64")]
+            cpu::mips64::CASES,
             #[cfg(target_arch = "x86_64")]
             cpu::compat::CASES,
             #[cfg(target_arch = "x86_64")]
