@@ -62,6 +62,11 @@ mod files {
     pub(crate) mod timerfd;
 }
 
+mod net {
+    pub(crate) mod unix_dgram;
+    pub(crate) mod unix_stream;
+}
+
 use zdtm::Area;
 
 /// Every case, by area.
@@ -136,5 +141,9 @@ pub static AREAS: &[Area] = &[
             files::table::CASES,
             files::timerfd::CASES,
         ],
+    },
+    Area {
+        name: "net",
+        files: &[net::unix_dgram::CASES, net::unix_stream::CASES],
     },
 ];

@@ -20,6 +20,7 @@ mod files;
 mod ghost;
 mod handle;
 mod identity;
+mod late;
 mod legacy;
 mod link;
 mod locks;
@@ -78,5 +79,6 @@ pub const KINDS: &[&dyn criu_kind::AnyFileKind] = &[
 
 pub use collector::{Collector, FdTable, Memory};
 pub use files::Files;
+pub use late::Sites;
 pub use link::Names;
 pub use options::{DumpOptions, RestoreOptions, Validation};

@@ -11,7 +11,7 @@ use syscalls::Sysno;
 
 use crate::encode::failure;
 use crate::error::{CallError, Error, Result};
-use crate::program::{Arg, Call, Program};
+use crate::program::{Arg, Blob, Call, Program};
 use crate::site::{Outcome, Site};
 
 /// Runs programs in the calling thread.
@@ -78,6 +78,9 @@ const ALLOWED: &[(Sysno, u8)] = &[
     (Sysno::bind, 0b010),
     (Sysno::connect, 0b010),
     (Sysno::listen, 0),
+    (Sysno::accept4, 0b0110),
+    (Sysno::shutdown, 0),
+    (Sysno::sendmsg, 0b010),
     (Sysno::setsockopt, 0b1000),
     (Sysno::getsockopt, 0b1_1000),
     (Sysno::sendto, 0b1_0010),
@@ -160,6 +163,9 @@ const IOCTLS: &[u64] = &[
 )]
 const INOTIFY_SET_NEXT: u64 = libc::_IOW::<i32>(b'I' as u32, 0) as u64;
 
+/// `SIOCUNIXFILE`, which takes nothing: a descriptor of the file that a socket is bound to.
+const SIOCUNIXFILE: u64 = 0x89e0;
+
 const KCMP_EPOLL_TFD: u64 = 7;
 
 /// Which arguments of a call are addresses; a refusal if the call may not run here.
@@ -174,7 +180,7 @@ fn addresses(call: &Call) -> Result<u8> {
         Sysno::fcntl if among(FCNTL_NUMBERS, word(1)?) => return Ok(0),
         Sysno::fcntl if among(FCNTL_ADDRESSES, word(1)?) => return Ok(0b100),
         Sysno::ioctl if IOCTLS.contains(&word(1)?) => return Ok(0b100),
-        Sysno::ioctl if word(1)? == INOTIFY_SET_NEXT => return Ok(0),
+        Sysno::ioctl if [INOTIFY_SET_NEXT, SIOCUNIXFILE].contains(&word(1)?) => return Ok(0),
         Sysno::kcmp if word(2)? == KCMP_EPOLL_TFD => return Ok(0b1_0000),
         Sysno::kcmp => return Ok(0),
         _ => {}
@@ -220,12 +226,7 @@ fn run(program: &Program) -> Result<Outcome> {
         for (slot, arg) in args.iter_mut().zip(&call.args) {
             *slot = resolve(arg, &outcome, &bases);
             if let Arg::Blob(blob, _) = arg {
-                for (offset, link) in &program.data[blob.0 as usize].links {
-                    let word = resolve(link, &outcome, &bases).to_ne_bytes();
-                    let at = *offset as usize;
-                    buffers[blob.0 as usize][at..at + size_of::<usize>()]
-                        .copy_from_slice(&word[..size_of::<usize>()]);
-                }
+                tie(program, *blob, &outcome, &bases, &mut buffers);
             }
         }
         let ret = invoke(call.sysno, args);
@@ -246,6 +247,22 @@ fn run(program: &Program) -> Result<Outcome> {
         outcome.store(u32::try_from(index).expect("few blobs"), &buffers[index]);
     }
     Ok(outcome)
+}
+
+/// Writes addresses and results into a blob, and into those that it leads to: a message has a vector of buffers.
+fn tie(program: &Program, blob: Blob, outcome: &Outcome, bases: &[u64], buffers: &mut [Vec<u8>]) {
+    for (offset, link) in &program.data[blob.0 as usize].links {
+        let at = *offset as usize;
+        let word = resolve(link, outcome, bases);
+        let room = &mut buffers[blob.0 as usize][at..at + size_of::<usize>()];
+        match usize::try_from(word) {
+            Ok(word) => room.copy_from_slice(&word.to_ne_bytes()),
+            Err(_) => room.fill(0xff),
+        }
+        if let Arg::Blob(next, _) = link {
+            tie(program, *next, outcome, bases, buffers);
+        }
+    }
 }
 
 fn resolve(arg: &Arg, outcome: &Outcome, bases: &[u64]) -> u64 {

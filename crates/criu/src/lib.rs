@@ -17,6 +17,7 @@ mod load;
 pub mod progress;
 mod restore;
 mod stats;
+mod tables;
 pub mod verbs;
 mod world;
 

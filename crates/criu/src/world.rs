@@ -1,6 +1,8 @@
 //! The tasks on their way back: born, filled, settled, sealed, and let go together.
 
-use criu_files::Files;
+use std::collections::HashMap;
+
+use criu_files::{Files, Sites};
 use criu_image::Store;
 use criu_image::id::{FdTableId, VPid};
 use criu_kind::{Error, Result, Within};
@@ -302,6 +304,17 @@ impl<'m> World<'m> {
         self.place()
     }
 
+    /// Files whose makers are remembered.
+    fn open_late(&mut self) -> Result<()> {
+        let places = self.held.iter().enumerate();
+        let places = places.map(|(here, held)| (held.vpid().as_raw().unsigned_abs(), here));
+        let mut sites = Processes {
+            places: places.collect(),
+            held: &mut self.held,
+        };
+        self.files.open_late(&mut sites)
+    }
+
     /// Processes that are dead but whose directories in `/proc` are open.
     fn raise_helpers(&mut self) -> Result<()> {
         let pids: Vec<i32> = self
@@ -313,6 +326,22 @@ impl<'m> World<'m> {
             let helper = birth::clone_child(&mut self.held[0], pid, &self.nursery)?;
             self.helpers.push((self.held.len(), pid));
             self.held.push(helper);
+        }
+        let makers: Vec<i32> = self
+            .files
+            .maker_pids()
+            .map(|pid| pid.get().cast_signed())
+            .collect();
+        for pid in makers {
+            match birth::clone_child(&mut self.held[0], pid, &self.nursery) {
+                Ok(helper) => {
+                    self.helpers.push((self.held.len(), pid));
+                    self.held.push(helper);
+                }
+                Err(error) => {
+                    tracing::warn!(pid, %error, "sockets that this process made will say that another one did");
+                }
+            }
         }
         Ok(())
     }
@@ -329,9 +358,12 @@ impl<'m> World<'m> {
             tables.push((table, *image, *here));
         }
         tables.sort_by_key(|(table, ..)| *table);
+        self.open_late()?;
         for (table, image, here) in &tables {
             let task = self.task(*image);
             let Some(body) = &task.body else { continue };
+            let delivered = self.files.deliver(*table, &mut self.held[*here]);
+            delivered.within(|| task.subject())?;
             let mut program = Program::new();
             self.files.fs_program(&body.fs, &mut program)?;
             self.files.place(*table, &mut program)?;
@@ -518,6 +550,24 @@ impl<'m> World<'m> {
                 .within(|| task.subject()),
             None => Ok(()),
         }
+    }
+}
+
+/// The held processes by pid.
+struct Processes<'a> {
+    places: HashMap<u32, usize>,
+    held: &'a mut [Tracee],
+}
+
+impl Sites for Processes<'_> {
+    fn process(&mut self, pid: VPid) -> Option<(&mut dyn Site, Pid)> {
+        let held = &mut self.held[*self.places.get(&pid.get())?];
+        let real = held.pid();
+        Some((held, real))
+    }
+
+    fn root(&self) -> VPid {
+        VPid::new(self.held[0].vpid().as_raw().unsigned_abs())
     }
 }
 
