@@ -63,7 +63,11 @@ mod files {
 }
 
 mod net {
+    pub(crate) mod unix_creds;
     pub(crate) mod unix_dgram;
+    pub(crate) mod unix_external;
+    pub(crate) mod unix_options;
+    pub(crate) mod unix_rights;
     pub(crate) mod unix_stream;
 }
 
@@ -144,6 +148,13 @@ pub static AREAS: &[Area] = &[
     },
     Area {
         name: "net",
-        files: &[net::unix_dgram::CASES, net::unix_stream::CASES],
+        files: &[
+            net::unix_creds::CASES,
+            net::unix_dgram::CASES,
+            net::unix_external::CASES,
+            net::unix_options::CASES,
+            net::unix_rights::CASES,
+            net::unix_stream::CASES,
+        ],
     },
 ];

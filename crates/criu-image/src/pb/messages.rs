@@ -2444,6 +2444,14 @@ pub struct UnixExtEntry {
     /// SO_PASSRIGHTS, if it is off.
     #[prost(bool, optional, tag = "8")]
     pub no_rights: ::core::option::Option<bool>,
+    /// Who owns the socket itself, whatever its name is.
+    #[prost(uint32, optional, tag = "9")]
+    pub uid: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "10")]
+    pub gid: ::core::option::Option<u32>,
+    /// What waits to be accepted, by the ids of entries that stand for it; only if that was looked into.
+    #[prost(uint32, repeated, packed = "false", tag = "11")]
+    pub waiting: ::prost::alloc::vec::Vec<u32>,
 }
 impl ::prost::Name for UnixExtEntry {
     const NAME: &'static str = "unix_ext_entry";

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use criu_image::pb;
 use criu_kind::{Error, Result};
-use criu_tracee::{Local, Program, Site, fetch_fd, pidfd_open};
+use criu_tracee::{Local, Program, Site, fetch_fd, peek_whole, pidfd_open};
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 use nix::unistd::{Pid, close};
@@ -111,7 +111,8 @@ pub(crate) fn peek(fd: &OwnedFd, stream: bool, most: usize) -> Result<Vec<Packet
         }
         // Bytes before those the descriptors came with were read along: descriptors belong to the first byte
         // that brings them.
-        let before = first_with_rights(fd, offset, length, &mut room)?;
+        seek(fd, offset)?;
+        let before = peek_whole(fd, &mut room[..length - 1])?;
         if before > 0 {
             seek(fd, offset)?;
             let plain = look(fd, &mut room[..before])?;
@@ -127,23 +128,6 @@ pub(crate) fn peek(fd: &OwnedFd, stream: bool, most: usize) -> Result<Vec<Packet
     }
     options.give_back()?;
     Ok(packets)
-}
-
-/// How many bytes from `offset` on, of `length`, can be read without the descriptors that come with the last of
-/// them.
-fn first_with_rights(fd: &OwnedFd, offset: u32, length: usize, room: &mut [u8]) -> Result<usize> {
-    let (mut without, mut with) = (0, length);
-    while with - without > 1 {
-        let middle = usize::midpoint(without, with);
-        seek(fd, offset)?;
-        let packet = look(fd, &mut room[..middle])?;
-        if packet.is_some_and(|packet| !packet.rights.is_empty()) {
-            with = middle;
-        } else {
-            without = middle;
-        }
-    }
-    Ok(without)
 }
 
 fn seek(fd: &OwnedFd, offset: u32) -> Result<()> {

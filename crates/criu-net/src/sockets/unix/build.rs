@@ -235,12 +235,22 @@ impl Builder<'_> {
         let waits = socket.is_connection()
             && self
                 .peer(index)
-                .is_some_and(|peer| self.sockets[peer].entry.state == LISTEN);
+                .map(|peer| &self.sockets[peer])
+                .is_some_and(|peer| peer.entry.state == LISTEN && !peer.is_extern());
         if socket.given || socket.is_extern() || socket.is_connection() && !waits {
             return Ok(());
         }
         if self.paired(index).is_some() {
             return Ok(());
+        }
+        let is_lonely = socket.is_dgram() && socket.entry.name.is_empty();
+        if is_lonely && !cx.cached(Queues::load)?.of(socket.entry.id).is_empty() {
+            // Somebody has to send what waits: the other end of a pair can, also if it is not its peer.
+            self.make_pair(cx, index, None)?;
+            return match self.sockets[index].fact.orphan() {
+                true => Ok(()),
+                false => self.disconnect(cx, index),
+            };
         }
         let creds = match (waits, socket.entry.state) {
             (true, _) => socket.fact.connected,
@@ -641,7 +651,7 @@ impl Builder<'_> {
         if socket.given || socket.is_extern() || socket.here.is_none() {
             return Ok(());
         }
-        if socket.fact.orphan() && socket.is_dgram() {
+        if socket.fact.orphan() && socket.is_dgram() && socket.other.is_none() {
             return self.orphan(cx, index);
         }
         let Some(peer) = self.peer(index) else {
@@ -756,6 +766,10 @@ impl Builder<'_> {
         }
         if socket.fact.no_rights() {
             set(&mut program, fd, SO_PASSRIGHTS, 0);
+        }
+        if let (Some(uid), Some(gid)) = (socket.fact.uid, socket.fact.gid) {
+            let itself = program.cstr("");
+            program.fchownat(fd, itself, uid, gid, libc::AT_EMPTY_PATH);
         }
         if let Some(offset) = socket.fact.peek_off {
             set(&mut program, fd, libc::SO_PEEK_OFF, offset.cast_unsigned());

@@ -87,6 +87,8 @@ pub(crate) fn describe(cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::UnixS
             .filter(|on| *on == 0)
             .map(|_| true),
         pending: info.pending.clone(),
+        uid: Some(file.inode.uid).filter(|_| has_owner(file)),
+        gid: Some(file.inode.gid).filter(|_| has_owner(file)),
         ..pb::UnixExtEntry::default()
     };
     let is_stream = u32::try_from(libc::SOCK_STREAM) == Ok(info.kind);
@@ -121,6 +123,12 @@ pub(crate) fn describe(cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::UnixS
         cx.append(desc::FILES_EXT, (), &ext, &[])?;
     }
     Ok(entry)
+}
+
+/// Whether the socket itself belongs to another user than the one who will make it.
+fn has_owner(file: &OpenFile) -> bool {
+    let ours = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    (file.inode.uid, file.inode.gid) != ours
 }
 
 /// Writes what waits.
