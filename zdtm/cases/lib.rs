@@ -60,6 +60,7 @@ mod files {
     pub(crate) mod special;
     pub(crate) mod table;
     pub(crate) mod timerfd;
+    pub(crate) mod tty;
 }
 
 mod net {
@@ -144,6 +145,7 @@ pub static AREAS: &[Area] = &[
             files::special::CASES,
             files::table::CASES,
             files::timerfd::CASES,
+            files::tty::CASES,
         ],
     },
     Area {

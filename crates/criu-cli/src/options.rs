@@ -310,7 +310,8 @@ impl CpuinfoOptions {
 }
 
 /// What stays outside, each written in one way: `file[mnt_id:inode]` and `tty[rdev:dev]` in hexadecimal,
-/// `unix[inode]` in decimal, `unix[*]` for all sockets that `--ext-unix-sk` allows.
+/// `unix[inode]` in decimal, `unix[*]` for all sockets that `--ext-unix-sk` allows, `tty[*]` for
+/// the terminal of `--shell-job`.
 fn outside(typed: &Typed, external: &[External]) -> Result<Vec<String>, Failure> {
     let one = |external: &External| {
         let (kind, inside) = (external.kind, external.inside.as_str());
@@ -326,6 +327,9 @@ fn outside(typed: &Typed, external: &[External]) -> Result<Vec<String>, Failure>
         key.ok_or_else(|| bad_value("external", format!("{kind}[{inside}]").as_ref()))
     };
     let mut keys: Vec<String> = external.iter().map(one).collect::<Result<_, _>>()?;
+    if typed.switch("shell-job", false) {
+        keys.push("tty[*]".to_owned());
+    }
     for value in typed.values("ext-unix-sk") {
         let Some(text) = value.to_str() else {
             return Err(bad_value("ext-unix-sk", value));

@@ -413,11 +413,6 @@ fn unknown(file: &OpenFile) -> Error {
             "a socket of a family that cannot be kept yet".to_owned(),
             "close the connection before the dump",
         )
-    } else if format == libc::S_IFCHR && matches!(number.major, 4 | 5 | 136..=143) {
-        (
-            "a terminal".to_owned(),
-            "redirect the task's input and output, as in `setsid … < /dev/null > log 2>&1`",
-        )
     } else if format == libc::S_IFCHR {
         let (major, minor) = (number.major, number.minor);
         (

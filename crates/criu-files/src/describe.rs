@@ -130,6 +130,10 @@ impl DumpCx for Collector<'_> {
             .unwrap_or(pid)
     }
 
+    fn tree(&self) -> &[Pid] {
+        &self.options.tree
+    }
+
     fn in_tree(&self, pid: Pid) -> bool {
         self.options.tree.contains(&pid)
     }

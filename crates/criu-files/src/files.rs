@@ -13,6 +13,7 @@ use criu_tracee::{Local, Program, Site, Sysno};
 
 use prost::{Message, Name};
 
+use crate::kinds::Controlling;
 use crate::late::Passage;
 use crate::open::Numbers;
 use crate::options::RestoreOptions;
@@ -514,6 +515,11 @@ impl Files<'_> {
             }
         }
         crate::late::close(self)?;
+        let mut program = Program::new();
+        for fd in self.controlling().extra.borrow_mut().drain(..) {
+            program.close(fd);
+        }
+        Local.run(&program)?;
         // CRIU's images may name a watched file so, and no watch shall see the name go.
         self.remove_names()?;
         let mut program = Program::new();
@@ -527,6 +533,20 @@ impl Files<'_> {
         }
         self.close(|_| true);
         Ok(())
+    }
+
+    /// Sessions and their terminals: the number of a descriptor that all processes have until [`Files::place`],
+    /// and the group in the foreground. After [`Files::open_all`].
+    pub fn controlling_terminals(&mut self) -> Vec<(u32, i32, u32)> {
+        let all = self.controlling();
+        let sessions = all.sessions.borrow();
+        sessions.iter().map(|(sid, (fd, pgrp))| (*sid, *fd, *pgrp)).collect()
+    }
+
+    fn controlling(&mut self) -> std::rc::Rc<Controlling> {
+        let cx: &mut dyn RestoreCx = self;
+        let all = cx.cached(|_| Ok(Controlling::default()));
+        all.expect("making nothing does not fail")
     }
 
     fn close(&mut self, which: impl Fn(FileId) -> bool) {

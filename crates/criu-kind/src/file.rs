@@ -253,6 +253,9 @@ pub trait DumpCx {
     /// A process or process group as the tree numbers it.
     fn vpid(&self, pid: Pid) -> Pid;
 
+    /// The processes and threads of the tree.
+    fn tree(&self) -> &[Pid];
+
     /// Whether a process or thread is of the tree.
     fn in_tree(&self, pid: Pid) -> bool;
 

@@ -73,6 +73,7 @@ const ALLOWED: &[(Sysno, u8)] = &[
     (Sysno::getxattr, 0b0111),
     (Sysno::setxattr, 0b00111),
     (Sysno::flock, 0),
+    (Sysno::ppoll, 0b1101),
     (Sysno::socket, 0),
     (Sysno::socketpair, 0b1000),
     (Sysno::bind, 0b010),
@@ -146,7 +147,7 @@ const F_SETOWN_EX: i32 = 15;
 const F_GETOWN_EX: i32 = 16;
 const F_GETOWNER_UIDS: i32 = 17;
 
-/// Requests of ioctl(2), all with an address: bytes to be read, and the ticks of a timerfd.
+/// Requests of ioctl(2) with an address: bytes to be read, the ticks of a timerfd, terminals.
 #[allow(
     clippy::unnecessary_cast,
     reason = "requests have the width of a long, which differs"
@@ -154,6 +155,32 @@ const F_GETOWNER_UIDS: i32 = 17;
 const IOCTLS: &[u64] = &[
     libc::FIONREAD as u64,
     libc::_IOW::<u64>(b'T' as u32, 0) as u64,
+    libc::TCGETS as u64,
+    libc::TCSETS as u64,
+    libc::TIOCGLCKTRMIOS as u64,
+    libc::TIOCSLCKTRMIOS as u64,
+    libc::TIOCGWINSZ as u64,
+    libc::TIOCSWINSZ as u64,
+    libc::TIOCGPTN as u64,
+    libc::TIOCGPTLCK as u64,
+    libc::TIOCSPTLCK as u64,
+    libc::TIOCGPKT as u64,
+    libc::TIOCPKT as u64,
+    libc::TIOCGEXCL as u64,
+    libc::TIOCGSID as u64,
+    libc::TIOCGPGRP as u64,
+];
+
+/// Requests that take a number or nothing.
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "requests have the width of a long, which differs"
+)]
+const IOCTL_NUMBERS: &[u64] = &[
+    INOTIFY_SET_NEXT,
+    SIOCUNIXFILE,
+    libc::TIOCEXCL as u64,
+    libc::TIOCGPTPEER as u64,
 ];
 
 /// `INOTIFY_IOC_SETNEXTWD`, which takes a number.
@@ -180,7 +207,7 @@ fn addresses(call: &Call) -> Result<u8> {
         Sysno::fcntl if among(FCNTL_NUMBERS, word(1)?) => return Ok(0),
         Sysno::fcntl if among(FCNTL_ADDRESSES, word(1)?) => return Ok(0b100),
         Sysno::ioctl if IOCTLS.contains(&word(1)?) => return Ok(0b100),
-        Sysno::ioctl if [INOTIFY_SET_NEXT, SIOCUNIXFILE].contains(&word(1)?) => return Ok(0),
+        Sysno::ioctl if IOCTL_NUMBERS.contains(&word(1)?) => return Ok(0),
         Sysno::kcmp if word(2)? == KCMP_EPOLL_TFD => return Ok(0b1_0000),
         Sysno::kcmp => return Ok(0),
         _ => {}

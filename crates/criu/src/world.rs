@@ -159,7 +159,16 @@ impl<'m> World<'m> {
                     self.unfilled.push(task);
                 }
             }
-            Step::Setsid(node) => birth::setsid(&mut self.held[at[node].expect("cloned")])?,
+            Step::Setsid(node) => {
+                let leader = &mut self.held[at[node].expect("cloned")];
+                birth::setsid(leader)?;
+                let sid = plan.nodes[node].pid.unsigned_abs();
+                let terminals = self.files.controlling_terminals();
+                if let Some((_, fd, _)) = terminals.iter().find(|(session, ..)| *session == sid) {
+                    // Now, as its children inherit it.
+                    birth::take_terminal(leader, *fd)?;
+                }
+            }
             Step::Setpgid(node) => birth::setpgid(
                 &mut self.held[at[node].expect("cloned")],
                 plan.nodes[node].pgid,
@@ -277,6 +286,7 @@ impl<'m> World<'m> {
 
     /// Threads, final memory, descriptors.
     pub(crate) fn settle(&mut self) -> Result<()> {
+        self.foreground()?;
         if let Some(first) = self.held.first_mut() {
             self.shared.fill(first)?;
         }
@@ -302,6 +312,23 @@ impl<'m> World<'m> {
             .collect();
         criu_mm::finish(&mut self.held, &jobs, &self.ground)?;
         self.place()
+    }
+
+    /// The groups in the foreground of terminals.
+    fn foreground(&mut self) -> Result<()> {
+        for (sid, fd, pgrp) in self.files.controlling_terminals() {
+            let leader = self.alive.iter().find(|(image, _)| {
+                self.model.tasks[*image].entry.pid == sid
+            });
+            let lives = self.model.tasks.iter().any(|task| task.entry.pgid == pgrp);
+            if let Some((image, here)) = leader.copied()
+                && lives
+            {
+                birth::set_foreground(&mut self.held[here], fd, pgrp)
+                    .within(|| self.model.tasks[image].subject())?;
+            }
+        }
+        Ok(())
     }
 
     /// Files whose makers are remembered.

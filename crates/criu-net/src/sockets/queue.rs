@@ -115,8 +115,12 @@ pub(crate) fn peek(fd: &OwnedFd, stream: bool, most: usize) -> Result<Vec<Packet
         let before = peek_whole(fd, &mut room[..length - 1])?;
         if before > 0 {
             seek(fd, offset)?;
+            // The kernel glances at what comes next, and shows its descriptors.
             let plain = look(fd, &mut room[..before])?;
-            packets.extend(plain);
+            packets.extend(plain.map(|packet| Packet {
+                rights: Vec::new(),
+                ..packet
+            }));
             offset += u32::try_from(before).unwrap_or(0);
         }
         seek(fd, offset)?;
