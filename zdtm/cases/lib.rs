@@ -72,6 +72,16 @@ mod files {
     pub(crate) mod special;
     pub(crate) mod table;
     pub(crate) mod timerfd;
+    pub(crate) mod tty;
+}
+
+mod net {
+    pub(crate) mod unix_creds;
+    pub(crate) mod unix_dgram;
+    pub(crate) mod unix_external;
+    pub(crate) mod unix_options;
+    pub(crate) mod unix_rights;
+    pub(crate) mod unix_stream;
 }
 
 use zdtm::Area;
@@ -155,6 +165,18 @@ pub static AREAS: &[Area] = &[
             files::shared_table::CASES,
             files::table::CASES,
             files::timerfd::CASES,
+            files::tty::CASES,
+        ],
+    },
+    Area {
+        name: "net",
+        files: &[
+            net::unix_creds::CASES,
+            net::unix_dgram::CASES,
+            net::unix_external::CASES,
+            net::unix_options::CASES,
+            net::unix_rights::CASES,
+            net::unix_stream::CASES,
         ],
     },
 ];

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use criu_files::{Files, KINDS};
+use criu_files::Files;
 use criu_image::manifest::{Depth, Manifest};
 use criu_image::{Checked, Directory, Store};
 use criu_kind::{Error, Result};
@@ -23,6 +23,7 @@ use crate::options::RestoreOptions;
 use crate::progress::Progress;
 use crate::scripts::Action;
 use crate::stats::RestoreStats;
+use crate::tables;
 use crate::verbs::write_pidfile;
 use crate::world::World;
 
@@ -35,7 +36,7 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
     let model = at("load", load::model(&*store))?;
     let files = at(
         "load",
-        Files::load(&*store, file_options(options), KINDS.iter().copied()),
+        Files::load(&*store, file_options(options), tables::kinds()),
     )?;
     let plan = at("plan", model.plan(tree.shell_job))?;
     let checked = preflight(&model, &files, &plan);
@@ -132,6 +133,7 @@ fn file_options(options: &RestoreOptions) -> criu_files::RestoreOptions {
             .iter()
             .map(|given| (given.key.clone(), given.fd))
             .collect(),
+        external: options.outside.clone(),
         root: None,
         memory: criu_mm::bring_object,
     }
