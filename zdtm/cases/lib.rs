@@ -35,6 +35,11 @@ mod task {
     pub(crate) mod stopped;
     pub(crate) mod timers;
 }
+mod ipc {
+    pub(crate) mod msg;
+    pub(crate) mod sem;
+    pub(crate) mod shm;
+}
 mod mm {
     pub(crate) mod anon;
     pub(crate) mod file;
@@ -104,6 +109,10 @@ pub static AREAS: &[Area] = &[
             task::stopped::CASES,
             task::timers::CASES,
         ],
+    },
+    Area {
+        name: "ipc",
+        files: &[ipc::msg::CASES, ipc::sem::CASES, ipc::shm::CASES],
     },
     Area {
         name: "mm",

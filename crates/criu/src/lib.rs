@@ -13,6 +13,7 @@ mod describe;
 mod dump;
 mod explain;
 mod inventory;
+mod ipc;
 mod load;
 pub mod progress;
 mod restore;

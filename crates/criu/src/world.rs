@@ -3,8 +3,9 @@
 use criu_files::Files;
 use criu_image::Store;
 use criu_image::id::{FdTableId, VPid};
+use criu_ipc::Objects;
 use criu_kind::{Error, Result, Within};
-use criu_mm::{FillJob, FillStats, Ground, Materials, Shared};
+use criu_mm::{FillJob, FillStats, Ground, Materials, Segments, Shared};
 use criu_proc::{ProcDir, Status};
 use criu_task::{NewThread, Plan, Role, Step, TaskState, birth};
 use criu_tracee::{FpLayout, Job, Nursery, Program, Site, Tracee, run_all, spawn_root};
@@ -12,6 +13,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::ipc;
 use crate::load::{Model, Task};
 
 /// `clone3(2)`: the new task is a child of our parent.
@@ -23,6 +25,8 @@ pub(crate) struct World<'m> {
     files: Files<'m>,
     ground: Ground,
     shared: Shared,
+    ipc: Objects,
+    segments: Segments,
     /// What became of the pages.
     pub(crate) filled: FillStats,
     /// Processes of the images that live, parents first: index in the model, and where.
@@ -55,6 +59,7 @@ impl<'m> World<'m> {
     pub(crate) fn spawn(
         model: &'m Model,
         files: Files<'m>,
+        ipc: Objects,
         plan: &Plan,
         store: &dyn Store,
         sibling: bool,
@@ -66,6 +71,10 @@ impl<'m> World<'m> {
             .max()
             .unwrap_or(0);
         let shared = Shared::create(&model.spaces, store)?;
+        let segments = ipc::segments(&ipc, store)?;
+        for space in &model.spaces {
+            segments.check(space)?;
+        }
         let ground = Ground::find(&model.spaces, threads)?;
         let nursery = ground.nursery()?;
         let world = Self {
@@ -73,6 +82,8 @@ impl<'m> World<'m> {
             files,
             ground,
             shared,
+            ipc,
+            segments,
             filled: FillStats::default(),
             alive: Vec::new(),
             held: Vec::new(),
@@ -138,6 +149,10 @@ impl<'m> World<'m> {
                 };
                 at[node] = Some(self.held.len());
                 self.held.push(born);
+                if plan.nodes[node].creator.is_none() {
+                    let first = self.held.last_mut().expect("it was pushed");
+                    ipc::make(&mut self.ipc, &self.segments, first)?;
+                }
             }
             Step::Fill(node) => {
                 let image = plan.nodes[node]
@@ -194,6 +209,7 @@ impl<'m> World<'m> {
             ground: &self.ground,
             files: &self.files,
             shared: &self.shared,
+            segments: &self.segments,
         };
         let jobs: Vec<FillJob<'_>> = tasks
             .iter()
@@ -299,6 +315,12 @@ impl<'m> World<'m> {
             })
             .collect();
         criu_mm::finish(&mut self.held, &jobs, &self.ground)?;
+        let tasks: Vec<_> = self
+            .alive
+            .iter()
+            .map(|(image, here)| (VPid::new(model.tasks[*image].entry.pid), *here))
+            .collect();
+        ipc::settle(&self.ipc, &mut self.held, &tasks)?;
         self.place()
     }
 
@@ -451,6 +473,7 @@ impl<'m> World<'m> {
 
     /// Lets all go, children before parents. From here on they live without us.
     pub(crate) fn wake(mut self, stopped: bool) -> Result<()> {
+        self.ipc.keep();
         let mut held: Vec<Option<Tracee>> = self.held.drain(..).map(Some).collect();
         // Whose stop the parent knows of already stops while that still is held and can forget it.
         for (image, here) in self.alive.iter().rev() {

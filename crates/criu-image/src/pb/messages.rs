@@ -2419,6 +2419,115 @@ impl ::prost::Name for FilesExtEntry {
         "/files_ext_entry".into()
     }
 }
+/// A segment of shared memory. Times are in seconds, pids those of the tree or 0.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IpcShmExtEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    #[prost(int64, required, tag = "2")]
+    pub ctime: i64,
+    #[prost(uint32, required, tag = "3")]
+    pub cpid: u32,
+}
+impl ::prost::Name for IpcShmExtEntry {
+    const NAME: &'static str = "ipc_shm_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "ipc_shm_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/ipc_shm_ext_entry".into()
+    }
+}
+/// What a process takes back from a semaphore when it ends (SEM_UNDO).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IpcUndoEntry {
+    /// The process, or the thread whose list is its own.
+    #[prost(uint32, required, tag = "1")]
+    pub pid: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub num: u32,
+    #[prost(sint32, required, tag = "3")]
+    pub adj: i32,
+}
+impl ::prost::Name for IpcUndoEntry {
+    const NAME: &'static str = "ipc_undo_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "ipc_undo_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/ipc_undo_entry".into()
+    }
+}
+/// A set of semaphores.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct IpcSemExtEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    #[prost(int64, required, tag = "2")]
+    pub ctime: i64,
+    /// Who operated each semaphore last; 0 if nobody of the tree.
+    #[prost(uint32, repeated, packed = "false", tag = "3")]
+    pub pids: ::prost::alloc::vec::Vec<u32>,
+    #[prost(message, repeated, tag = "4")]
+    pub undo: ::prost::alloc::vec::Vec<IpcUndoEntry>,
+}
+impl ::prost::Name for IpcSemExtEntry {
+    const NAME: &'static str = "ipc_sem_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "ipc_sem_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/ipc_sem_ext_entry".into()
+    }
+}
+/// A message queue.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IpcMsgExtEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    #[prost(int64, required, tag = "2")]
+    pub ctime: i64,
+    #[prost(int64, required, tag = "3")]
+    pub stime: i64,
+    #[prost(int64, required, tag = "4")]
+    pub rtime: i64,
+    #[prost(uint32, required, tag = "5")]
+    pub lspid: u32,
+    #[prost(uint32, required, tag = "6")]
+    pub lrpid: u32,
+}
+impl ::prost::Name for IpcMsgExtEntry {
+    const NAME: &'static str = "ipc_msg_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "ipc_msg_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/ipc_msg_ext_entry".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct IpcExtEntry {
+    #[prost(message, optional, tag = "1")]
+    pub shm: ::core::option::Option<IpcShmExtEntry>,
+    #[prost(message, optional, tag = "2")]
+    pub sem: ::core::option::Option<IpcSemExtEntry>,
+    #[prost(message, optional, tag = "3")]
+    pub msg: ::core::option::Option<IpcMsgExtEntry>,
+}
+impl ::prost::Name for IpcExtEntry {
+    const NAME: &'static str = "ipc_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "ipc_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/ipc_ext_entry".into()
+    }
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EventfdFileEntry {
     #[prost(uint32, required, tag = "1")]
