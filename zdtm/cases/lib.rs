@@ -7,6 +7,12 @@
     reason = "test programs call the kernel raw; each block says why it is sound"
 )]
 
+mod bpf {
+    mod call;
+    pub(crate) mod map;
+    pub(crate) mod nested;
+    pub(crate) mod pinned;
+}
 #[cfg(target_arch = "x86_64")]
 mod cpu {
     pub(crate) mod compat;
@@ -71,6 +77,10 @@ use zdtm::Area;
 
 /// Every case, by area.
 pub static AREAS: &[Area] = &[
+    Area {
+        name: "bpf",
+        files: &[bpf::map::CASES, bpf::nested::CASES, bpf::pinned::CASES],
+    },
     Area {
         name: "cpu",
         files: &[

@@ -2,8 +2,8 @@
 //!
 //! All of them are fixed by `include/uapi/linux/bpf.h` (v6.18), and the same on every machine: pointers have 64 bits.
 
-use criu_kind::{Error, Result};
-use criu_tracee::{Arg, Blob, Local, Program, Ret, Site};
+use criu_kind::Result;
+use criu_tracee::{Arg, Blob, Program, Ret, Site};
 use nix::errno::Errno;
 
 /// Commands of bpf(2).
@@ -75,12 +75,18 @@ impl Attributes {
         (program.bpf(command as i32, blob, size), blob)
     }
 
-    /// Makes the call here, alone.
-    pub(crate) fn make(self, mut program: Program, command: Command) -> Result<i64, Errno> {
+    /// Makes a call that gives a descriptor, or nothing.
+    pub(crate) fn make(
+        self,
+        site: &mut dyn Site,
+        mut program: Program,
+        command: Command,
+    ) -> Result<i32, Errno> {
         let (ret, _) = self.call(&mut program, command);
         program.tolerate();
-        let outcome = Local.run(&program);
-        outcome.map_err(|error| error.errno().unwrap_or(Errno::EIO))?.get(ret)
+        let outcome = site.run(&program);
+        let outcome = outcome.map_err(|error| error.errno().unwrap_or(Errno::EIO))?;
+        i32::try_from(outcome.get(ret)?).map_err(|_| Errno::EBADF)
     }
 }
 
@@ -115,30 +121,33 @@ pub(crate) fn text(bytes: &[u8], at: usize, room: usize) -> Vec<u8> {
 }
 
 /// What the kernel says of an open object: `struct bpf_map_info` and its like.
-pub(crate) fn info(fd: i32, size: usize) -> Result<Vec<u8>> {
+pub(crate) fn info(site: &mut dyn Site, fd: i32, size: usize) -> Result<Vec<u8>> {
     let mut program = Program::new();
     let room = program.room(size);
     let length = u32::try_from(size).unwrap_or(u32::MAX);
-    let attributes = Attributes::new(16).fd(0, fd).word(4, length).pointer(8, room);
+    let attributes = Attributes::new(16)
+        .fd(0, fd)
+        .word(4, length)
+        .pointer(8, room);
     attributes.call(&mut program, Command::Info);
-    Ok(Local.run(&program)?.bytes(room).to_vec())
+    Ok(site.run(&program)?.bytes(room).to_vec())
 }
 
-/// An object by its id, or by its name: a new descriptor.
-pub(crate) fn by_id(command: Command, id: u32, flags: u32) -> Result<i32, Errno> {
-    let fd = Attributes::new(12).word(0, id).word(8, flags).make(Program::new(), command)?;
-    i32::try_from(fd).map_err(|_| Errno::EBADF)
+/// An object by its id: a new descriptor.
+pub(crate) fn by_id(
+    site: &mut dyn Site,
+    command: Command,
+    id: u32,
+    flags: u32,
+) -> Result<i32, Errno> {
+    let attributes = Attributes::new(12).word(0, id).word(8, flags);
+    attributes.make(site, Program::new(), command)
 }
 
-/// Closes a descriptor of ours.
-pub(crate) fn close(fd: i32) -> Result<()> {
+/// Closes a descriptor.
+pub(crate) fn close(site: &mut dyn Site, fd: i32) -> Result<()> {
     let mut program = Program::new();
     program.close(fd);
-    Local.run(&program)?;
+    site.run(&program)?;
     Ok(())
-}
-
-/// A failure of a command.
-pub(crate) fn failed(call: &'static str) -> impl FnOnce(Errno) -> Error {
-    Error::kernel(call)
 }

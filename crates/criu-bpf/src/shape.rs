@@ -2,7 +2,7 @@
 
 use criu_image::pb;
 use criu_kind::{Error, Result};
-use criu_tracee::{Local, Program, Site};
+use criu_tracee::{Program, Site};
 use nix::errno::Errno;
 
 use crate::call::{self, Attributes, Command};
@@ -94,8 +94,8 @@ pub(crate) fn kind(number: u32, name: &[u8]) -> Result<Kind> {
 }
 
 /// Reads what an open map is. `entry` has what is not the map's but the file's.
-pub(crate) fn read(fd: i32, entry: pb::BpfmapFileEntry) -> Result<Shape> {
-    let info = call::info(fd, INFO)?;
+pub(crate) fn read(site: &mut dyn Site, fd: i32, entry: pb::BpfmapFileEntry) -> Result<Shape> {
+    let info = call::info(site, fd, INFO)?;
     let word = |at| call::word(&info, at);
     let name = call::text(&info, 24, NAME);
     let refuse = |fact: &str| {
@@ -112,12 +112,22 @@ pub(crate) fn read(fd: i32, entry: pb::BpfmapFileEntry) -> Result<Shape> {
         return refuse("has values of a type of the kernel");
     }
     let (btf_id, key_type, value_type) = (word(64), word(68), word(72));
-    let btf = if btf_id == 0 { None } else { Some(btf(btf_id)?) };
+    let btf = if btf_id == 0 {
+        None
+    } else {
+        Some(btf(site, btf_id)?)
+    };
     if let Some(btf) = &btf
         && value_type != 0
     {
         // Who uses such a type has its name in there.
-        for special in [&b"bpf_timer\0"[..], b"bpf_wq\0", b"bpf_list_head\0", b"bpf_rb_root\0", b"kptr\0"] {
+        for special in [
+            &b"bpf_timer\0"[..],
+            b"bpf_wq\0",
+            b"bpf_list_head\0",
+            b"bpf_rb_root\0",
+            b"kptr\0",
+        ] {
             if btf.windows(special.len()).any(|part| part == special) {
                 return refuse("may hold timers or objects of the kernel in its values");
             }
@@ -153,9 +163,10 @@ pub(crate) struct Shape {
 }
 
 /// The types behind an id, all of them.
-fn btf(id: u32) -> Result<Vec<u8>> {
-    let fd = call::by_id(Command::BtfById, id, 0).map_err(call::failed("bpf(BPF_BTF_GET_FD_BY_ID)"))?;
-    let read = call::info(fd, BTF_INFO).and_then(|info| {
+fn btf(site: &mut dyn Site, id: u32) -> Result<Vec<u8>> {
+    let fd = call::by_id(site, Command::BtfById, id, 0)
+        .map_err(Error::kernel("bpf(BPF_BTF_GET_FD_BY_ID)"))?;
+    let read = call::info(site, fd, BTF_INFO).and_then(|info| {
         let size = call::word(&info, 8) as usize;
         let mut program = Program::new();
         let types = program.room(size);
@@ -165,9 +176,9 @@ fn btf(id: u32) -> Result<Vec<u8>> {
         program.link(info, 0, types);
         let attributes = Attributes::new(16).fd(0, fd).word(4, 32).pointer(8, info);
         attributes.call(&mut program, Command::Info);
-        Ok(Local.run(&program)?.bytes(types).to_vec())
+        Ok(site.run(&program)?.bytes(types).to_vec())
     });
-    call::close(fd)?;
+    call::close(site, fd)?;
     read
 }
 
@@ -177,9 +188,12 @@ impl Shape {
     }
 
     /// Makes an empty map. `inner` is one like those that it will hold.
-    pub(crate) fn make(&self, inner: Option<i32>) -> Result<i32> {
+    pub(crate) fn make(&self, site: &mut dyn Site, inner: Option<i32>) -> Result<i32> {
         let entry = &self.entry;
-        let types = self.ext.btf.as_ref().map(|btf| load_btf(btf)).transpose()?;
+        let types = match &self.ext.btf {
+            Some(btf) => Some(load_btf(site, btf)?),
+            None => None,
+        };
         let name: &[u8] = &entry.map_name;
         let attributes = Attributes::new(72)
             .word(0, entry.map_type)
@@ -193,17 +207,17 @@ impl Shape {
             .word(52, self.ext.btf_key_type_id())
             .word(56, self.ext.btf_value_type_id())
             .long(64, entry.map_extra());
-        let made = attributes.make(Program::new(), Command::MapCreate);
+        let made = attributes.make(site, Program::new(), Command::MapCreate);
         if let Some(types) = types {
-            call::close(types)?;
+            call::close(site, types)?;
         }
         match made {
-            Ok(fd) => i32::try_from(fd).map_err(|_| Error::kernel("bpf")(Errno::EBADF)),
+            Ok(fd) => Ok(fd),
             Err(Errno::EPERM) => Err(Error::unsupported(
                 "this user may not make a BPF map",
                 "run with CAP_BPF",
             )),
-            Err(errno) => Err(call::failed("bpf(BPF_MAP_CREATE)")(errno)),
+            Err(errno) => Err(Error::kernel("bpf(BPF_MAP_CREATE)")(errno)),
         }
     }
 
@@ -212,19 +226,22 @@ impl Shape {
         let own = |shape: &Self| {
             let entry = &shape.entry;
             let sizes = [entry.key_size, entry.value_size, entry.max_entries];
-            (entry.map_type, sizes, entry.map_flags & !NUMA_NODE, entry.map_name.clone())
+            (
+                entry.map_type,
+                sizes,
+                entry.map_flags & !NUMA_NODE,
+                entry.map_name.clone(),
+            )
         };
         own(self) == own(other)
     }
 }
 
-fn load_btf(btf: &[u8]) -> Result<i32> {
+fn load_btf(site: &mut dyn Site, btf: &[u8]) -> Result<i32> {
     let mut program = Program::new();
     let size = u32::try_from(btf.len()).unwrap_or(u32::MAX);
     let types = program.bytes(btf);
     let attributes = Attributes::new(28).pointer(0, types).word(16, size);
-    let fd = attributes
-        .make(program, Command::BtfLoad)
-        .map_err(call::failed("bpf(BPF_BTF_LOAD)"))?;
-    i32::try_from(fd).map_err(|_| Error::kernel("bpf")(Errno::EBADF))
+    let loaded = attributes.make(site, program, Command::BtfLoad);
+    loaded.map_err(Error::kernel("bpf(BPF_BTF_LOAD)"))
 }

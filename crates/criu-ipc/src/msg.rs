@@ -46,7 +46,10 @@ pub(crate) struct Queue {
 /// A word of a structure that is a long.
 fn long(bytes: &[u8], at: usize) -> u64 {
     let word = bytes.get(at..at + TYPE).unwrap_or_default();
-    match (word.try_into().map(u64::from_ne_bytes), word.try_into().map(u32::from_ne_bytes)) {
+    match (
+        word.try_into().map(u64::from_ne_bytes),
+        word.try_into().map(u32::from_ne_bytes),
+    ) {
         (Ok(word), _) => word,
         (_, Ok(word)) => word.into(),
         _ => 0,
@@ -56,7 +59,11 @@ fn long(bytes: &[u8], at: usize) -> u64 {
 fn put_long(bytes: &mut [u8], at: usize, value: u64) {
     let word = value.to_ne_bytes();
     // The low half of it, whichever end that is.
-    let from = if cfg!(target_endian = "big") { 8 - TYPE } else { 0 };
+    let from = if cfg!(target_endian = "big") {
+        8 - TYPE
+    } else {
+        0
+    };
     bytes[at..at + TYPE].copy_from_slice(&word[from..from + TYPE]);
 }
 
@@ -65,7 +72,10 @@ pub(crate) fn read(site: &mut dyn Site, row: Msg) -> Result<Found> {
     let mut program = Program::new();
     let room = program.room(256);
     program.msgctl(row.perm.id, libc::IPC_STAT | IPC_64, room);
-    let qbytes = long(site.run(&program)?.bytes(room), offset_of!(libc::msqid_ds, msg_qbytes));
+    let qbytes = long(
+        site.run(&program)?.bytes(room),
+        offset_of!(libc::msqid_ds, msg_qbytes),
+    );
     let mut messages = Vec::new();
     let most = usize::try_from(row.cbytes).unwrap_or(0);
     let at_once = (BATCH / (most + TYPE)).max(1) as u64;
@@ -128,7 +138,11 @@ impl Queue {
         let bytes: usize = self.messages.iter().map(|message| message.text.len()).sum();
         let needed = u32::try_from(bytes.max(self.messages.len() + 1)).unwrap_or(u32::MAX);
         self.limit(site, self.entry.qbytes.max(needed))?;
-        if self.ext.as_ref().is_some_and(|ext| ext.lspid != 0 || ext.lrpid != 0) {
+        if self
+            .ext
+            .as_ref()
+            .is_some_and(|ext| ext.lspid != 0 || ext.lrpid != 0)
+        {
             // Who uses it is known by this, to the next dump too.
             let mut program = Program::new();
             send(&mut program, id, 1, b"");
@@ -155,10 +169,18 @@ impl Queue {
 
     fn limit(&self, site: &mut dyn Site, qbytes: u32) -> Result<()> {
         let mut structure = perm::structure(&self.entry.desc);
-        put_long(&mut structure, offset_of!(libc::msqid_ds, msg_qbytes), qbytes.into());
+        put_long(
+            &mut structure,
+            offset_of!(libc::msqid_ds, msg_qbytes),
+            qbytes.into(),
+        );
         let mut program = Program::new();
         let structure = program.bytes(structure);
-        program.msgctl(perm::number(&self.entry.desc)?, libc::IPC_SET | IPC_64, structure);
+        program.msgctl(
+            perm::number(&self.entry.desc)?,
+            libc::IPC_SET | IPC_64,
+            structure,
+        );
         match site.run(&program) {
             Ok(_) => Ok(()),
             Err(error) if error.errno() == Some(Errno::EPERM) => Err(Error::unsupported(

@@ -34,7 +34,10 @@ impl Objects {
     /// Reads the images of a namespace, if there are any.
     pub fn load(store: &dyn Store, ns: u32) -> Result<Self> {
         let mut objects = Self::default();
-        for entry in store.entries::<pb::IpcShmEntry>(desc::IPC_SHM, ns)?.unwrap_or_default() {
+        for entry in store
+            .entries::<pb::IpcShmEntry>(desc::IPC_SHM, ns)?
+            .unwrap_or_default()
+        {
             objects.segments.push(Segment {
                 raw: (!entry.in_pagemaps()).then_some(entry.extra),
                 entry: entry.message,
@@ -42,7 +45,10 @@ impl Objects {
                 there: false,
             });
         }
-        for entry in store.entries::<pb::IpcSemEntry>(desc::IPC_SEM, ns)?.unwrap_or_default() {
+        for entry in store
+            .entries::<pb::IpcSemEntry>(desc::IPC_SEM, ns)?
+            .unwrap_or_default()
+        {
             let mut values = sem::numbers(&entry.extra);
             values.truncate(entry.nsems as usize);
             objects.sets.push(Set {
@@ -65,8 +71,12 @@ impl Objects {
 
     fn extend(&mut self, store: &dyn Store, ns: u32) -> Result<()> {
         let image = desc::IPC_EXT.file_name(ns);
-        let absent = |what: &str, id: u32| Error::corrupt(image.as_str(), format!("no {what} {id}"));
-        for entry in store.entries::<pb::IpcExtEntry>(desc::IPC_EXT, ns)?.unwrap_or_default() {
+        let absent =
+            |what: &str, id: u32| Error::corrupt(image.as_str(), format!("no {what} {id}"));
+        for entry in store
+            .entries::<pb::IpcExtEntry>(desc::IPC_EXT, ns)?
+            .unwrap_or_default()
+        {
             match entry.message {
                 pb::IpcExtEntry { shm: Some(ext), .. } => {
                     let mut all = self.segments.iter_mut();
@@ -77,7 +87,11 @@ impl Objects {
                     let mut all = self.sets.iter_mut();
                     let found = all.find(|one| one.entry.desc.id == ext.id);
                     let found = found.ok_or_else(|| absent("set", ext.id))?;
-                    if ext.undo.iter().any(|undo| undo.num >= found.entry.nsems || undo.adj == 0) {
+                    if ext
+                        .undo
+                        .iter()
+                        .any(|undo| undo.num >= found.entry.nsems || undo.adj == 0)
+                    {
                         let why = format!("set {} has no such semaphore", ext.id);
                         return Err(Error::corrupt(image.as_str(), why));
                     }
@@ -109,7 +123,10 @@ impl Objects {
         let mut refused = Vec::new();
         for segment in &mut self.segments {
             let (id, key) = (segment.entry.desc.id, segment.entry.desc.key);
-            let found = tables.shm.iter().find(|row| row.perm.id.cast_unsigned() == id);
+            let found = tables
+                .shm
+                .iter()
+                .find(|row| row.perm.id.cast_unsigned() == id);
             let checked = match found {
                 Some(found) => segment.is(found, of_tree),
                 None => free_key(key, tables.shm.iter().map(|row| row.perm.key)),
@@ -119,11 +136,19 @@ impl Objects {
         }
         for set in &mut self.sets {
             let (id, key) = (set.entry.desc.id, set.entry.desc.key);
-            let found = tables.sem.iter().find(|row| row.perm.id.cast_unsigned() == id);
+            let found = tables
+                .sem
+                .iter()
+                .find(|row| row.perm.id.cast_unsigned() == id);
             let checked = match found {
                 Some(row) => sem::values(site, row).and_then(|values| {
                     let pids = sem::pids(site, row)?;
-                    let found = sem::Found { row: *row, values, pids, undo: Vec::new() };
+                    let found = sem::Found {
+                        row: *row,
+                        values,
+                        pids,
+                        undo: Vec::new(),
+                    };
                     set.is(&found, of_tree)
                 }),
                 None => free_key(key, tables.sem.iter().map(|row| row.perm.key)),
@@ -133,7 +158,10 @@ impl Objects {
         }
         for queue in &mut self.queues {
             let (id, key) = (queue.entry.desc.id, queue.entry.desc.key);
-            let found = tables.msg.iter().find(|row| row.perm.id.cast_unsigned() == id);
+            let found = tables
+                .msg
+                .iter()
+                .find(|row| row.perm.id.cast_unsigned() == id);
             let checked = match found {
                 Some(found) => queue.is(found, of_tree),
                 None => free_key(key, tables.msg.iter().map(|row| row.perm.key)),
@@ -146,7 +174,9 @@ impl Objects {
 
     /// Sets the limits of the namespace of the site, which must be the tree's own.
     pub fn limit(&self, site: &mut dyn Site) -> Result<()> {
-        self.var.as_ref().map_or(Ok(()), |var| var::write(site, var))
+        self.var
+            .as_ref()
+            .map_or(Ok(()), |var| var::write(site, var))
     }
 
     /// Makes everything that is not there; the content of segments is still to be brought in.

@@ -126,7 +126,10 @@ pub(crate) fn taken(id: u32) -> Error {
 
 /// Bytes for an array of 16-bit numbers.
 pub(crate) fn words(program: &mut Program, values: &[u16]) -> Blob {
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
+    let bytes: Vec<u8> = values
+        .iter()
+        .flat_map(|value| value.to_ne_bytes())
+        .collect();
     program.bytes(bytes)
 }
 

@@ -51,7 +51,10 @@ pub(crate) fn pids(site: &mut dyn Site, row: &Sem) -> Result<Vec<i32>> {
             .map(|num| program.semctl(row.perm.id, num, libc::GETPID, 0))
             .collect();
         let outcome = site.run(&program)?;
-        pids.extend(rets.iter().map(|ret| i32::try_from(outcome.value(*ret)).unwrap_or(0)));
+        pids.extend(
+            rets.iter()
+                .map(|ret| i32::try_from(outcome.value(*ret)).unwrap_or(0)),
+        );
     }
     Ok(pids)
 }
@@ -59,7 +62,9 @@ pub(crate) fn pids(site: &mut dyn Site, row: &Sem) -> Result<Vec<i32>> {
 /// The content of an image, or what a call wrote.
 pub(crate) fn numbers(bytes: &[u8]) -> Vec<u16> {
     let pairs = bytes.chunks_exact(2);
-    pairs.map(|pair| u16::from_ne_bytes([pair[0], pair[1]])).collect()
+    pairs
+        .map(|pair| u16::from_ne_bytes([pair[0], pair[1]]))
+        .collect()
 }
 
 impl Set {

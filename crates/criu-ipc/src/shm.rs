@@ -47,7 +47,10 @@ impl Segment {
     }
 
     fn huge_page(&self) -> Option<u64> {
-        let flag = self.entry.hugetlb_flag.filter(|flag| flag & SHM_HUGETLB != 0)?;
+        let flag = self
+            .entry
+            .hugetlb_flag
+            .filter(|flag| flag & SHM_HUGETLB != 0)?;
         Some(1 << (flag >> HUGE_SHIFT & 0x3f))
     }
 
@@ -56,8 +59,15 @@ impl Segment {
         // Who has given up its privilege may have no huge pages.
         let huge = self.entry.hugetlb_flag.unwrap_or(0);
         let may_change = creator.may_change && huge == 0;
-        let creator = Creator { may_change, ..creator };
-        let key = if desc.mode & SHM_DEST == 0 { desc.key } else { 0 };
+        let creator = Creator {
+            may_change,
+            ..creator
+        };
+        let key = if desc.mode & SHM_DEST == 0 {
+            desc.key
+        } else {
+            0
+        };
         let flags = huge | desc.mode & MODE_BITS;
         let flags = flags | (libc::IPC_CREAT | libc::IPC_EXCL).cast_unsigned();
         perm::make(site, creator, "shm", desc, |program| {

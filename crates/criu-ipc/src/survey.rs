@@ -78,7 +78,11 @@ impl Users {
 
     /// When the first of them was born.
     fn first(&self) -> i64 {
-        self.tasks.values().map(|task| task.born).min().unwrap_or(i64::MAX)
+        self.tasks
+            .values()
+            .map(|task| task.born)
+            .min()
+            .unwrap_or(i64::MAX)
     }
 }
 
@@ -107,13 +111,21 @@ pub fn survey(site: &mut dyn Site, scope: Scope, users: Users) -> Result<Survey>
         }
         let checked = if segment.nattch > attached {
             Err(Error::unsupported(
-                format!("processes outside of the tree have attached it: {} of {} times", segment.nattch - attached, segment.nattch),
+                format!(
+                    "processes outside of the tree have attached it: {} of {} times",
+                    segment.nattch - attached,
+                    segment.nattch
+                ),
                 "dump them too, or let them detach it",
             ))
         } else {
             Ok(())
         };
-        refused.extend(checked.within(|| subject_of("shared memory", &segment.perm)).err());
+        refused.extend(
+            checked
+                .within(|| subject_of("shared memory", &segment.perm))
+                .err(),
+        );
         survey.segments.push(segment);
     }
     let first = users.first();
@@ -124,7 +136,12 @@ pub fn survey(site: &mut dyn Site, scope: Scope, users: Users) -> Result<Survey>
         }
         let found = sem::values(site, &row).and_then(|values| {
             let pids = sem::pids(site, &row)?;
-            Ok(sem::Found { row, values, pids, undo: Vec::new() })
+            Ok(sem::Found {
+                row,
+                values,
+                pids,
+                undo: Vec::new(),
+            })
         });
         match found.within(|| subject_of("semaphores", &row.perm)) {
             Ok(found) if whole || found.pids.iter().any(|pid| users.has(*pid, last)) => {
@@ -163,7 +180,13 @@ impl Survey {
     /// The segments whose content is to be written: id, size, and who made it.
     pub fn segments(&self) -> impl Iterator<Item = (ShmId, u64, i32)> {
         let all = self.segments.iter();
-        all.map(|shm| (ShmId::new(u64::from(shm.perm.id.cast_unsigned())), shm.size, shm.cpid))
+        all.map(|shm| {
+            (
+                ShmId::new(u64::from(shm.perm.id.cast_unsigned())),
+                shm.size,
+                shm.cpid,
+            )
+        })
     }
 
     /// Says that a segment is of huge pages, and how large those are.
@@ -189,7 +212,11 @@ impl Survey {
         let mut owing = BTreeSet::new();
         let known = self.sets.len();
         for (index, num, adj) in undo::sums(site, &asked)? {
-            let undo = pb::IpcUndoEntry { pid: vpid, num, adj };
+            let undo = pb::IpcUndoEntry {
+                pid: vpid,
+                num,
+                adj,
+            };
             match index.checked_sub(known) {
                 None => self.sets[index].undo.push(undo),
                 Some(other) => {
@@ -279,7 +306,13 @@ impl Survey {
             let bytes: Vec<u8> = found.values.iter().flat_map(|v| v.to_ne_bytes()).collect();
             image.write_with_extra(&entry, &bytes)?;
             let last = row.otime.max(row.perm.ctime);
-            let of_tree = |pid: &i32| if self.users.has(*pid, last) { self.users.vpid(*pid) } else { 0 };
+            let of_tree = |pid: &i32| {
+                if self.users.has(*pid, last) {
+                    self.users.vpid(*pid)
+                } else {
+                    0
+                }
+            };
             ext.write(&pb::IpcExtEntry {
                 sem: Some(pb::IpcSemExtEntry {
                     id: entry.desc.id,

@@ -187,7 +187,11 @@ fn parse(text: &[u8]) -> Result<Vec<Row>> {
     let text = std::str::from_utf8(text)
         .map_err(|_| Error::corrupt("/proc/sysvipc", "a table that is not text"))?;
     let mut lines = text.lines();
-    let names: Vec<&str> = lines.next().unwrap_or_default().split_whitespace().collect();
+    let names: Vec<&str> = lines
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
     let row = |line: &str| Row {
         words: names
             .iter()

@@ -86,8 +86,16 @@ pub(crate) fn sums(site: &mut dyn Site, sets: &[Asked<'_>]) -> Result<Vec<(usize
     let all: Vec<(usize, u32, u32, u16)> = all.collect();
     let mut owed = Vec::new();
     for part in all.chunks(BATCH) {
-        let above = ask(site, part.iter().map(|(_, id, num, value)| (*id, *num, at_least(1, *value))))?;
-        let below = ask(site, part.iter().map(|(_, id, num, value)| (*id, *num, at_most(-1, *value))))?;
+        let above = ask(
+            site,
+            part.iter()
+                .map(|(_, id, num, value)| (*id, *num, at_least(1, *value))),
+        )?;
+        let below = ask(
+            site,
+            part.iter()
+                .map(|(_, id, num, value)| (*id, *num, at_most(-1, *value))),
+        )?;
         for ((one, above), below) in part.iter().zip(above).zip(below) {
             if above != below {
                 owed.push((*one, if above { (1, MOST) } else { (-MOST - 1, -1) }));
@@ -97,11 +105,19 @@ pub(crate) fn sums(site: &mut dyn Site, sets: &[Asked<'_>]) -> Result<Vec<(usize
     // Each round halves all ranges that are left.
     while owed.iter().any(|(_, (low, high))| low != high) {
         let middle = |(low, high): (i32, i32)| {
-            if low > 0 { (low + high + 1) / 2 } else { (low + high - 1) / 2 }
+            if low > 0 {
+                (low + high + 1) / 2
+            } else {
+                (low + high - 1) / 2
+            }
         };
         let questions = owed.iter().map(|((_, id, num, value), range)| {
             let bound = middle(*range);
-            let ops = if bound > 0 { at_least(bound, *value) } else { at_most(bound, *value) };
+            let ops = if bound > 0 {
+                at_least(bound, *value)
+            } else {
+                at_most(bound, *value)
+            };
             (*id, *num, ops)
         });
         let answers = ask(site, questions)?;

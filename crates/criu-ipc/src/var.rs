@@ -73,10 +73,18 @@ pub fn read(site: &mut dyn Site) -> Result<pb::IpcVarEntry> {
     let outcome = site.run(&program)?;
     let mut entry = pb::IpcVarEntry::default();
     let numbers = |(ret, room): &(Ret, _)| -> Vec<u64> {
-        let length = outcome.get(*ret).ok().and_then(|length| usize::try_from(length).ok());
-        let text = outcome.bytes(*room).get(..length.unwrap_or(0)).unwrap_or_default();
+        let length = outcome
+            .get(*ret)
+            .ok()
+            .and_then(|length| usize::try_from(length).ok());
+        let text = outcome
+            .bytes(*room)
+            .get(..length.unwrap_or(0))
+            .unwrap_or_default();
         let text = String::from_utf8_lossy(text);
-        text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+        text.split_whitespace()
+            .filter_map(|word| word.parse().ok())
+            .collect()
     };
     for (field, answer) in FIELDS.iter().zip(&answers) {
         if let Some(value) = numbers(answer).first() {

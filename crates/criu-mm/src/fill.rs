@@ -121,7 +121,9 @@ pub(crate) fn plan(job: &FillJob<'_>, materials: &Materials<'_>) -> Result<Plan>
     }
     plan.describe(job, materials.files)?;
     let absent = |index: usize| kept[index].is_none();
-    let attached = materials.segments.attach(image, absent, &mut plan.program)?;
+    let attached = materials
+        .segments
+        .attach(image, absent, &mut plan.program)?;
     plan.placed.extend(attached);
     let mut reads = Vec::new();
     for (vma, kept) in image.vmas().iter().zip(kept) {

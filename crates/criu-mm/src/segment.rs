@@ -3,7 +3,7 @@
 //! Who makes the segments, under which ids, is not known here: they are there before the first task is filled. An
 //! attachment is always of the whole segment, which is then cut and protected as it was.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use criu_image::id::ShmId;
@@ -69,7 +69,13 @@ impl Segments {
         let segment = self.get(id)?;
         let mut program = Program::new();
         let mut reads = Vec::new();
-        for Stored { start, end, file, offset } in segment.pages.runs() {
+        for Stored {
+            start,
+            end,
+            file,
+            offset,
+        } in segment.pages.runs()
+        {
             let mut from = *start;
             while from < *end {
                 let len = (end - from).min(MOST);
@@ -102,6 +108,31 @@ impl Segments {
         found.ok_or_else(|| Error::corrupt("mm", format!("segment {id} is in no image")))
     }
 
+    /// Where a segment lies as a whole that is attached here.
+    fn range(&self, id: ShmId, base: u64) -> Result<Range<u64>> {
+        Ok(base..base.saturating_add(self.get(id)?.span))
+    }
+
+    /// An attachment that is not in the way of any other: parts of it may lie where another was cut.
+    fn first(&self, left: &BTreeMap<(ShmId, u64), Vec<&pb::VmaEntry>>) -> Result<(ShmId, u64)> {
+        for (at, parts) in left {
+            let mut free = true;
+            for (id, base) in left.keys().filter(|other| *other != at) {
+                let range = self.range(*id, *base)?;
+                let overlaps =
+                    |part: &&pb::VmaEntry| part.start < range.end && range.start < part.end;
+                free &= !parts.iter().any(overlaps);
+            }
+            if free {
+                return Ok(*at);
+            }
+        }
+        Err(Error::unsupported(
+            "segments of shared memory that lie in holes of each other",
+            "attach them anew before the dump",
+        ))
+    }
+
     /// Attaches the segments of an address space whose mappings are not there yet: `absent` says of which. To be
     /// done before anything else is mapped, as a whole segment may lie where others come. Gives the
     /// results that must be these addresses.
@@ -111,28 +142,25 @@ impl Segments {
         absent: impl Fn(usize) -> bool,
         program: &mut Program,
     ) -> Result<Vec<(Ret, u64)>> {
-        let mut placed = Vec::new();
-        let mut done = BTreeSet::new();
-        let vmas = image.vmas();
-        for (index, vma) in vmas.iter().enumerate() {
-            let Some((id, base)) = attachment(vma).filter(|_| absent(index)) else {
-                continue;
-            };
-            if !done.insert((id, base)) {
-                continue;
+        let mut left: BTreeMap<(ShmId, u64), Vec<&pb::VmaEntry>> = BTreeMap::new();
+        for (index, vma) in image.vmas().iter().enumerate() {
+            if let Some(at) = attachment(vma).filter(|_| absent(index)) {
+                left.entry(at).or_default().push(vma);
             }
-            let parts = vmas.iter().filter(|vma| attachment(vma) == Some((id, base)));
-            let parts: Vec<&pb::VmaEntry> = parts.collect();
+        }
+        let mut placed = Vec::new();
+        while !left.is_empty() {
+            let (id, base) = self.first(&left)?;
+            let parts = left.remove(&(id, base)).unwrap_or_default();
             let readonly = parts.iter().all(|part| !writable(part));
             let flags = if readonly { SHM_RDONLY } else { 0 };
             let at = program.shmat(number(id)?, base, flags);
             placed.push((at, base));
-            let given = if readonly { prot::READ } else { prot::READ | prot::WRITE };
-            let end = base + self.get(id)?.span;
-            for hole in holes(base..end, &parts) {
+            for hole in holes(self.range(id, base)?, &parts) {
                 program.munmap(hole.start, hole.end - hole.start);
             }
-            for part in parts.iter().filter(|part| part.prot != given) {
+            let write = if readonly { 0 } else { prot::WRITE };
+            for part in parts.iter().filter(|part| part.prot != prot::READ | write) {
                 program.mprotect(part.start, part.end - part.start, part.prot);
             }
         }
@@ -210,7 +238,26 @@ mod tests {
             $3 = munmap(0x15000, 0x1000)
             $4 = mprotect(0x12000, 0x1000, 1)
             $5 = shmat(7, 0x20000, 4096)
-        "#]].assert_eq(&program.to_string());
+        "#]]
+        .assert_eq(&program.to_string());
+    }
+
+    #[test]
+    fn one_in_the_hole_of_another() {
+        let head = part(0xb000, 0x1_1000, 0, 3, libc::O_RDWR);
+        let tail = part(0x1_1000, 0x1_5000, 0x1000, 3, libc::O_RDWR);
+        let image = image(vec![head, tail], &[]).expect("good");
+        let mut program = Program::new();
+        segments()
+            .attach(&image, |_| true, &mut program)
+            .expect("in order");
+        expect![[r#"
+            $0 = shmat(7, 0x10000, 0)
+            $1 = munmap(0x10000, 0x1000)
+            $2 = munmap(0x15000, 0x1000)
+            $3 = shmat(7, 0xb000, 0)
+        "#]]
+        .assert_eq(&program.to_string());
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::os::unix::fs::FileExt;
 use common::{Files, Victim};
 use criu_image::{Memory, Store};
 use criu_mm::{
-    DrainOptions, FillJob, Ground, Materials, Segments, Shared, Space, SpaceImage, SurveyOptions, clear,
-    drain, fill, finish, survey,
+    DrainOptions, FillJob, Ground, Materials, Segments, Shared, Space, SpaceImage, SurveyOptions,
+    clear, drain, fill, finish, survey,
 };
 use criu_proc::{MapName, ProcDir};
 use criu_tracee::arch::Regs;

@@ -73,6 +73,7 @@ const ALLOWED: &[(Sysno, u8)] = &[
     (Sysno::getxattr, 0b0111),
     (Sysno::setxattr, 0b00111),
     (Sysno::flock, 0),
+    (Sysno::ppoll, 0b1101),
     (Sysno::socket, 0),
     (Sysno::socketpair, 0b1000),
     (Sysno::bind, 0b010),

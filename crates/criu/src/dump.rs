@@ -3,7 +3,7 @@
 //! Until *commit* every way out leaves the tasks as they were found: what holds them cures them when
 //! it is dropped, and the half-written images go with the store.
 
-use criu_files::{Collector, KINDS, Memory, Names, Validation};
+use criu_files::{Collector, Memory, Names, Validation};
 use criu_image::{Directory, Durability, Manifest, Store};
 use criu_kind::{Error, Result, Subject, Within};
 use criu_mm::{DrainOptions, Space, SurveyOptions};
@@ -19,6 +19,7 @@ use crate::options::{DumpOptions, EndState, FileValidation};
 use crate::progress::Progress;
 use crate::scripts::Action;
 use crate::stats::DumpStats;
+use crate::tables;
 
 /// Dumps the tree of `options` into its images directory.
 pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Failure> {
@@ -115,7 +116,7 @@ impl<'s> Survey<'s> {
         let files = file_options(options, tree, &identities);
         let mut survey = Self {
             spaces: Vec::with_capacity(tracees.len()),
-            files: Collector::new(files, store, KINDS.iter().copied()),
+            files: Collector::new(files, store, tables::kinds()),
             identities,
             ipc: None,
             problems: inventory::shell_job(tree, options.tree.shell_job)

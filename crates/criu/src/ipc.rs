@@ -70,10 +70,7 @@ impl Ipc {
         for thread in tracee.threads().iter().skip(1) {
             let mut program = Program::new();
             let (one, other) = (tracee.pid().as_raw(), thread.tid().as_raw());
-            let same = program.call(
-                Sysno::kcmp,
-                [one.into(), other.into(), KCMP_SYSVSEM.into()],
-            );
+            let same = program.call(Sysno::kcmp, [one.into(), other.into(), KCMP_SYSVSEM.into()]);
             if Local.run(&program)?.value(same) != 0 {
                 let refusal: Result<()> = Err(Error::unsupported(
                     "it takes back what it did to semaphores by itself, and not with its process",
@@ -104,7 +101,8 @@ impl Ipc {
                 }
                 criu_mm::drain_object(&file, size, id, store, options)
             });
-            let more = written.within(|| Subject::Object(format!("System V shared memory {id}")))?;
+            let more =
+                written.within(|| Subject::Object(format!("System V shared memory {id}")))?;
             stats.shared_scanned += more.shared_scanned;
             stats.shared_written += more.shared_written;
         }
@@ -139,7 +137,10 @@ fn mapping_at(pid: Pid, start: u64) -> Result<Range<u64>> {
             return Ok(vma.start..vma.end);
         }
     }
-    Err(Error::corrupt("/proc/PID/maps", format!("nothing at {start:#x}")))
+    Err(Error::corrupt(
+        "/proc/PID/maps",
+        format!("nothing at {start:#x}"),
+    ))
 }
 
 fn open(pid: Pid, range: &Range<u64>) -> Result<File> {
@@ -173,11 +174,7 @@ pub(crate) fn segments(objects: &Objects, store: &dyn Store) -> Result<Segments>
 }
 
 /// Makes all objects through a task of the tree, and brings in the content of segments.
-pub(crate) fn make(
-    objects: &mut Objects,
-    segments: &Segments,
-    first: &mut Tracee,
-) -> Result<()> {
+pub(crate) fn make(objects: &mut Objects, segments: &Segments, first: &mut Tracee) -> Result<()> {
     let creator = Creator {
         uid: geteuid().as_raw(),
         gid: getegid().as_raw(),
@@ -205,7 +202,11 @@ fn bring(segment: &criu_ipc::Segment, segments: &Segments, first: &mut Tracee) -
 
 /// What processes do when all have their memory: each owes what it owed, then is who operated what it operated
 /// last, and segments that were removed go with their last user.
-pub(crate) fn settle(objects: &Objects, held: &mut [Tracee], tasks: &[(VPid, usize)]) -> Result<()> {
+pub(crate) fn settle(
+    objects: &Objects,
+    held: &mut [Tracee],
+    tasks: &[(VPid, usize)],
+) -> Result<()> {
     for add in [Objects::settle, Objects::touch] {
         for (vpid, here) in tasks {
             let mut program = Program::new();

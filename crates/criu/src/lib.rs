@@ -18,6 +18,7 @@ mod load;
 pub mod progress;
 mod restore;
 mod stats;
+mod tables;
 pub mod verbs;
 mod world;
 

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use criu_files::{Files, KINDS};
+use criu_files::Files;
 use criu_image::Directory;
 use criu_image::manifest::{Depth, Manifest};
 use criu_ipc::Objects;
@@ -24,6 +24,7 @@ use crate::options::RestoreOptions;
 use crate::progress::Progress;
 use crate::scripts::Action;
 use crate::stats::RestoreStats;
+use crate::tables;
 use crate::verbs::write_pidfile;
 use crate::world::World;
 
@@ -47,7 +48,7 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
     let model = at("load", load::model(&store))?;
     let files = at(
         "load",
-        Files::load(&store, file_options(options), KINDS.iter().copied()),
+        Files::load(&store, file_options(options), tables::kinds()),
     )?;
     let mut ipc = at("load", Objects::load(&store, model.ipc()))?;
     let plan = at("plan", model.plan(tree.shell_job))?;
@@ -146,12 +147,7 @@ fn at<T>(stage: &'static str, result: Result<T>) -> Result<T, Failure> {
 }
 
 /// All that can be seen to fail before anything is made, in one list.
-fn preflight(
-    model: &Model,
-    files: &Files<'_>,
-    ipc: &mut Objects,
-    plan: &Plan,
-) -> Result<()> {
+fn preflight(model: &Model, files: &Files<'_>, ipc: &mut Objects, plan: &Plan) -> Result<()> {
     let mut problems = Vec::new();
     let mut wanted = model.pids();
     wanted.extend(

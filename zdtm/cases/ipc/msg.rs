@@ -71,7 +71,12 @@ fn remove(queue: c_int) -> io::Result<()> {
 /// Types, texts of all sizes, their order.
 fn messages() -> Result<()> {
     let queue = make(KEY)?;
-    let texts = [&b"first"[..], b"", b"third, of another type", &text(MOST / 2, 3)];
+    let texts = [
+        &b"first"[..],
+        b"",
+        b"third, of another type",
+        &text(MOST / 2, 3),
+    ];
     for (text, kind) in texts.iter().zip([1, 9, 77, 9]) {
         send(queue, kind, text)?;
     }
@@ -89,7 +94,10 @@ fn messages() -> Result<()> {
     check_eq!(receive(queue, 0, IPC_NOWAIT)?, (9, Vec::new()));
     check_eq!(receive(queue, 0, IPC_NOWAIT)?, (9, texts[3].to_vec()));
     check!(receive(queue, 0, IPC_NOWAIT).is_err(), "no more");
-    check_eq!(receive(second, 0, IPC_NOWAIT)?, (c_long::MAX, text(MOST, 4)));
+    check_eq!(
+        receive(second, 0, IPC_NOWAIT)?,
+        (c_long::MAX, text(MOST, 4))
+    );
     remove(second)?;
     Ok(remove(queue)?)
 }

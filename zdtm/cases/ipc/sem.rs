@@ -113,13 +113,19 @@ fn undo() -> Result<()> {
     operate(id, 1, 1, 0)?;
     operate(id, 3, 2, SEM_UNDO)?;
     zdtm::checkpoint()?;
-    check_eq!([value(id, 0)?, value(id, 1)?, value(id, 2)?, value(id, 3)?], [0, 16, 0, 2]);
+    check_eq!(
+        [value(id, 0)?, value(id, 1)?, value(id, 2)?, value(id, 3)?],
+        [0, 16, 0, 2]
+    );
     let taken = operate(id, 0, -1, IPC_NOWAIT);
     check!(taken.is_err(), "the child has it");
     check_eq!(pid(id, 0)?, child.pid().as_raw());
     check_eq!(pid(id, 1)?, std::process::id().cast_signed());
     child.finish()?;
-    check_eq!([value(id, 0)?, value(id, 1)?, value(id, 2)?, value(id, 3)?], [1, 11, 0, 2]);
+    check_eq!(
+        [value(id, 0)?, value(id, 1)?, value(id, 2)?, value(id, 3)?],
+        [1, 11, 0, 2]
+    );
     Ok(remove(id)?)
 }
 

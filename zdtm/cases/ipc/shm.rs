@@ -31,7 +31,8 @@ fn make(key: i32, size: usize, flags: c_int) -> io::Result<c_int> {
 /// Attached for the rest of the program, unless detached.
 fn attach(id: c_int, at: usize, flags: c_int) -> io::Result<usize> {
     // SAFETY: at an address of the kernel's choice, or a free one: the kernel does not replace mappings.
-    ret(unsafe { libc::shmat(id, at as *const libc::c_void, flags) } as isize).map(|at| at.cast_unsigned())
+    ret(unsafe { libc::shmat(id, at as *const libc::c_void, flags) } as isize)
+        .map(|at| at.cast_unsigned())
 }
 
 fn detach(at: usize) -> io::Result<()> {
@@ -187,8 +188,16 @@ fn parts() -> Result<()> {
     fill(bytes(at, 8 * PAGE), 6);
     // SAFETY: parts of the mapping that nothing refers to.
     unsafe {
-        ret(libc::mprotect((at + 2 * PAGE) as *mut _, PAGE, libc::PROT_READ))?;
-        ret(libc::mprotect((at + 3 * PAGE) as *mut _, PAGE, libc::PROT_NONE))?;
+        ret(libc::mprotect(
+            (at + 2 * PAGE) as *mut _,
+            PAGE,
+            libc::PROT_READ,
+        ))?;
+        ret(libc::mprotect(
+            (at + 3 * PAGE) as *mut _,
+            PAGE,
+            libc::PROT_NONE,
+        ))?;
         ret(libc::munmap(at as *mut _, PAGE))?;
         ret(libc::munmap((at + 5 * PAGE) as *mut _, PAGE))?;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
@@ -209,7 +218,8 @@ fn parts() -> Result<()> {
     check_eq!(bytes(whole + 7 * PAGE, 1)[0], 0x77);
     remove(id)?;
     detach(whole)?;
-    Ok(detach(at + PAGE)?)
+    // By the address of what is no longer there.
+    Ok(detach(at)?)
 }
 
 /// Its size is no multiple of a page.
@@ -272,6 +282,7 @@ fn outsider() -> Result<()> {
         if ret(unsafe { libc::fork() })? == 0 {
             // SAFETY: takes a number. It lives for a minute, or until its namespace ends.
             unsafe {
+                libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
                 libc::setsid();
                 libc::sleep(60);
                 libc::_exit(0)

@@ -2099,6 +2099,44 @@ impl ::prost::Name for CpuinfoEntry {
         "/cpuinfo_entry".into()
     }
 }
+/// A map, by the id it had; or, without one, another object that a task has open.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BpfExtEntry {
+    #[prost(uint32, optional, tag = "1")]
+    pub map_id: ::core::option::Option<u32>,
+    /// A map that no task has open, but that is an element of another.
+    #[prost(message, optional, tag = "2")]
+    pub map: ::core::option::Option<BpfmapFileEntry>,
+    /// Its names in BPF file systems.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub pins: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Types of keys and values: the whole of their BTF, and which of it they are.
+    #[prost(bytes = "vec", optional, tag = "4")]
+    pub btf: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    #[prost(uint32, optional, tag = "5")]
+    pub btf_key_type_id: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "6")]
+    pub btf_value_type_id: ::core::option::Option<u32>,
+    /// Of how many CPUs there are values.
+    #[prost(uint32, optional, tag = "7")]
+    pub cpus: ::core::option::Option<u32>,
+    /// For a program or a link: the id of the file. It is found again by its name.
+    #[prost(uint32, optional, tag = "8")]
+    pub file_id: ::core::option::Option<u32>,
+    /// The tag of that program, as text.
+    #[prost(bytes = "vec", optional, tag = "9")]
+    pub tag: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+}
+impl ::prost::Name for BpfExtEntry {
+    const NAME: &'static str = "bpf_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "bpf_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/bpf_ext_entry".into()
+    }
+}
 /// State of one thread, in `criu-rs-task-P.img`, an entry for each thread of process P.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TaskExtEntry {
