@@ -67,6 +67,7 @@ mod files {
     pub(crate) mod pipe;
     pub(crate) mod place;
     pub(crate) mod regular;
+    pub(crate) mod shared_table;
     pub(crate) mod signalfd;
     pub(crate) mod special;
     pub(crate) mod table;
@@ -152,6 +153,7 @@ pub static AREAS: &[Area] = &[
             files::regular::CASES,
             files::signalfd::CASES,
             files::special::CASES,
+            files::shared_table::CASES,
             files::table::CASES,
             files::timerfd::CASES,
         ],

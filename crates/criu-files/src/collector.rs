@@ -14,8 +14,8 @@ use criu_kind::{
     AnyFileKind, DumpCx, Error, FileEntry, FileKind, Inode, OpenFile, Result, Slot, Subject, Within,
 };
 use criu_proc::{Fdinfo, ProcDir};
+use criu_tracee::stat::fstat;
 use criu_tracee::{fetch_fd, pidfd_open};
-use nix::sys::stat::fstat;
 use nix::unistd::Pid;
 
 use crate::identity::{self, Identities};

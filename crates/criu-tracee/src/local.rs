@@ -7,11 +7,13 @@
     reason = "the one place where a program's calls are made in the tracer"
 )]
 
+use criu_arch::Arch;
 use syscalls::Sysno;
 
 use crate::encode::failure;
 use crate::error::{CallError, Error, Result};
-use crate::program::{Arg, Call, Program};
+use crate::native::Native;
+use crate::program::{Arg, Call, Program, widest};
 use crate::site::{Outcome, Site};
 
 /// Runs programs in the calling thread.
@@ -64,7 +66,6 @@ const ALLOWED: &[(Sysno, u8)] = &[
     (Sysno::fanotify_init, 0),
     (Sysno::fanotify_mark, 0b1_0000),
     (Sysno::memfd_create, 0b001),
-    (Sysno::memfd_secret, 0),
     (Sysno::userfaultfd, 0),
     (Sysno::pidfd_open, 0),
     (Sysno::pidfd_getfd, 0),
@@ -86,6 +87,7 @@ const ALLOWED: &[(Sysno, u8)] = &[
     (Sysno::gettid, 0),
     (Sysno::getrandom, 0b001),
     (Sysno::clock_gettime, 0b010),
+    (Sysno::getpriority, 0),
     (Sysno::sched_getaffinity, 0b100),
     (Sysno::sched_getattr, 0b010),
     (Sysno::ioprio_get, 0),
@@ -201,9 +203,13 @@ fn addresses(call: &Call) -> Result<u8> {
         _ => Err(Error::Refused(sysno)),
     };
     let among = |list: &[i32], word: u64| list.iter().any(|one| u64::try_from(*one) == Ok(word));
+    let is_fcntl = sysno == widest(Sysno::fcntl);
+    let is_llseek = Native::CALLS.llseek == u32::try_from(sysno.id()).ok();
     match sysno {
-        Sysno::fcntl if among(FCNTL_NUMBERS, word(1)?) => return Ok(0),
-        Sysno::fcntl if among(FCNTL_ADDRESSES, word(1)?) => return Ok(0b100),
+        _ if is_fcntl && among(FCNTL_NUMBERS, word(1)?) => return Ok(0),
+        _ if is_fcntl && among(FCNTL_ADDRESSES, word(1)?) => return Ok(0b100),
+        _ if is_fcntl && word(1)? == u64::from(Native::CALLS.set_lock) => return Ok(0b100),
+        _ if is_llseek => return Ok(0b1000),
         Sysno::ioctl if IOCTLS.contains(&word(1)?) => return Ok(0b100),
         Sysno::ioctl if word(1)? == INOTIFY_SET_NEXT => return Ok(0),
         Sysno::kcmp if word(2)? == KCMP_EPOLL_TFD => return Ok(0b1_0000),
@@ -216,7 +222,7 @@ fn addresses(call: &Call) -> Result<u8> {
     }
     ALLOWED
         .iter()
-        .find(|(allowed, _)| *allowed == sysno)
+        .find(|(allowed, _)| widest(*allowed) == sysno)
         .map(|(_, mask)| *mask)
         .ok_or(Error::Refused(sysno))
 }

@@ -142,6 +142,9 @@ impl<'s> Survey<'s> {
                 Err(error) => survey.problems.push(error),
             }
         }
+        if survey.problems.is_empty() {
+            survey.problems.extend(survey.identities.check(tree).err());
+        }
         Ok(survey)
     }
 
@@ -263,7 +266,7 @@ fn commit(
         ipc.write(store, survey.identities.ipc())?;
     }
     described.write(store)?;
-    survey.identities.write(tree, store)?;
+    survey.identities.write(tree, described, store)?;
     store.finish()?;
     Ok(names)
 }

@@ -17,6 +17,7 @@ mod ipc;
 mod load;
 pub mod progress;
 mod restore;
+mod shares;
 mod stats;
 mod tables;
 pub mod verbs;

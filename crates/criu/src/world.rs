@@ -4,9 +4,9 @@ use criu_files::Files;
 use criu_image::Store;
 use criu_image::id::{FdTableId, VPid};
 use criu_ipc::Objects;
-use criu_kind::{Error, Result, Within};
+use criu_kind::{Error, Now, Result, Within};
 use criu_mm::{FillJob, FillStats, Ground, Materials, Segments, Shared};
-use criu_proc::{ProcDir, Status};
+use criu_proc::ProcDir;
 use criu_task::{NewThread, Plan, Role, Step, TaskState, birth};
 use criu_tracee::{FpLayout, Job, Nursery, Program, Site, Tracee, run_all, spawn_root};
 use nix::errno::Errno;
@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 
 use crate::ipc;
 use crate::load::{Model, Task};
+use crate::shares::Shares;
 
 /// `clone3(2)`: the new task is a child of our parent.
 const CLONE_PARENT: u64 = 0x8000;
@@ -38,6 +39,8 @@ pub(crate) struct World<'m> {
     nursery: Nursery,
     /// Which nodes of the plan clone others.
     bears: Vec<bool>,
+    /// What processes have in common.
+    shares: Shares,
     /// Tasks whose memory nobody inherits.
     unfilled: Vec<Unfilled>,
 }
@@ -90,6 +93,7 @@ impl<'m> World<'m> {
             helpers: Vec::new(),
             nursery,
             bears: plan.bears(),
+            shares: Shares::of(model, plan)?,
             unfilled: Vec::new(),
         };
         world.follow(plan, if sibling { CLONE_PARENT } else { 0 })
@@ -108,6 +112,7 @@ impl<'m> World<'m> {
             let done = self.step(*step, plan, flags, &mut at, &mut ended);
             done.within(|| self.subject(plan, node))?;
         }
+        self.leave_shared(plan, &at)?;
         let unfilled = std::mem::take(&mut self.unfilled);
         for tasks in unfilled.chunks(AT_ONCE) {
             self.fill(tasks)?;
@@ -115,6 +120,15 @@ impl<'m> World<'m> {
         self.name_reapers(!ended.is_empty())?;
         self.part_from(ended)?;
         Ok(self)
+    }
+
+    /// Who only passed a descriptor table on, or a working directory, gets one of its own.
+    fn leave_shared(&mut self, plan: &Plan, at: &[Option<usize>]) -> Result<()> {
+        for (node, flags) in self.shares.left() {
+            let here = at[node].expect("all are cloned");
+            birth::unshare(&mut self.held[here], flags).within(|| self.subject(plan, node))?;
+        }
+        Ok(())
     }
 
     /// Orphans find their reaper when whoever bore them ends.
@@ -144,7 +158,8 @@ impl<'m> World<'m> {
                     Some(creator) => {
                         let creator =
                             at[creator].expect("creators are cloned before their children");
-                        birth::clone_child(&mut self.held[creator], pid, &self.nursery)?
+                        let shared = self.shares.at_birth(node);
+                        birth::clone_child(&mut self.held[creator], pid, shared, &self.nursery)?
                     }
                 };
                 at[node] = Some(self.held.len());
@@ -332,7 +347,7 @@ impl<'m> World<'m> {
             .map(|pid| pid.get().cast_signed())
             .collect();
         for pid in pids {
-            let helper = birth::clone_child(&mut self.held[0], pid, &self.nursery)?;
+            let helper = birth::clone_child(&mut self.held[0], pid, 0, &self.nursery)?;
             self.helpers.push((self.held.len(), pid));
             self.held.push(helper);
         }
@@ -351,14 +366,19 @@ impl<'m> World<'m> {
             tables.push((table, *image, *here));
         }
         tables.sort_by_key(|(table, ..)| *table);
-        for (table, image, here) in &tables {
+        for (position, (table, image, here)) in tables.iter().enumerate() {
             let task = self.task(*image);
             let Some(body) = &task.body else { continue };
             let mut program = Program::new();
             self.files.fs_program(&body.fs, &mut program)?;
-            self.files.place(*table, &mut program)?;
+            // Of those that share a table the last one fills it: nothing of ours is in it then.
+            let next = tables.get(position + 1).map(|(next, ..)| next);
+            if next != Some(table) {
+                self.files.place(*table, &mut program)?;
+            }
             self.held[*here].run(&program).within(|| task.subject())?;
         }
+        tables.dedup_by_key(|(table, ..)| *table);
         for (here, pid) in std::mem::take(&mut self.helpers).into_iter().rev() {
             debug_assert_eq!(here, self.held.len() - 1);
             if let Some(helper) = self.held.pop() {
@@ -399,20 +419,25 @@ impl<'m> World<'m> {
             self.held[here].close_with(signal);
             self.held[here].suspend_seccomp_if_allowed()?;
         }
+        let now: Vec<Now> = self
+            .alive
+            .iter()
+            .map(|(_, here)| self.now(*here))
+            .collect::<Result<_>>()?;
         // Leaders last: they set what their threads share.
         for leaders in [false, true] {
-            self.dress(leaders)?;
+            self.dress(leaders, &now)?;
         }
-        for (image, here) in self.alive.clone() {
-            self.push(image, here, layout)
+        for ((image, here), now) in self.alive.clone().into_iter().zip(&now) {
+            self.push(image, here, now, layout)
                 .within(|| self.model.tasks[image].subject())?;
         }
         Ok(())
     }
 
-    fn dress(&mut self, leaders: bool) -> Result<()> {
+    fn dress(&mut self, leaders: bool, now: &[Now]) -> Result<()> {
         let mut programs = Vec::new();
-        for (image, here) in &self.alive {
+        for ((image, here), now) in self.alive.iter().zip(now) {
             let task = self.task(*image);
             let range = if leaders {
                 0..1
@@ -420,8 +445,7 @@ impl<'m> World<'m> {
                 1..task.threads.len() + 1
             };
             for index in range {
-                let now = self.status(*here, index)?;
-                let Some(saved) = self.model.saved(task, index, &now) else {
+                let Some(saved) = self.model.saved(task, index, now) else {
                     continue;
                 };
                 let mut program = Program::new();
@@ -443,23 +467,27 @@ impl<'m> World<'m> {
         }
     }
 
-    fn status(&self, here: usize, index: usize) -> Result<Status> {
-        let held = &self.held[here];
-        Ok(ProcDir::task(held.pid(), held.threads()[index].tid())?.status()?)
+    /// What a process and its threads are before they are dressed.
+    fn now(&self, here: usize) -> Result<Now> {
+        let process = ProcDir::open(self.held[here].pid())?;
+        Ok(Now {
+            status: process.status()?,
+            loginuid: criu_task::loginuid(&process)?,
+        })
     }
 
-    fn push(&mut self, image: usize, here: usize, layout: &FpLayout) -> Result<()> {
+    fn push(&mut self, image: usize, here: usize, now: &Now, layout: &FpLayout) -> Result<()> {
         let model = self.model;
         let task = &model.tasks[image];
         let mut new: Vec<NewThread> = Vec::new();
+        let process = ProcDir::open(self.held[here].pid())?;
         for index in 0..=task.threads.len() {
-            let now = self.status(here, index)?;
-            let Some(saved) = model.saved(task, index, &now) else {
+            let Some(saved) = model.saved(task, index, now) else {
                 continue;
             };
             let held = &mut self.held[here];
             let thread = &held.threads()[index];
-            criu_task::push(&saved, &ProcDir::task(held.pid(), thread.tid())?)?;
+            criu_task::push(&saved, &process)?;
             let mut state = criu_task::natural(&saved, layout)?;
             state.set(thread.stopped()?)?;
             state.wait_on(&saved, held);

@@ -437,6 +437,7 @@ Field { number: 2, name: "pipe", label: Optional, ty: Message("pipe_ext_entry"),
 Field { number: 3, name: "epoll", label: Optional, ty: Message("epoll_ext_entry"), display: Plain },
 Field { number: 4, name: "timerfd", label: Optional, ty: Message("timerfd_ext_entry"), display: Plain },
 Field { number: 5, name: "inotify", label: Optional, ty: Message("inotify_ext_entry"), display: Plain },
+Field { number: 8, name: "signalfd", label: Optional, ty: Message("signalfd_ext_entry"), display: Plain },
 ] },
 Message { name: "fown_entry", file: "fown", fields: &[
 Field { number: 1, name: "uid", label: Required, ty: Uint32, display: Plain },
@@ -952,6 +953,10 @@ Field { number: 1, name: "id", label: Required, ty: Uint32, display: Plain },
 Field { number: 2, name: "flags", label: Required, ty: Uint32, display: Hex },
 Field { number: 3, name: "fown", label: Required, ty: Message("fown_entry"), display: Plain },
 Field { number: 4, name: "sigmask", label: Required, ty: Uint64, display: Hex },
+] },
+Message { name: "signalfd_ext_entry", file: "criu-rs-files", fields: &[
+Field { number: 1, name: "signalfd_id", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "sigmask_extended", label: Required, ty: Uint64, display: Plain },
 ] },
 Message { name: "sit_entry", file: "sit", fields: &[
 Field { number: 1, name: "link", label: Optional, ty: Uint32, display: Plain },
