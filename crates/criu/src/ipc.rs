@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 
-use criu_image::id::{ShmId, VPid};
+use criu_image::id::ShmId;
 use criu_image::{Store, pb};
 use criu_ipc::{Creator, Objects, Scope, Task, Users, shm};
 use criu_kind::{Error, Result, Subject, Within};
-use criu_mm::{DrainOptions, Segments, Space, Stats, page_size};
+use criu_mm::{DrainOptions, Segments, Space, SpaceImage, Stats, page_size};
 use criu_proc::ProcDir;
 use criu_task::{Node, Tree};
 use criu_tracee::{Local, Program, Site, Sysno, Tracee};
@@ -166,26 +166,66 @@ fn boot_time() -> Result<i64> {
     time.ok_or_else(|| Error::corrupt("/proc/stat", "no btime"))
 }
 
-/// The spans of the segments of the images, for who attaches them.
-pub(crate) fn segments(objects: &Objects, store: &dyn Store) -> Result<Segments> {
-    let all = objects.segments().iter();
-    let all: Vec<_> = all.map(|one| (one.id(), one.span(page_size()))).collect();
-    Segments::load(&all, store)
+/// The objects of the images on their way back.
+pub(crate) struct Back {
+    objects: Objects,
+    /// For who attaches segments.
+    pub(crate) segments: Segments,
 }
 
-/// Makes all objects through a task of the tree, and brings in the content of segments.
-pub(crate) fn make(objects: &mut Objects, segments: &Segments, first: &mut Tracee) -> Result<()> {
-    let creator = Creator {
-        uid: geteuid().as_raw(),
-        gid: getegid().as_raw(),
-        may_change: true,
-    };
-    objects.make(first, creator)?;
-    for segment in objects.segments() {
-        bring(segment, segments, first)
-            .within(|| Subject::Object(format!("System V shared memory {}", segment.id())))?;
+impl Back {
+    /// Opens the content of segments, and checks what address spaces say of them.
+    pub(crate) fn load(objects: Objects, spaces: &[SpaceImage], store: &dyn Store) -> Result<Self> {
+        let all = objects.segments().iter();
+        let all: Vec<_> = all.map(|one| (one.id(), one.span(page_size()))).collect();
+        let segments = Segments::load(&all, store)?;
+        spaces.iter().try_for_each(|space| segments.check(space))?;
+        Ok(Self { objects, segments })
     }
-    Ok(())
+
+    /// Makes all objects through the first task of the tree, and brings in the content of segments.
+    pub(crate) fn make(&mut self, first: &mut Tracee) -> Result<()> {
+        let creator = Creator {
+            uid: geteuid().as_raw(),
+            gid: getegid().as_raw(),
+            may_change: true,
+        };
+        self.objects.make(first, creator)?;
+        for segment in self.objects.segments() {
+            bring(segment, &self.segments, first)
+                .within(|| Subject::Object(format!("System V shared memory {}", segment.id())))?;
+        }
+        Ok(())
+    }
+
+    /// What processes do when all have their memory: each owes what it owed, then is who operated what it operated
+    /// last, and segments that were removed go with their last user.
+    pub(crate) fn settle(
+        &self,
+        held: &mut [Tracee],
+        tasks: impl Iterator<Item = (u32, usize)> + Clone,
+    ) -> Result<()> {
+        for add in [Objects::settle, Objects::touch] {
+            for (vpid, here) in tasks.clone() {
+                let mut program = Program::new();
+                add(&self.objects, vpid, &mut program);
+                if !program.is_empty() {
+                    held[here].run(&program)?;
+                }
+            }
+        }
+        let mut program = Program::new();
+        self.objects.remove(&mut program);
+        if let Some(first) = held.first_mut().filter(|_| !program.is_empty()) {
+            first.run(&program)?;
+        }
+        Ok(())
+    }
+
+    /// The restore has succeeded.
+    pub(crate) fn keep(&mut self) {
+        self.objects.keep();
+    }
 }
 
 fn bring(segment: &criu_ipc::Segment, segments: &Segments, first: &mut Tracee) -> Result<()> {
@@ -198,30 +238,6 @@ fn bring(segment: &criu_ipc::Segment, segments: &Segments, first: &mut Tracee) -
         None => segments.fill(first, segment.id(), at)?,
     }
     shm::detach(first, at)
-}
-
-/// What processes do when all have their memory: each owes what it owed, then is who operated what it operated
-/// last, and segments that were removed go with their last user.
-pub(crate) fn settle(
-    objects: &Objects,
-    held: &mut [Tracee],
-    tasks: &[(VPid, usize)],
-) -> Result<()> {
-    for add in [Objects::settle, Objects::touch] {
-        for (vpid, here) in tasks {
-            let mut program = Program::new();
-            add(objects, vpid.get(), &mut program);
-            if !program.is_empty() {
-                held[*here].run(&program)?;
-            }
-        }
-    }
-    let mut program = Program::new();
-    objects.remove(&mut program);
-    if let Some(first) = held.first_mut() {
-        first.run(&program)?;
-    }
-    Ok(())
 }
 
 /// The IPC namespace of the first task of the images.

@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::io::Write;
 
+mod blame;
 pub mod check;
 pub mod cpuinfo;
 mod describe;

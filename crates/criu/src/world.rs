@@ -4,8 +4,8 @@ use criu_files::Files;
 use criu_image::Store;
 use criu_image::id::{FdTableId, VPid};
 use criu_ipc::Objects;
-use criu_kind::{Error, Now, Result, Within};
-use criu_mm::{FillJob, FillStats, Ground, Materials, Segments, Shared};
+use criu_kind::{Now, Result, Within};
+use criu_mm::{FillJob, FillStats, Ground, Materials, Shared};
 use criu_proc::ProcDir;
 use criu_task::{NewThread, Plan, Role, Step, TaskState, birth};
 use criu_tracee::{FpLayout, Job, Nursery, Program, Site, Tracee, run_all, spawn_root};
@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::blame::blame;
 use crate::ipc;
 use crate::load::{Model, Task};
 use crate::shares::Shares;
@@ -26,8 +27,7 @@ pub(crate) struct World<'m> {
     files: Files<'m>,
     ground: Ground,
     shared: Shared,
-    ipc: Objects,
-    segments: Segments,
+    ipc: ipc::Back,
     /// What became of the pages.
     pub(crate) filled: FillStats,
     /// Processes of the images that live, parents first: index in the model, and where.
@@ -74,10 +74,7 @@ impl<'m> World<'m> {
             .max()
             .unwrap_or(0);
         let shared = Shared::create(&model.spaces, store)?;
-        let segments = ipc::segments(&ipc, store)?;
-        for space in &model.spaces {
-            segments.check(space)?;
-        }
+        let ipc = ipc::Back::load(ipc, &model.spaces, store)?;
         let ground = Ground::find(&model.spaces, threads)?;
         let nursery = ground.nursery()?;
         let world = Self {
@@ -86,7 +83,6 @@ impl<'m> World<'m> {
             ground,
             shared,
             ipc,
-            segments,
             filled: FillStats::default(),
             alive: Vec::new(),
             held: Vec::new(),
@@ -165,8 +161,8 @@ impl<'m> World<'m> {
                 at[node] = Some(self.held.len());
                 self.held.push(born);
                 if plan.nodes[node].creator.is_none() {
-                    let first = self.held.last_mut().expect("it was pushed");
-                    ipc::make(&mut self.ipc, &self.segments, first)?;
+                    self.ipc
+                        .make(self.held.last_mut().expect("it was pushed"))?;
                 }
             }
             Step::Fill(node) => {
@@ -224,7 +220,7 @@ impl<'m> World<'m> {
             ground: &self.ground,
             files: &self.files,
             shared: &self.shared,
-            segments: &self.segments,
+            segments: &self.ipc.segments,
         };
         let jobs: Vec<FillJob<'_>> = tasks
             .iter()
@@ -330,12 +326,9 @@ impl<'m> World<'m> {
             })
             .collect();
         criu_mm::finish(&mut self.held, &jobs, &self.ground)?;
-        let tasks: Vec<_> = self
-            .alive
-            .iter()
-            .map(|(image, here)| (VPid::new(model.tasks[*image].entry.pid), *here))
-            .collect();
-        ipc::settle(&self.ipc, &mut self.held, &tasks)?;
+        let pid = |image: &usize| model.tasks[*image].entry.pid;
+        let tasks = self.alive.iter().map(|(image, here)| (pid(image), *here));
+        self.ipc.settle(&mut self.held, tasks)?;
         self.place()
     }
 
@@ -586,30 +579,6 @@ fn libc_sigchld() -> i32 {
 
 fn libc_sigstop() -> i32 {
     Signal::SIGSTOP as i32
-}
-
-type Dressing = (usize, usize, usize, Program, criu_task::Dressed);
-
-/// Which thread a failed dressing was of: the program that has such a call there.
-fn blame(error: criu_tracee::Error, programs: &[Dressing], model: &Model) -> Error {
-    let criu_tracee::Error::Call(call) = &error else {
-        return error.into();
-    };
-    let found = programs.iter().find(|(_, _, _, program, _)| {
-        program
-            .calls()
-            .get(call.index)
-            .is_some_and(|known| known.sysno == call.sysno)
-    });
-    match found {
-        Some((image, _, _, _, dressed)) => {
-            let blamed: Result<()> = Err(dressed.blame(error));
-            blamed
-                .within(|| model.tasks[*image].subject())
-                .expect_err("it is an error from the start")
-        }
-        None => error.into(),
-    }
 }
 
 /// The process of the images whose memory a node is cloned with: helpers have their creator's.
