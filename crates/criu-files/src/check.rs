@@ -2,14 +2,15 @@
 //!
 //! All that does not fit is told at once.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 
 use criu_image::id::FileId;
 use criu_image::pb;
 use criu_kind::{Error, Inode, RestoreCx, Result};
+use criu_tracee::stat::lstat;
 use nix::errno::Errno;
-use nix::sys::stat::lstat;
 
 use crate::build_id;
 use crate::files::{Files, Remap};
@@ -23,7 +24,14 @@ impl Files<'_> {
     /// build-id. Changes nothing.
     pub fn check(&self) -> Result<()> {
         let mut wrong = Vec::new();
-        for (id, entry) in &self.paths {
+        // Those of terminals come to be with them.
+        let terminals: BTreeSet<FileId> = self
+            .all
+            .values()
+            .filter_map(|saved| saved.entry.tty.as_ref()?.regf_id.map(FileId::new))
+            .collect();
+        let paths = self.paths.iter().filter(|(id, _)| !terminals.contains(id));
+        for (id, entry) in paths {
             if let Err(error) = self.check_path(*id, entry) {
                 wrong.push(Error::Within {
                     subject: self.subject(*id),

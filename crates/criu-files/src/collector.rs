@@ -11,11 +11,12 @@ use std::os::unix::ffi::OsStringExt;
 use criu_image::id::{FdTableId, FileId, ShmId};
 use criu_image::{ImageWriter, Store, StoreExt, desc, pb};
 use criu_kind::{
-    AnyFileKind, DumpCx, Error, FileEntry, FileKind, Inode, OpenFile, Result, Slot, Subject, Within,
+    AnyFileKind, Cache, DumpCx, Error, FileEntry, FileKind, Inode, OpenFile, Result, Slot, Subject,
+    Within,
 };
 use criu_proc::{Fdinfo, ProcDir};
+use criu_tracee::stat::fstat;
 use criu_tracee::{fetch_fd, pidfd_open};
-use nix::sys::stat::fstat;
 use nix::unistd::Pid;
 
 use crate::identity::{self, Identities};
@@ -60,6 +61,7 @@ pub struct Collector<'s> {
     /// Descriptors that were in flight: they keep their numbers.
     pub(crate) kept: Vec<OwnedFd>,
     pub(crate) memory: Vec<Memory>,
+    pub(crate) cache: Cache,
 }
 
 /// Memory that files hold: whoever writes pages writes its pages too.
@@ -117,6 +119,7 @@ impl<'s> Collector<'s> {
             last: 0,
             kept: Vec::new(),
             memory: Vec::new(),
+            cache: Cache::new(),
         }
     }
 
@@ -398,11 +401,6 @@ fn unknown(file: &OpenFile) -> Error {
         (
             "a socket of a family that cannot be kept yet".to_owned(),
             "close the connection before the dump",
-        )
-    } else if format == libc::S_IFCHR && matches!(number.major, 4 | 5 | 136..=143) {
-        (
-            "a terminal".to_owned(),
-            "redirect the task's input and output, as in `setsid … < /dev/null > log 2>&1`",
         )
     } else if format == libc::S_IFCHR {
         let (major, minor) = (number.major, number.minor);

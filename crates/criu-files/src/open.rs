@@ -1,6 +1,6 @@
 //! Everything opened in the tracer, under numbers that no task needs.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -9,12 +9,13 @@ use std::rc::Rc;
 use criu_image::id::FileId;
 use criu_image::pb;
 use criu_kind::{Error, Opened, RestoreCx, Result, Subject, Within};
-use criu_tracee::{Local, Program, Site};
+use criu_tracee::{Local, Program, Site, Sysno};
 use nix::fcntl::AT_FDCWD;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::files::{Files, Remap};
+use crate::late::Passage;
 use crate::{owner, raise};
 
 const O_PATH: u32 = libc::O_PATH.cast_unsigned();
@@ -34,20 +35,22 @@ impl Files<'_> {
     /// above every number of [`Files::numbers`] if the limit allows, and never one of them but where a file has that
     /// for itself: there it stays.
     pub fn open_all(&mut self) -> Result<()> {
-        let lone = self.lone_numbers();
-        let others = self.all.len() - lone.len() + self.shared.len();
-        let mut numbers = Numbers::new(self.numbers(), lone, others)?;
+        self.lone = self.lone_numbers();
+        let others = self.all.len() - self.lone.len() + self.shared.len();
+        let mut numbers = Numbers::new(self.numbers(), others)?;
         self.floor = numbers.next;
+        if self.has_late() {
+            self.passage = Some(Passage::open(&mut numbers)?);
+        }
         raise::all(self)?;
         for group in self.groups()? {
+            if self.all[&group[0]].kind.late() {
+                continue;
+            }
             let opened = self.open_group(&group);
             let opened = opened.within(|| self.subject(group[0]))?;
             for (id, opened) in group.into_iter().zip(opened) {
-                let opened = match opened {
-                    Opened::Here(fd) => Opened::Here(self.settle_here(id, fd, &mut numbers)?),
-                    Opened::Given(fd) => Opened::Given(numbers.lift(fd, None)?),
-                    Opened::There => Opened::There,
-                };
+                let opened = self.keep(id, opened, &mut numbers)?;
                 self.opened.insert(id, opened);
             }
         }
@@ -61,10 +64,25 @@ impl Files<'_> {
                 _ => path(self, id, Some(flags)),
             };
             let fd = fd.within(|| self.subject(id))?;
-            self.shared_fds
-                .insert((id, writable), numbers.lift(fd, None)?);
+            self.shared_fds.insert((id, writable), numbers.lift(fd)?);
         }
-        self.raised.end()
+        self.raised.end()?;
+        self.numbers = Some(numbers);
+        Ok(())
+    }
+
+    /// Gives what was opened a number that no task needs.
+    pub(crate) fn keep(
+        &mut self,
+        id: FileId,
+        opened: Opened,
+        numbers: &mut Numbers,
+    ) -> Result<Opened> {
+        Ok(match opened {
+            Opened::Here(fd) => Opened::Here(self.settle_here(id, fd, numbers)?),
+            Opened::Given(fd) => Opened::Given(numbers.lift(fd)?),
+            Opened::There => Opened::There,
+        })
     }
 
     fn open_group(&mut self, group: &[FileId]) -> Result<Vec<Opened>> {
@@ -79,7 +97,7 @@ impl Files<'_> {
     }
 
     /// Files in the order of opening, twins together.
-    fn groups(&self) -> Result<Vec<Vec<FileId>>> {
+    pub(crate) fn groups(&self) -> Result<Vec<Vec<FileId>>> {
         let mut twins: BTreeMap<(i32, u64), Vec<FileId>> = BTreeMap::new();
         let mut groups: BTreeMap<FileId, Vec<FileId>> = BTreeMap::new();
         let mut leader: BTreeMap<FileId, FileId> = BTreeMap::new();
@@ -124,7 +142,10 @@ impl Files<'_> {
             owner::set_signal(&owner, fd, &mut program);
         }
         self.here().run(&program)?;
-        numbers.lift(fd, Some(id))
+        match self.lone.get(&id) {
+            Some(number) => numbers.lift_to(*number, fd),
+            None => numbers.lift(fd),
+        }
     }
 }
 
@@ -175,28 +196,37 @@ impl Order<'_, '_> {
     }
 }
 
-/// Gives out descriptor numbers that no task needs, or for one file only.
-struct Numbers {
+/// Gives out descriptor numbers that no task needs.
+#[derive(Debug)]
+pub(crate) struct Numbers {
     used: BTreeSet<i32>,
-    lone: HashMap<FileId, i32>,
     next: i32,
+    highest: i32,
 }
 
 impl Numbers {
-    /// For `count` files besides those that have a number of their own.
-    fn new(used: BTreeSet<i32>, lone: HashMap<FileId, i32>, count: usize) -> Result<Self> {
+    pub(crate) fn new(used: BTreeSet<i32>, count: usize) -> Result<Self> {
         let highest = used.last().copied().unwrap_or(-1).max(2);
         let above = usize::try_from(highest).unwrap_or(0) + 1;
         let wanted = (above + count + SPARE) as u64;
         let (soft, hard) =
             getrlimit(Resource::RLIMIT_NOFILE).map_err(Error::kernel("getrlimit"))?;
+        #[allow(
+            clippy::useless_conversion,
+            reason = "limits have 32 bits on 32-bit machines"
+        )]
+        let (soft, hard) = (u64::from(soft), u64::from(hard));
+        let set = |soft: u64, hard: u64| {
+            let most = nix::sys::resource::RLIM_INFINITY;
+            let [soft, hard] = [soft, hard].map(|limit| limit.try_into().unwrap_or(most));
+            setrlimit(Resource::RLIMIT_NOFILE, soft, hard)
+        };
         let mut limit = soft;
         if soft < wanted {
             limit = wanted;
-            if setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted)).is_err() {
+            if set(wanted, hard.max(wanted)).is_err() {
                 limit = hard;
-                setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
-                    .map_err(Error::kernel("setrlimit"))?;
+                set(hard, hard).map_err(Error::kernel("setrlimit"))?;
             }
         }
         let free = limit.saturating_sub(used.len() as u64);
@@ -210,30 +240,47 @@ impl Numbers {
             ));
         }
         let next = if limit >= wanted { highest + 1 } else { 0 };
-        Ok(Self { used, lone, next })
+        Ok(Self {
+            used,
+            next,
+            highest,
+        })
     }
 
-    /// Moves a descriptor to a number that no task needs, or to the one that is its file's alone.
-    fn lift(&mut self, mut fd: i32, id: Option<FileId>) -> Result<i32> {
-        let own = id.and_then(|id| self.lone.get(&id).copied());
-        if let Some(own) = own.filter(|own| *own != fd) {
-            let mut program = Program::new();
-            let moved = program.fcntl(fd, libc::F_DUPFD_CLOEXEC, own);
-            let moved = Local.run(&program)?.fd(moved);
-            let mut program = Program::new();
-            // It may be in use here.
-            program.close(if moved == own { fd } else { moved });
-            Local.run(&program)?;
-            fd = if moved == own { moved } else { fd };
-        }
-        if own == Some(fd) {
+    /// Above all that were given out.
+    pub(crate) fn above(&self) -> i32 {
+        self.highest + 1
+    }
+
+    /// Moves a descriptor to the number that its file has for itself; elsewhere, if that is in use here.
+    fn lift_to(&mut self, number: i32, fd: i32) -> Result<i32> {
+        if fd == number {
             return Ok(fd);
         }
+        let mut program = Program::new();
+        let moved = program.fcntl(fd, libc::F_DUPFD_CLOEXEC, number);
+        let moved = Local.run(&program)?.fd(moved);
+        let (kept, other) = if moved == number {
+            (moved, fd)
+        } else {
+            (fd, moved)
+        };
+        Local::call(Sysno::close, [other.into()])?;
+        if kept == number {
+            Ok(number)
+        } else {
+            self.lift(fd)
+        }
+    }
+
+    /// Moves a descriptor to a number that no task needs.
+    pub(crate) fn lift(&mut self, mut fd: i32) -> Result<i32> {
         loop {
             while self.used.contains(&self.next) {
                 self.next += 1;
             }
             if fd >= self.next && !self.used.contains(&fd) {
+                self.highest = self.highest.max(fd);
                 return Ok(fd);
             }
             let mut program = Program::new();

@@ -16,7 +16,7 @@ use criu_proc::ProcDir;
 use criu_tracee::{Program, Site, Sysno, Tracee, shared_anonymous};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::unistd::{Whence, lseek};
+use nix::unistd::{Whence, lseek64};
 
 use crate::bits::map;
 use crate::drain::{Capture, DrainOptions, Stats, new_pages, write};
@@ -204,7 +204,7 @@ fn open(tracee: &Tracee, area: &Area) -> Result<Option<File>> {
 
 /// The runs of an object that have pages, in memory or in swap.
 fn data(object: &File, size: u64) -> Result<Vec<(u64, u64)>> {
-    let seek = |at: u64, whence| match lseek(object.as_fd(), at.cast_signed(), whence) {
+    let seek = |at: u64, whence| match lseek64(object.as_fd(), at.cast_signed(), whence) {
         Ok(at) => Ok(Some(at.cast_unsigned())),
         Err(Errno::ENXIO) => Ok(None),
         Err(errno) => Err(Error::kernel("lseek(shared memory)")(errno)),

@@ -30,10 +30,16 @@ fn clone_args(program: &mut Program, flags: u64, exit_signal: i32, pid: i32) -> 
     args
 }
 
-/// Clones a child of `parent` with this pid (0: any), stopped and held.
-pub fn clone_child(parent: &mut Tracee, pid: i32, nursery: &Nursery) -> Result<Tracee> {
+/// Clones a child of `parent` with this pid (0: any), stopped and held; `shared` are flags of clone(2) for what it
+/// has in common with its parent.
+pub fn clone_child(
+    parent: &mut Tracee,
+    pid: i32,
+    shared: u64,
+    nursery: &Nursery,
+) -> Result<Tracee> {
     let mut program = Program::new();
-    let args = clone_args(&mut program, CLONE_PTRACE, libc::SIGCHLD, pid);
+    let args = clone_args(&mut program, CLONE_PTRACE | shared, libc::SIGCHLD, pid);
     let child = program.clone3(args, 88);
     let outcome = parent.run(&program).map_err(|error| taken(pid, error))?;
     let child = Pid::from_raw(outcome.fd(child));
@@ -60,6 +66,14 @@ pub fn clone_threads(process: &mut Tracee, tids: &[i32]) -> Result<()> {
         let tid = Pid::from_raw(outcome.fd(ret));
         process.adopt_thread(tid, tid)?;
     }
+    Ok(())
+}
+
+/// Leaves what a process shares with others, `CLONE_FILES` and `CLONE_FS`, while it has no other threads.
+pub fn unshare(process: &mut Tracee, flags: u64) -> Result<()> {
+    let mut program = Program::new();
+    program.unshare(flags);
+    process.run(&program)?;
     Ok(())
 }
 
@@ -107,6 +121,32 @@ pub fn setsid(process: &mut Tracee) -> Result<()> {
     let mut program = Program::new();
     program.setsid();
     process.run(&program)?;
+    Ok(())
+}
+
+/// A request of ioctl(2) as programs take it.
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "requests have the width of a long, which differs"
+)]
+const fn request(number: libc::Ioctl) -> u64 {
+    number as u64
+}
+
+/// Makes a terminal the controlling one of the session that the process leads.
+pub fn take_terminal(leader: &mut Tracee, fd: i32) -> Result<()> {
+    let mut program = Program::new();
+    program.ioctl(fd, request(libc::TIOCSCTTY), 0);
+    leader.run(&program)?;
+    Ok(())
+}
+
+/// Puts a process group into the foreground of the controlling terminal.
+pub fn set_foreground(member: &mut Tracee, fd: i32, pgrp: u32) -> Result<()> {
+    let mut program = Program::new();
+    let pgrp = program.bytes(pgrp.to_ne_bytes());
+    program.ioctl(fd, request(libc::TIOCSPGRP), pgrp);
+    member.run(&program)?;
     Ok(())
 }
 

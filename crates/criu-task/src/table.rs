@@ -10,6 +10,7 @@ pub const ASPECTS: &[&dyn Aspect] = &[
     &crate::comm::Comm,
     &crate::personality::Personality,
     &crate::clear_tid::ClearTid,
+    &crate::tls::Tls,
     &crate::robust_list::RobustList,
     &crate::altstack::Altstack,
     &crate::thp::Thp,

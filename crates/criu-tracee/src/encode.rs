@@ -177,7 +177,9 @@ impl<'p> Progress<'p> {
                 Slot::Ret(call) => base + (LAYOUT.size() * call + LAYOUT.ret()) as u64,
             });
             let mut flags = if call.tolerate { TOLERATE } else { 0 };
-            let mut nr = call.sysno.id().unsigned_abs() as u64;
+            let mut nr = call
+                .private
+                .map_or(call.sysno.id().unsigned_abs() as u64, u64::from);
             if let Some(number) = call.compat {
                 (flags, nr) = (flags | COMPAT, number.into());
             }

@@ -1,16 +1,16 @@
 //! One thread of a held process.
 
 use std::borrow::Cow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use criu_arch::{Regs, Timeout};
+use criu_arch::{Arch, Regs, Timeout};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result, if_allowed};
 use crate::keep;
 use crate::look;
 use crate::memory::Memory;
-use crate::native::NativeRegs;
+use crate::native::{Native, NativeRegs};
 use crate::ptrace::SigInfo;
 use crate::rseq::Rseq;
 use crate::stop::{Hold, Stop, Stopped};
@@ -27,6 +27,8 @@ pub struct Thread {
     pub(crate) status: Vec<u8>,
     pub(crate) rseq: Option<Rseq>,
     pub(crate) slept: Duration,
+    /// Regsets as they were before any call of ours: `Arch::KEPT_NOTES`.
+    pub(crate) kept: Vec<(u32, Vec<u8>)>,
     /// Its own registers are back for good.
     pub(crate) settled: bool,
     /// Its registers are ours.
@@ -35,6 +37,30 @@ pub struct Thread {
 }
 
 impl Thread {
+    /// Lets a thread that was seized go on while it stands in code of the kernel's own making
+    /// ([`Arch::PASSING`]).
+    pub(crate) fn pass(
+        mut held: (Stopped, Stop),
+        deadline: Option<Instant>,
+    ) -> Result<(Stopped, Stop)> {
+        let Some(is_passing) = Native::PASSING else {
+            return Ok(held);
+        };
+        let memory = Memory::open(held.0.tid())?;
+        loop {
+            let mut code = [0; 8];
+            let known = memory.read(held.0.regs()?.ip(), &mut code).is_ok();
+            if !known || !is_passing(&code) {
+                return Ok(held);
+            }
+            let running = held.0.cont(0)?;
+            // A few instructions are enough, but it has to get a processor.
+            std::thread::sleep(Duration::from_millis(1));
+            running.interrupt()?;
+            held = running.wait_held(deadline)?;
+        }
+    }
+
     pub(crate) fn held(tid: Pid, vtid: Pid, (stopped, stop): (Stopped, Stop)) -> Result<Self> {
         let natural = stopped.regs()?;
         let mask = stopped.mask()?;
@@ -48,10 +74,28 @@ impl Thread {
             status: Vec::new(),
             rseq: None,
             slept: Duration::ZERO,
+            kept: Vec::new(),
             settled: false,
             hijacked: false,
             deferred: Vec::new(),
         })
+    }
+
+    /// Reads what calls of ours may destroy.
+    pub(crate) fn keep_regsets(&mut self) -> Result<()> {
+        for note in Native::KEPT_NOTES {
+            let bytes = self.stopped()?.regset_if_any(*note)?;
+            self.kept.extend(bytes.map(|bytes| (*note, bytes)));
+        }
+        Ok(())
+    }
+
+    /// A regset (`NT_*`) as it was when the thread was stopped; `None` if it has none such.
+    pub fn regset(&self, note: u32) -> Result<Option<Vec<u8>>> {
+        match self.kept.iter().find(|(known, _)| *known == note) {
+            Some((_, bytes)) => Ok(Some(bytes.clone())),
+            None => self.stopped()?.regset_if_any(note),
+        }
     }
 
     /// Reads what the kernel says of a thread, now that all of its process have stopped, and suspends its
@@ -145,6 +189,9 @@ impl Thread {
             && let Some(stopped) = &self.stopped
         {
             stopped.set_mask(&self.mask)?;
+            if let Some((note, bytes)) = Native::lost_in_calls(&self.kept) {
+                stopped.set_regset(*note, bytes)?;
+            }
             stopped.set_regs(regs)?;
             self.hijacked = false;
         }

@@ -12,10 +12,10 @@ use crate::look;
 use crate::memory::Memory;
 use crate::native::{Native, NativeRegs};
 use crate::place::Place;
-use crate::program::{Blob, Program};
+use crate::program::{Blob, Program, numbered};
 use crate::ptrace;
 use crate::run::{self, Workplace};
-use crate::site::{Outcome, Site};
+use crate::site::{Outcome, Site, word};
 use crate::sleep::Naps;
 use crate::spawn::Nursery;
 use crate::stop::{Hold, Running, Stop, Stopped};
@@ -24,11 +24,11 @@ use crate::wait;
 
 /// Bytes of the leader's room for records and data, and of every other thread's.
 pub(crate) const LEADER_ROOM: u64 = 128 << 10;
-pub(crate) const THREAD_ROOM: u64 = 2 << 10;
+pub(crate) const THREAD_ROOM: u64 = (HEAL_ROOM + (7 << 8)).next_multiple_of(256);
 /// The end of the leader's room holds what it does first when it heals itself.
 pub(crate) const UNDO_ROOM: u64 = 2 << 10;
 /// The front of a room holds its thread's healing context.
-pub(crate) const HEAL_ROOM: u64 = 256;
+pub(crate) const HEAL_ROOM: u64 = Native::HEAL_SIZE.next_multiple_of(256) as u64;
 
 /// A held process.
 ///
@@ -86,10 +86,16 @@ impl Tracee {
                 gone_is_fine(running.interrupt())?;
             }
             for (slot, tid, running) in fresh {
-                match running.wait_held(deadline) {
+                let held = running.wait_held(deadline);
+                match held.and_then(|held| Thread::pass(held, deadline)) {
                     Ok(held) => {
                         let mut thread = Thread::held(tid, tid, held)?;
-                        thread.slept = naps.slept(tid).unwrap_or_default();
+                        if let Some(sleep) = naps.of_stopped(tid) {
+                            thread.slept = sleep.lasted;
+                            let (nr, args, ip) = &sleep.call;
+                            thread.natural.woken_in(*nr, args, *ip);
+                        }
+                        thread.keep_regsets()?;
                         found[slot].1.push(thread);
                     }
                     Err(Error::Gone(_)) => {}
@@ -251,7 +257,8 @@ impl Tracee {
             0
         };
         let args = [hint, size, prot.into(), flags.into(), u64::MAX, 0];
-        let rooms = run::once(self, code, heal, syscalls::Sysno::mmap, args)?.cast_unsigned();
+        let map = numbered(Native::CALLS.mmap.0);
+        let rooms = word(run::once(self, code, heal, map, args)?);
         self.workplace = Some(Workplace { code, rooms, size });
         self.write_heal(0, heal, self.unmap(), 0)?;
         for index in 1..self.threads.len() {
@@ -271,9 +278,9 @@ impl Tracee {
 
     fn write_heal(&self, index: usize, at: u64, unmap: (u64, u64), undo: u64) -> Result<()> {
         let thread = &self.threads[index];
-        let regs = thread.natural.resumed();
         let context = HealContext {
-            regs: &regs,
+            regs: &thread.natural,
+            kept: &thread.kept,
             mask: &thread.mask,
             undo,
             unmap,
@@ -364,14 +371,14 @@ impl Tracee {
     fn as_found(&mut self, index: usize) -> NativeRegs {
         let thread = &self.threads[index];
         let mut regs = thread.natural.resumed();
-        if regs.ip() == thread.natural.ip() {
+        if !thread.natural.is_interrupted() {
             return regs;
         }
         // The thread still is at the end of its call, and the kernel knows what becomes of that when a
         // handler runs or a stopped thread is continued.
-        if matches!(thread.stop, Stop::Group(_)) || look::handler_is_next(thread.tid, &thread.mask)
-        {
-            return thread.natural.clone();
+        let handler = look::handler_is_next(thread.tid, &thread.mask);
+        if handler || matches!(thread.stop, Stop::Group(_)) {
+            return thread.natural.left_to_kernel(handler);
         }
         if let Some((timeout, rest)) = thread.rest(&self.memory)
             && !timeout.remembered
