@@ -39,6 +39,7 @@ mod mm {
     pub(crate) mod anon;
     pub(crate) mod file;
     pub(crate) mod flags;
+    pub(crate) mod hugetlb;
     pub(crate) mod layout;
     pub(crate) mod shared;
 }
@@ -49,6 +50,7 @@ mod files {
     pub(crate) mod fifo;
     pub(crate) mod ghost;
     pub(crate) mod inotify;
+    pub(crate) mod io_uring;
     pub(crate) mod locks;
     pub(crate) mod memfd;
     pub(crate) mod ns_file;
@@ -111,6 +113,7 @@ pub static AREAS: &[Area] = &[
             mm::anon::CASES,
             mm::file::CASES,
             mm::flags::CASES,
+            mm::hugetlb::CASES,
             mm::layout::CASES,
             mm::shared::CASES,
         ],
@@ -124,6 +127,7 @@ pub static AREAS: &[Area] = &[
             files::fifo::CASES,
             files::ghost::CASES,
             files::inotify::CASES,
+            files::io_uring::CASES,
             files::locks::CASES,
             files::memfd::CASES,
             files::ns_file::CASES,

@@ -15,11 +15,12 @@ use criu_kind::{
 };
 use criu_proc::{Fdinfo, ProcDir};
 use criu_tracee::{fetch_fd, pidfd_open};
-use nix::sys::stat::fstat;
+use nix::fcntl::AtFlags;
+use nix::sys::stat::{fstat, fstatat};
 use nix::unistd::Pid;
 
 use crate::identity::{self, Identities};
-use crate::kinds::{Memfd, memfd};
+use crate::kinds::{Memfd, io_uring, memfd};
 use crate::link::Names;
 use crate::locks::Locks;
 use crate::options::DumpOptions;
@@ -311,6 +312,36 @@ impl<'s> Collector<'s> {
         self.entries.push(entry);
     }
 
+    /// The ring behind a mapping: its file is one that the process has open, for no other way leads to it.
+    fn ring(&mut self, pid: Pid, proc: &ProcDir, mapping: &str) -> Result<FileId> {
+        let inode = fstatat(proc, mapping, AtFlags::empty());
+        let inode = Inode::from(&inode.map_err(Error::kernel("newfstatat(map_files)"))?);
+        let pidfd = pidfd_open(pid)?;
+        for fd in proc.fds()? {
+            let link = proc.readlink(&format!("fd/{fd}"))?.into_vec();
+            if !io_uring::is_ring(&link) {
+                continue;
+            }
+            let Some(copy) = fetch_fd(&pidfd, fd)? else {
+                continue;
+            };
+            if !Inode::from(&fstat(&copy).map_err(Error::kernel("fstat"))?).is(&inode) {
+                continue;
+            }
+            let mut info = proc.fdinfo(fd)?;
+            info.flags &= !O_CLOEXEC;
+            let known = self.identify(proc, Slot { pid, fd }, &info, || Ok(Some(copy)));
+            let link = String::from_utf8_lossy(&link).into_owned();
+            if let Some((id, _)) = known.within(|| Subject::Fd { fd, link })? {
+                return Ok(id);
+            }
+        }
+        Err(Error::unsupported(
+            "a ring of io_uring(7) whose descriptor is closed",
+            "let the program keep the descriptor open, or run it without io_uring",
+        ))
+    }
+
     /// The working directory, the root and the umask of a process.
     pub fn fs(&mut self, pid: Pid, proc: &ProcDir) -> Result<pb::FsEntry> {
         for tid in proc.threads()? {
@@ -386,6 +417,9 @@ impl criu_kind::MappedFiles for Collector<'_> {
         let proc = ProcDir::open(pid)?;
         let name = format!("map_files/{:x}-{:x}", range.start, range.end);
         let link = proc.readlink(&name)?.into_vec();
+        if io_uring::is_ring(&link) {
+            return self.ring(pid, &proc, &name);
+        }
         let fd = map_files::open_path(&proc, &range, &link)?;
         let flags = if writable {
             libc::O_RDWR

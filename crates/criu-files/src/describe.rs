@@ -122,6 +122,10 @@ impl DumpCx for Collector<'_> {
         Ok(None)
     }
 
+    fn scan_paths(&self) -> Option<Vec<std::path::PathBuf>> {
+        self.options.irmap.clone()
+    }
+
     fn vpid(&self, pid: Pid) -> Pid {
         // Who has gone has no other number: a tree is in the dumper's own pid namespace, or refused.
         let inner = ProcDir::open(pid).and_then(|proc| proc.status()).ok();

@@ -32,14 +32,17 @@ mod path;
 mod pipe_data;
 mod place;
 mod raise;
+mod watched;
 mod xattr;
 
 /// The kinds of open files, a file each.
 pub mod kinds {
     mod epoll;
     mod eventfd;
+    mod fanotify;
     mod fifo;
     mod inotify;
+    pub(crate) mod io_uring;
     pub(crate) mod memfd;
     mod ns_file;
     mod pidfd;
@@ -50,8 +53,10 @@ pub mod kinds {
 
     pub use epoll::Epoll;
     pub use eventfd::Eventfd;
+    pub use fanotify::Fanotify;
     pub use fifo::Fifo;
     pub use inotify::Inotify;
+    pub use io_uring::IoUring;
     pub use memfd::Memfd;
     pub use ns_file::NsFile;
     pub use pidfd::Pidfd;
@@ -65,8 +70,10 @@ pub mod kinds {
 pub const KINDS: &[&dyn criu_kind::AnyFileKind] = &[
     &kinds::Epoll,
     &kinds::Eventfd,
+    &kinds::Fanotify,
     &kinds::Fifo,
     &kinds::Inotify,
+    &kinds::IoUring,
     &kinds::Memfd,
     &kinds::NsFile,
     &kinds::Pidfd,

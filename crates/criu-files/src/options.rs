@@ -1,10 +1,12 @@
 //! What the user may choose, and what the driver knows.
 
 use std::fs::File;
+use std::path::PathBuf;
 
 use criu_image::Store;
 use criu_image::id::ShmId;
 use criu_kind::Result;
+use criu_proc::Dev;
 use nix::unistd::Pid;
 
 /// How `dump` treats files.
@@ -25,6 +27,11 @@ pub struct DumpOptions {
     pub mounts: bool,
     /// Files that are given at restore: mount id and inode number (`--external file[mnt_id:inode]`).
     pub external: Vec<(i32, u64)>,
+    /// Where to look for watched files that have no path otherwise (`--irmap-scan-path`); `None`: nowhere.
+    pub irmap: Option<Vec<PathBuf>>,
+    /// Devices that are given at restore: type and number, and what they are called
+    /// (`--external dev[MAJOR/MINOR]:NAME`).
+    pub devices: Vec<(Dev, String)>,
     /// All processes and threads of the tree.
     pub tree: Vec<Pid>,
     /// The namespaces of the tree: kind, inode number, id.
@@ -40,6 +47,8 @@ pub struct RestoreOptions {
     pub skip_permissions: bool,
     /// Descriptors of ours that take the place of files: `pipe:[4711]`, `file[1f:2a]`, a path.
     pub inherited: Vec<(String, i32)>,
+    /// Paths that take the place of devices, by name (`--external dev[NAME]:PATH`).
+    pub devices: Vec<(String, PathBuf)>,
     /// A directory that paths start from (`--root`), by descriptor.
     pub root: Option<i32>,
     /// Brings the pages of memory that files hold into a new object of this size.

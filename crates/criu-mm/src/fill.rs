@@ -122,7 +122,7 @@ pub(crate) fn plan(job: &FillJob<'_>, materials: &Materials<'_>) -> Result<Plan>
         let makes = match backing(vma) {
             Backing::Anonymous | Backing::File | Backing::Shared => true,
             Backing::Vdso | Backing::Vvar => matches!(fate, Fate::Proxy(_)),
-            Backing::Aio | Backing::Kernel => false,
+            Backing::Aio | Backing::Kernel | Backing::Ring => false,
         };
         if !makes {
             continue;

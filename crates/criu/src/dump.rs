@@ -152,7 +152,7 @@ impl<'s> Survey<'s> {
         let table = self.files.table(node.pid, &node.proc);
         let fs = self.files.fs(node.pid, &node.proc);
         match (table, fs) {
-            (Ok(table), Ok(fs)) => problems.extend(self.identities.add(node, table.id, fs).err()),
+            (Ok(table), Ok(fs)) => problems.extend(self.identities.add(node, tracee, table.id, fs).err()),
             (table, fs) => problems.extend(table.err().into_iter().chain(fs.err())),
         }
         Error::all(problems)

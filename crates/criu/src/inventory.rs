@@ -8,6 +8,7 @@ use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{Error, Result};
 use criu_proc::{NsKind, ProcDir};
 use criu_task::{Node, Tree};
+use criu_tracee::Tracee;
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
@@ -37,6 +38,7 @@ pub(crate) struct Identities {
     namespaces: HashMap<(&'static str, u64), u32>,
     own: pb::TaskKobjIdsEntry,
     tasks: HashMap<Pid, (pb::TaskKobjIdsEntry, pb::FsEntry)>,
+    threads: HashMap<Pid, Vec<u32>>,
     next: u32,
 }
 
@@ -61,6 +63,7 @@ impl Identities {
             namespaces: HashMap::new(),
             own: pb::TaskKobjIdsEntry::default(),
             tasks: HashMap::new(),
+            threads: HashMap::new(),
             next: 1,
         };
         let me = ProcDir::open(Pid::this())?;
@@ -82,7 +85,13 @@ impl Identities {
     }
 
     /// Adds a task. A namespace that is not the dumper's own is refused.
-    pub(crate) fn add(&mut self, node: &Node, table: FdTableId, fs: pb::FsEntry) -> Result<()> {
+    pub(crate) fn add(
+        &mut self,
+        node: &Node,
+        tracee: &Tracee,
+        table: FdTableId,
+        fs: pb::FsEntry,
+    ) -> Result<()> {
         let own = self.next;
         self.next += 1;
         let mut ids = pb::TaskKobjIdsEntry {
@@ -106,6 +115,7 @@ impl Identities {
             }
         }
         self.tasks.insert(node.pid, (ids, fs));
+        self.threads.insert(node.pid, threads(tracee));
         Error::all(problems)
     }
 
@@ -118,7 +128,8 @@ impl Identities {
                 ppid: raw(node.vppid),
                 pgid: raw(node.vpgid),
                 sid: raw(node.vsid),
-                threads: threads(node)?,
+                // A zombie has itself alone.
+                threads: self.threads.get(&node.pid).cloned().unwrap_or_else(|| vec![raw(node.vpid)]),
             })?;
             if let Some((ids, fs)) = self.tasks.get(&node.pid) {
                 let id = VPid::new(raw(node.vpid));
@@ -143,25 +154,11 @@ impl Identities {
     }
 }
 
-/// The threads of a task, leader first; a zombie has itself alone.
-fn threads(node: &Node) -> Result<Vec<u32>> {
-    let mut tids = vec![raw(node.vpid)];
-    if node.tracee.is_some() {
-        for tid in node
-            .proc
-            .threads()?
-            .into_iter()
-            .filter(|tid| *tid != node.pid)
-        {
-            let status = node.proc.thread(tid)?.status()?;
-            let own = status
-                .ns_pid
-                .and_then(|ids| ids.last().copied())
-                .unwrap_or(tid);
-            tids.push(raw(own.as_raw()));
-        }
-    }
-    Ok(tids)
+/// The threads of a held task, leader first, as images number them. Those that the kernel has in a process
+/// are not among them.
+fn threads(tracee: &Tracee) -> Vec<u32> {
+    let ids = tracee.threads().iter().map(|thread| raw(thread.vtid().as_raw()));
+    ids.collect()
 }
 
 fn raw(id: i32) -> u32 {

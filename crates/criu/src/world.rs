@@ -298,7 +298,7 @@ impl<'m> World<'m> {
                 })
             })
             .collect();
-        criu_mm::finish(&mut self.held, &jobs, &self.ground)?;
+        criu_mm::finish(&mut self.held, &jobs, &self.ground, &self.files)?;
         self.place()
     }
 
