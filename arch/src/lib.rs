@@ -15,7 +15,9 @@ mod regs;
 mod stub;
 mod thread;
 
-pub use abi::{CompatAbi, SigactionLayout, StackLayout};
+pub use abi::{
+    Calls, CompatAbi, SetArea, SigactionLayout, SiginfoLayout, StackLayout, ThreadAreas, Wide,
+};
 #[cfg(feature = "image")]
 pub use core_image::{CoreError, CoreImage, CpuChecks};
 pub use record::{COMPAT, END, Record, RecordLayout, TOLERATE};
@@ -43,8 +45,18 @@ pub trait Arch {
     /// Further regsets that are a thread's state. A kernel, or a thread, may lack any.
     const MORE_NOTES: &'static [u32];
 
-    /// Numbers of the thread areas (`PTRACE_GET_THREAD_AREA`); none where TLS is a register.
-    const TLS_SLOTS: &'static [u32];
+    /// Regsets that are read when a thread is seized: those that calls of the stub destroy, and those
+    /// that [`Arch::heal`] needs. A kernel, or a thread, may lack any.
+    const KEPT_NOTES: &'static [u32];
+
+    /// Thread areas (`PTRACE_GET_THREAD_AREA`); none where TLS is a register or a regset.
+    const TLS: ThreadAreas;
+
+    /// What is special about its calls.
+    const CALLS: Calls;
+
+    /// `siginfo_t`.
+    const SIGINFO: SiginfoLayout;
 
     /// `struct sigaction` as `rt_sigaction(2)` takes it.
     const SIGACTION: SigactionLayout;
@@ -79,6 +91,10 @@ pub trait Arch {
 
     /// The result of an [`Entry::Once`] call, once the stub has stopped.
     fn once_result(regs: &Self::Regs) -> i64;
+
+    /// Of the regsets that were kept ([`Arch::KEPT_NOTES`]), the one that must be set again after the
+    /// thread has run calls of the stub.
+    fn lost_in_calls(kept: &[(u32, Vec<u8>)]) -> Option<&(u32, Vec<u8>)>;
 
     /// The bytes with which the stub puts a thread back by itself when its tracer has died.
     fn heal(context: &HealContext<'_, Self::Regs>) -> Vec<u8>;

@@ -37,9 +37,9 @@ const STEPS: &[Step] = &[
     }),
     ("test", || shell::cargo(&["test", "--workspace"])),
     ("zdtm", || {
-        std::fs::create_dir_all(shell::root()?.join("target"))?;
+        let junit = shell::target()?.join("zdtm.xml");
         zdtm::run(&[
-            "--junit=target/zdtm.xml".to_owned(),
+            format!("--junit={}", junit.display()),
             "--known=zdtm/known/criu-rs".to_owned(),
         ])
     }),

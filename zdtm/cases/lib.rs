@@ -47,6 +47,7 @@ mod files {
     pub(crate) mod epoll;
     pub(crate) mod eventfd;
     pub(crate) mod external;
+    pub(crate) mod fanotify;
     pub(crate) mod fifo;
     pub(crate) mod ghost;
     pub(crate) mod inotify;
@@ -57,7 +58,10 @@ mod files {
     pub(crate) mod pidfd;
     pub(crate) mod pipe;
     pub(crate) mod place;
+    pub(crate) mod policy;
+    pub(crate) mod refused;
     pub(crate) mod regular;
+    pub(crate) mod shared_table;
     pub(crate) mod signalfd;
     pub(crate) mod special;
     pub(crate) mod table;
@@ -124,6 +128,7 @@ pub static AREAS: &[Area] = &[
             files::epoll::CASES,
             files::eventfd::CASES,
             files::external::CASES,
+            files::fanotify::CASES,
             files::fifo::CASES,
             files::ghost::CASES,
             files::inotify::CASES,
@@ -134,9 +139,12 @@ pub static AREAS: &[Area] = &[
             files::pidfd::CASES,
             files::pipe::CASES,
             files::place::CASES,
+            files::policy::CASES,
+            files::refused::CASES,
             files::regular::CASES,
             files::signalfd::CASES,
             files::special::CASES,
+            files::shared_table::CASES,
             files::table::CASES,
             files::timerfd::CASES,
         ],

@@ -19,7 +19,8 @@ pub use regs::X86Regs;
 pub use tls::UserDesc;
 
 use criu_arch::{
-    Arch, CompatAbi, Entry, HealContext, RegsTransfer, SigactionLayout, StackLayout, Stub,
+    Arch, Calls, CompatAbi, Entry, HealContext, RegsTransfer, SigactionLayout, SiginfoLayout,
+    StackLayout, Stub, ThreadAreas, Wide,
 };
 
 /// The shadow stack pointer (`NT_X86_SHSTK`), since Linux 6.6.
@@ -36,7 +37,20 @@ impl Arch for X86_64 {
     const TRANSFER: RegsTransfer = RegsTransfer::Getregs;
     const FP_NOTE: u32 = 0x202; // NT_X86_XSTATE
     const MORE_NOTES: &'static [u32] = &[NT_X86_SHSTK];
-    const TLS_SLOTS: &'static [u32] = tls::SLOTS;
+    const KEPT_NOTES: &'static [u32] = &[];
+    const TLS: ThreadAreas = tls::AREAS;
+    const CALLS: Calls = Calls {
+        wide: Wide::Word,
+        mmap: (9, 1),
+        set_lock: 6,
+        rewound: false,
+        llseek: None,
+        wider: &[],
+    };
+    const SIGINFO: SiginfoLayout = SiginfoLayout {
+        code: 8,
+        sender: 16,
+    };
     const SIGACTION: SigactionLayout = SigactionLayout {
         size: 32,
         handler: 0,
@@ -84,6 +98,11 @@ impl Arch for X86_64 {
 
     fn once_result(regs: &X86Regs) -> i64 {
         regs.bp.cast_signed()
+    }
+
+    /// Calls keep all of it.
+    fn lost_in_calls(_: &[(u32, Vec<u8>)]) -> Option<&(u32, Vec<u8>)> {
+        None
     }
 
     fn heal(context: &HealContext<'_, X86Regs>) -> Vec<u8> {

@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 use crate::config::Surroundings;
 use crate::error::Failure;
 use crate::external::{DUMPED, External, Inherited, PROVIDED};
+use crate::policy::Policy;
 use crate::log::{Target, Verbosity};
 use crate::scripts::Scripts;
 use crate::typed::{Typed, bad_value, not_yet};
@@ -119,6 +120,10 @@ pub struct DumpOptions {
     pub evasive_devices: bool,
     /// Files that stay outside: mount id and inode number.
     pub external_files: Vec<(i32, u64)>,
+    /// Devices that stay outside: major and minor number, and their name.
+    pub external_devices: Vec<(u32, u32, String)>,
+    /// Where to search for watched files that have no path otherwise; `None`: nowhere.
+    pub irmap: Option<Vec<PathBuf>>,
     /// How long collecting the tasks may take.
     pub timeout: Option<Duration>,
 }
@@ -142,6 +147,10 @@ pub struct RestoreOptions {
     pub verify: bool,
     /// Descriptors the caller provides.
     pub inherited: Vec<Inherited>,
+    /// Paths of devices the caller provides, by name.
+    pub devices: Vec<(String, PathBuf)>,
+    /// What may have happened to files, by the paths they had.
+    pub policies: Vec<Policy>,
     /// What to become when the tasks run; empty is nothing.
     pub exec: Vec<OsString>,
 }
@@ -243,8 +252,11 @@ impl DumpOptions {
         };
         let seconds = typed.parsed("timeout")?.unwrap_or(10);
         let tree = Tree::read(typed, around, DUMPED)?;
+        let (external_files, external_devices) = outside(&tree.external)?;
         Ok(DumpOptions {
-            external_files: external_files(&tree.external)?,
+            external_files,
+            external_devices,
+            irmap: irmap(typed),
             tree,
             root: Pid::from_raw(root),
             end,
@@ -262,9 +274,6 @@ impl RestoreOptions {
     /// Gives the words of a restore their meaning.
     pub fn read(typed: &Typed, around: &Surroundings) -> Result<Self, Failure> {
         let tree = Tree::read(typed, around, PROVIDED)?;
-        if let Some(external) = tree.external.first() {
-            return Err(not_yet(&format!("external {}[..]", external.kind)));
-        }
         Ok(RestoreOptions {
             detached: typed.switch("restore-detached", false),
             sibling: typed.switch("restore-sibling", false),
@@ -275,6 +284,8 @@ impl RestoreOptions {
             check_permissions: !typed.switch("skip-file-rwx-check", false),
             verify: typed.switch("verify", true),
             inherited: texts(typed, "inherit-fd", Inherited::parse)?,
+            devices: devices(&tree.external)?,
+            policies: texts(typed, "file-policy", Policy::parse)?,
             exec: typed.operands.clone(),
             tree,
         })
@@ -306,20 +317,67 @@ impl CpuinfoOptions {
     }
 }
 
-/// The files among what stays outside, `file[mnt_id:inode]` in hexadecimal; nothing else can yet.
-fn external_files(external: &[External]) -> Result<Vec<(i32, u64)>, Failure> {
-    let file = |external: &External| {
-        if external.kind != "file" {
+/// Files and devices: numbers that tell them apart.
+type Outside = (Vec<(i32, u64)>, Vec<(u32, u32, String)>);
+
+/// What stays outside: files, `file[mnt_id:inode]` in hexadecimal, and devices, `dev[major/minor]:name`; nothing
+/// else can yet.
+fn outside(external: &[External]) -> Result<Outside, Failure> {
+    let (mut files, mut devices) = (Vec::new(), Vec::new());
+    for external in external {
+        let inside = &external.inside;
+        let wrong = || bad_value("external", format!("{}[{inside}]", external.kind).as_ref());
+        match external.kind {
+            "file" => {
+                let numbers = inside.split_once(':').and_then(|(mount, inode)| {
+                    let mount = i32::from_str_radix(mount, 16).ok()?;
+                    Some((mount, u64::from_str_radix(inode, 16).ok()?))
+                });
+                files.push(numbers.ok_or_else(wrong)?);
+            }
+            "dev" => {
+                let device = inside.split_once('/').and_then(|(major, minor)| {
+                    let name = external.name.clone()?;
+                    Some((major.parse().ok()?, minor.parse().ok()?, name))
+                });
+                devices.push(device.ok_or_else(wrong)?);
+            }
+            other => return Err(not_yet(&format!("external {other}[..]"))),
+        }
+    }
+    Ok((files, devices))
+}
+
+/// The devices among what the caller provides, `dev[name]:path`; nothing else can be yet.
+fn devices(external: &[External]) -> Result<Vec<(String, PathBuf)>, Failure> {
+    let device = |external: &External| {
+        if external.kind != "dev" {
             return Err(not_yet(&format!("external {}[..]", external.kind)));
         }
-        let numbers = external.inside.split_once(':').and_then(|(mount, inode)| {
-            let mount = i32::from_str_radix(mount, 16).ok()?;
-            Some((mount, u64::from_str_radix(inode, 16).ok()?))
-        });
-        let text = format!("file[{}]", external.inside);
-        numbers.ok_or_else(|| bad_value("external", text.as_ref()))
+        let path = external.name.as_ref().map(PathBuf::from);
+        let text = format!("dev[{}]", external.inside);
+        let path = path.ok_or_else(|| bad_value("external", text.as_ref()))?;
+        Ok((external.inside.clone(), path))
     };
-    external.iter().map(file).collect()
+    external.iter().map(device).collect()
+}
+
+/// Where to search for watched files: where told, and, if asked for, where programs like to watch.
+fn irmap(typed: &Typed) -> Option<Vec<PathBuf>> {
+    const USUAL: &[&str] = &[
+        "/etc",
+        "/var/spool",
+        "/var/log",
+        "/usr/share/dbus-1/system-services",
+        "/var/lib/polkit-1/localauthority",
+        "/usr/share/polkit-1/actions",
+        "/lib/udev",
+    ];
+    let mut paths: Vec<PathBuf> = typed.values("irmap-scan-path").map(PathBuf::from).collect();
+    if typed.switch("force-irmap", false) {
+        paths.extend(USUAL.iter().map(PathBuf::from));
+    }
+    (!paths.is_empty()).then_some(paths)
 }
 
 fn texts<T>(

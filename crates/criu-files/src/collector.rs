@@ -20,7 +20,7 @@ use nix::sys::stat::{fstat, fstatat};
 use nix::unistd::Pid;
 
 use crate::identity::{self, Identities};
-use crate::kinds::{Memfd, io_uring, memfd};
+use crate::kinds::{Memfd, Regular, io_uring, memfd};
 use crate::link::Names;
 use crate::locks::Locks;
 use crate::options::DumpOptions;
@@ -245,7 +245,9 @@ impl<'s> Collector<'s> {
     /// Lets exactly one kind claim the file, and describe it.
     fn describe(&mut self, file: OpenFile) -> Result<()> {
         let mut claims = self.kinds.iter().copied().filter(|kind| kind.claims(&file));
+        let given = self.device(&file).is_some();
         let kind = match (claims.next(), claims.next()) {
+            _ if given => &Regular,
             (Some(kind), None) => kind,
             (None, _) => return Err(unknown(&file)),
             (Some(one), Some(other)) => {
@@ -437,35 +439,58 @@ impl criu_kind::MappedFiles for Collector<'_> {
 
 /// What to say of a file that no kind knows.
 fn unknown(file: &OpenFile) -> Error {
+    const CLOSE: &str = "let the task close it before the dump";
     let link = file.link_text();
     let format = file.inode.format();
     let number = criu_proc::Dev::from_st_dev(file.inode.rdev);
-    let (what, remedy) = if link.starts_with("socket:") {
-        (
-            "a socket of a family that cannot be kept yet".to_owned(),
+    let (major, minor) = (number.major, number.minor);
+    if link.starts_with("socket:") {
+        return Error::unsupported(
+            "a socket of a family that cannot be kept yet",
             "close the connection before the dump",
-        )
-    } else if format == libc::S_IFCHR && matches!(number.major, 4 | 5 | 136..=143) {
-        (
-            "a terminal".to_owned(),
+        );
+    }
+    if memfd::is_secret(file) {
+        return Error::unsupported(
+            "memory of memfd_secret(2), which nobody but the process may read",
+            CLOSE,
+        );
+    }
+    if let Some(name) = link.strip_prefix("anon_inode:") {
+        return match name.trim_matches(['[', ']']) {
+            "userfaultfd" => Error::unsupported(
+                "a userfaultfd(2), of which the kernel does not tell what memory it supplies",
+                "let the task close it when all its memory is there",
+            ),
+            name => Error::unsupported(format!("an object of the kernel, {name}"), CLOSE),
+        };
+    }
+    match format {
+        libc::S_IFCHR if matches!(major, 4 | 5 | 136..=143) => Error::unsupported(
+            "a terminal",
             "redirect the task's input and output, as in `setsid … < /dev/null > log 2>&1`",
-        )
-    } else if format == libc::S_IFCHR {
-        let (major, minor) = (number.major, number.minor);
-        (
-            format!("character device {major}:{minor}"),
-            "let the task close the device before the dump",
-        )
-    } else if format == libc::S_IFBLK {
-        (
-            "a block device".to_owned(),
-            "let the task close the device before the dump",
-        )
-    } else {
-        (
-            "a kind of file that cannot be kept yet".to_owned(),
-            "let the task close it before the dump",
-        )
-    };
-    Error::unsupported(what, remedy)
+        ),
+        libc::S_IFCHR if (major, minor) == TUN => Error::unsupported(
+            "a network device of the task's own making, tun or tap",
+            "let the task close it before the dump, and make it again",
+        ),
+        libc::S_IFCHR | libc::S_IFBLK => {
+            let what = if format == libc::S_IFCHR {
+                "character"
+            } else {
+                "block"
+            };
+            Error::unsupported(
+                format!("{what} device {major}:{minor}"),
+                format!(
+                    "let the task close it, or give it one again: dump with --external \
+                     dev[{major}/{minor}]:NAME, restore with --external dev[NAME]:PATH"
+                ),
+            )
+        }
+        _ => Error::unsupported("a kind of file that cannot be kept yet", CLOSE),
+    }
 }
+
+/// `/dev/net/tun`: `TUN_MINOR` of `include/uapi/linux/miscdevice.h`.
+const TUN: (u32, u32) = (10, 200);

@@ -54,6 +54,8 @@ pub struct Files<'s> {
     /// Processes and threads that there will be, helpers among them.
     pids: BTreeSet<u32>,
     helpers: BTreeSet<u32>,
+    /// Files that may have grown, and whether they are cut again.
+    pub(crate) growing: BTreeMap<FileId, bool>,
     pub(crate) tasks: BTreeMap<FdTableId, VPid>,
     pub(crate) opened: BTreeMap<FileId, Opened>,
     /// Shared mappings that need a file open in a way that its entry does not say.
@@ -104,6 +106,7 @@ impl<'s> Files<'s> {
                 .collect(),
             pids: BTreeSet::new(),
             helpers: BTreeSet::new(),
+            growing: BTreeMap::new(),
             tasks: BTreeMap::new(),
             opened: BTreeMap::new(),
             shared: BTreeSet::new(),
@@ -121,6 +124,7 @@ impl<'s> Files<'s> {
         files.take_entries(entries.collect(), &kinds)?;
         files.take_tables()?;
         files.take_remaps()?;
+        files.apply_policies();
         Ok(files)
     }
 
@@ -337,6 +341,14 @@ impl<'s> Files<'s> {
             (wanted != flags).then_some((*id, *writable, wanted))
         });
         openings.collect()
+    }
+
+    /// The path that the user gave for an external device: `dev[NAME]`.
+    pub(crate) fn device(&self, name: &[u8]) -> Option<&std::path::Path> {
+        let name = name.strip_prefix(b"dev[")?.strip_suffix(b"]")?;
+        let mut given = self.options.devices.iter();
+        let found = given.find(|(known, _)| known.as_bytes() == name);
+        found.map(|(_, path)| path.as_path())
     }
 
     /// A path for people.

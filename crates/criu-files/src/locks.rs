@@ -131,7 +131,7 @@ pub(crate) fn retake(lock: &pb::FileLockEntry, file: u32, program: &mut Program)
     match lock.flag {
         POSIX => {
             let what = program.bytes(flock(lock));
-            program.fcntl(fd, libc::F_SETLK, what);
+            program.set_lock(fd, what);
         }
         OFD => {
             let what = program.bytes(flock(lock));

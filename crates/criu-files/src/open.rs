@@ -35,6 +35,7 @@ impl Files<'_> {
         let used = self.numbers();
         let mut numbers = Numbers::new(used, self.all.len() + self.shared.len())?;
         self.floor = numbers.next;
+        self.cut()?;
         raise::all(self)?;
         for group in self.groups()? {
             let opened = self.open_group(&group);
@@ -234,6 +235,9 @@ pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Res
         let mut program = Program::new();
         let fd = program.fcntl(given, libc::F_DUPFD_CLOEXEC, 0);
         return Ok(Local.run(&program)?.fd(fd)); // A part of another file, such as a FIFO.
+    }
+    if let Some(device) = files.device(&name) {
+        return openat(device, flags & !ONE_TIME | ALWAYS);
     }
     if entry.ext() {
         return Err(Error::unsupported(

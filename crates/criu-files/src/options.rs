@@ -39,7 +39,6 @@ pub struct DumpOptions {
 }
 
 /// How `restore` treats files.
-#[derive(Clone, Debug)]
 pub struct RestoreOptions {
     /// What is compared.
     pub validation: Validation,
@@ -49,10 +48,36 @@ pub struct RestoreOptions {
     pub inherited: Vec<(String, i32)>,
     /// Paths that take the place of devices, by name (`--external dev[NAME]:PATH`).
     pub devices: Vec<(String, PathBuf)>,
+    /// What may have happened to the file of a path (`--file-policy`).
+    pub policies: Box<dyn Fn(&[u8]) -> FilePolicy>,
     /// A directory that paths start from (`--root`), by descriptor.
     pub root: Option<i32>,
     /// Brings the pages of memory that files hold into a new object of this size.
     pub memory: fn(&dyn Store, ShmId, &File, u64) -> Result<()>,
+}
+
+impl std::fmt::Debug for RestoreOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RestoreOptions")
+            .field("validation", &self.validation)
+            .field("inherited", &self.inherited)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What may have happened to a file since it was dumped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FilePolicy {
+    /// Nothing.
+    Strict,
+    /// Anything.
+    Ignore,
+    /// It may have grown.
+    Append,
+    /// The same, and it is cut to the size it had.
+    Truncate,
+    /// Another one takes its place.
+    Replace(Vec<u8>),
 }
 
 /// How a regular file is known again at restore.

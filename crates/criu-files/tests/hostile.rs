@@ -33,6 +33,8 @@ fn slot(fd: u32, id: u32) -> pb::FdinfoEntry {
 
 fn options() -> RestoreOptions {
     RestoreOptions {
+        devices: Vec::new(),
+        policies: Box::new(|_| criu_files::FilePolicy::Strict),
         validation: Validation::Size,
         skip_permissions: false,
         inherited: Vec::new(),

@@ -90,15 +90,16 @@ fn processor_state(view: &ThreadView<'_>) -> Result<ThreadState<NativeRegs>> {
     let stopped = view.thread.stopped()?;
     let mut more = Vec::new();
     for note in Native::MORE_NOTES {
-        more.extend(stopped.regset_if_any(*note)?.map(|bytes| (*note, bytes)));
+        more.extend(view.thread.regset(*note)?.map(|bytes| (*note, bytes)));
     }
-    let tls: Result<Vec<_>, _> = Native::TLS_SLOTS
+    let tls: Result<Vec<_>, _> = Native::TLS
+        .slots
         .iter()
         .map(|slot| stopped.thread_area(*slot))
         .collect();
     Ok(ThreadState {
         regs: view.thread.natural().clone(),
-        fp: stopped.regset(Native::FP_NOTE)?,
+        fp: view.thread.regset(Native::FP_NOTE)?.unwrap_or_default(),
         more,
         tls: tls?,
     })
@@ -146,7 +147,7 @@ impl NewThread {
 
     /// Sets everything but the general registers and the mask. Programs do not touch it.
     pub fn set(&self, stopped: &Stopped) -> Result<()> {
-        for (slot, area) in Native::TLS_SLOTS.iter().zip(&self.state.tls) {
+        for (slot, area) in Native::TLS.slots.iter().zip(&self.state.tls) {
             stopped.set_thread_area(*slot, area)?;
         }
         stopped.set_regset(Native::FP_NOTE, &self.state.fp)?;

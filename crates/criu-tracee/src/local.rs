@@ -7,11 +7,13 @@
     reason = "the one place where a program's calls are made in the tracer"
 )]
 
+use criu_arch::Arch;
 use syscalls::Sysno;
 
 use crate::encode::failure;
 use crate::error::{CallError, Error, Result};
-use crate::program::{Arg, Call, Program};
+use crate::native::Native;
+use crate::program::{Arg, Call, Program, widest};
 use crate::site::{Outcome, Site};
 
 /// Runs programs in the calling thread.
@@ -62,9 +64,9 @@ const ALLOWED: &[(Sysno, u8)] = &[
     (Sysno::inotify_init1, 0),
     (Sysno::inotify_add_watch, 0b010),
     (Sysno::fanotify_init, 0),
-    (Sysno::fanotify_mark, 0b1_0000),
+    // Its mask takes two words where a word is half as wide.
+    (Sysno::fanotify_mark, if size_of::<usize>() == 8 { 0b1_0000 } else { 0b10_0000 }),
     (Sysno::memfd_create, 0b001),
-    (Sysno::memfd_secret, 0),
     (Sysno::userfaultfd, 0),
     (Sysno::pidfd_open, 0),
     (Sysno::pidfd_getfd, 0),
@@ -170,9 +172,13 @@ fn addresses(call: &Call) -> Result<u8> {
         _ => Err(Error::Refused(sysno)),
     };
     let among = |list: &[i32], word: u64| list.iter().any(|one| u64::try_from(*one) == Ok(word));
+    let is_fcntl = sysno == widest(Sysno::fcntl);
+    let is_llseek = Native::CALLS.llseek == u32::try_from(sysno.id()).ok();
     match sysno {
-        Sysno::fcntl if among(FCNTL_NUMBERS, word(1)?) => return Ok(0),
-        Sysno::fcntl if among(FCNTL_ADDRESSES, word(1)?) => return Ok(0b100),
+        _ if is_fcntl && among(FCNTL_NUMBERS, word(1)?) => return Ok(0),
+        _ if is_fcntl && among(FCNTL_ADDRESSES, word(1)?) => return Ok(0b100),
+        _ if is_fcntl && word(1)? == u64::from(Native::CALLS.set_lock) => return Ok(0b100),
+        _ if is_llseek => return Ok(0b1000),
         Sysno::ioctl if IOCTLS.contains(&word(1)?) => return Ok(0b100),
         Sysno::ioctl if word(1)? == INOTIFY_SET_NEXT => return Ok(0),
         Sysno::kcmp if word(2)? == KCMP_EPOLL_TFD => return Ok(0b1_0000),
@@ -181,7 +187,7 @@ fn addresses(call: &Call) -> Result<u8> {
     }
     ALLOWED
         .iter()
-        .find(|(allowed, _)| *allowed == sysno)
+        .find(|(allowed, _)| widest(*allowed) == sysno)
         .map(|(_, mask)| *mask)
         .ok_or(Error::Refused(sysno))
 }

@@ -134,5 +134,6 @@ pub(crate) fn low_hole(pid: Pid, size: u64) -> Result<u64> {
         }
         at = at.max(end);
     }
-    Ok(at.next_multiple_of(0x1000))
+    // Of any page size.
+    Ok(at.next_multiple_of(0x1_0000))
 }

@@ -5,7 +5,10 @@
 
 use std::fmt;
 
+use criu_arch::Arch;
 use syscalls::Sysno;
+
+use crate::native::Native;
 
 /// The result of an earlier call of the same program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -73,12 +76,28 @@ impl Program {
         self.calls.len()
     }
 
-    /// Adds a call. Prefer the typed constructors of [`crate::calls`].
+    /// Adds a call. Prefer the typed constructors of [`crate::calls`]. A machine that has the call in a
+    /// form with wider arguments gets that.
     pub fn call<const N: usize>(&mut self, sysno: Sysno, args: [Arg; N]) -> Ret {
         const { assert!(N <= 6) };
+        self.push(sysno, args.to_vec())
+    }
+
+    /// Adds a call whose last arguments are of 64 bits each, which machines pass differently.
+    pub(crate) fn call_wide(&mut self, sysno: Sysno, args: &[Arg], wide: &[u64]) -> Ret {
+        let mut args = args.to_vec();
+        for value in wide {
+            let split = Native::CALLS.wide.split(args.len(), *value);
+            args.extend(split.into_iter().map(Arg::Word));
+        }
+        self.push(sysno, args)
+    }
+
+    /// Adds a call with these arguments as they are.
+    pub(crate) fn push(&mut self, sysno: Sysno, args: Vec<Arg>) -> Ret {
         self.calls.push(Call {
-            sysno,
-            args: args.to_vec(),
+            sysno: widest(sysno),
+            args,
             tolerate: false,
             compat: None,
         });
@@ -206,6 +225,19 @@ fn blob_text(data: &Data) -> String {
             format!("<{shown}{more}>")
         }
     }
+}
+
+/// The call that takes the place of one whose arguments are too narrow.
+pub(crate) fn widest(sysno: Sysno) -> Sysno {
+    let number = sysno.id().unsigned_abs();
+    let mut all = Native::CALLS.wider.iter();
+    let wider = all.find(|(narrow, _)| *narrow as usize == number as usize);
+    wider.map_or(sysno, |(_, wide)| numbered(*wide))
+}
+
+/// A call by its number on this machine.
+pub(crate) fn numbered(number: u32) -> Sysno {
+    Sysno::new(number as usize).expect("numbers in the contract are those of calls")
 }
 
 /// Programs are far smaller than 2^32 in every count.

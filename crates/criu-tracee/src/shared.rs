@@ -48,7 +48,10 @@ pub fn shared_anonymous(size: u64, reserve: bool, huge: Option<u32>) -> Result<F
             let tlb = if huge.is_some() { libc::MFD_HUGETLB } else { 0 } | page.cast_unsigned();
             let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::from_bits_retain(tlb);
             let file = File::from(memfd_create("", flags).call("memfd_create")?);
-            nix::unistd::ftruncate(&file, size.cast_signed()).call("ftruncate")?;
+            file.set_len(size).map_err(|error| Error::Kernel {
+                call: "ftruncate",
+                errno: Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)),
+            })?;
             Ok(file)
         }
     }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use criu_arch::{Regs, Timeout};
+use criu_arch::{Arch, Regs, Timeout};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
 use crate::keep;
 use crate::memory::Memory;
-use crate::native::NativeRegs;
+use crate::native::{Native, NativeRegs};
 use crate::ptrace::SigInfo;
 use crate::rseq::Rseq;
 use crate::stop::{Stop, Stopped};
@@ -24,6 +24,8 @@ pub struct Thread {
     pub(crate) mask: Vec<u8>,
     pub(crate) rseq: Option<Rseq>,
     pub(crate) slept: Duration,
+    /// Regsets as they were before any call of ours: `Arch::KEPT_NOTES`.
+    pub(crate) kept: Vec<(u32, Vec<u8>)>,
     /// Its own registers are back for good.
     pub(crate) settled: bool,
     /// Its registers are ours.
@@ -44,10 +46,28 @@ impl Thread {
             mask,
             rseq: None,
             slept: Duration::ZERO,
+            kept: Vec::new(),
             settled: false,
             hijacked: false,
             deferred: Vec::new(),
         })
+    }
+
+    /// Reads what calls of ours may destroy.
+    pub(crate) fn keep_regsets(&mut self) -> Result<()> {
+        for note in Native::KEPT_NOTES {
+            let bytes = self.stopped()?.regset_if_any(*note)?;
+            self.kept.extend(bytes.map(|bytes| (*note, bytes)));
+        }
+        Ok(())
+    }
+
+    /// A regset (`NT_*`) as it was when the thread was stopped; `None` if it has none such.
+    pub fn regset(&self, note: u32) -> Result<Option<Vec<u8>>> {
+        match self.kept.iter().find(|(known, _)| *known == note) {
+            Some((_, bytes)) => Ok(Some(bytes.clone())),
+            None => self.stopped()?.regset_if_any(note),
+        }
     }
 
     /// Finds out where the thread goes on if it was stopped in a restartable sequence.
@@ -119,6 +139,9 @@ impl Thread {
             && let Some(stopped) = &self.stopped
         {
             stopped.set_mask(&self.mask)?;
+            if let Some((note, bytes)) = Native::lost_in_calls(&self.kept) {
+                stopped.set_regset(*note, bytes)?;
+            }
             stopped.set_regs(regs)?;
             self.hijacked = false;
         }

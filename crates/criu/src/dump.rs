@@ -6,6 +6,7 @@
 use criu_files::{Collector, KINDS, Memory, Names, Validation};
 use criu_image::{Directory, Durability, Manifest, Store};
 use criu_kind::{Error, Result, Subject, Within};
+use criu_proc::Dev;
 use criu_mm::{DrainOptions, Space, SurveyOptions};
 use criu_task::{Node, Tree, freeze};
 use criu_tracee::{Tracee, fp_layout};
@@ -137,6 +138,9 @@ impl<'s> Survey<'s> {
                 survey.problems.push(error);
             }
         }
+        if survey.problems.is_empty() {
+            survey.problems.extend(survey.identities.check(tree).err());
+        }
         Ok(survey)
     }
 
@@ -205,7 +209,17 @@ fn file_options(
         mounts: false,
         validation: validation(options.tree.validation),
         external: options.external_files.clone(),
+        irmap: options.irmap.clone(),
+        devices: devices(options),
     }
+}
+
+fn devices(options: &DumpOptions) -> Vec<(Dev, String)> {
+    let device = |(major, minor, name): &(u32, u32, String)| {
+        let (major, minor) = (*major, *minor);
+        (Dev { major, minor }, name.clone())
+    };
+    options.external_devices.iter().map(device).collect()
 }
 
 /// The option in the words of the files.

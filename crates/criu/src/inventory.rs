@@ -8,9 +8,11 @@ use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{Error, Result};
 use criu_proc::{NsKind, ProcDir};
 use criu_task::{Node, Tree};
-use criu_tracee::Tracee;
+use criu_tracee::{Kcmp, Tracee, find, kcmp};
 use nix::errno::Errno;
 use nix::unistd::Pid;
+
+use crate::shares::Shares;
 
 /// The version of the image format.
 const IMG_VERSION: u32 = 2;
@@ -39,6 +41,11 @@ pub(crate) struct Identities {
     own: pb::TaskKobjIdsEntry,
     tasks: HashMap<Pid, (pb::TaskKobjIdsEntry, pb::FsEntry)>,
     threads: HashMap<Pid, Vec<u32>>,
+    /// The first process with each address space, table of signal actions, and working directory; in the order
+    /// of the kernel.
+    spaces: Vec<(Pid, Pid)>,
+    actions: Vec<(Pid, Pid)>,
+    directories: Vec<(Pid, u32)>,
     next: u32,
 }
 
@@ -64,6 +71,9 @@ impl Identities {
             own: pb::TaskKobjIdsEntry::default(),
             tasks: HashMap::new(),
             threads: HashMap::new(),
+            spaces: Vec::new(),
+            actions: Vec::new(),
+            directories: Vec::new(),
             next: 1,
         };
         let me = ProcDir::open(Pid::this())?;
@@ -94,14 +104,29 @@ impl Identities {
     ) -> Result<()> {
         let own = self.next;
         self.next += 1;
+        let pid = node.pid;
+        let mut problems = Vec::new();
+        for (list, what, name) in [
+            (&mut self.spaces, Kcmp::Vm, "its memory"),
+            (&mut self.actions, Kcmp::Sighand, "its signal actions"),
+        ] {
+            if let Some(other) = find(list, (pid, pid), |known| kcmp(known, pid, what))? {
+                problems.push(Error::unsupported(
+                    format!("it shares {name} with process {other}"),
+                    "let it exec another program, or end, before the dump",
+                ));
+            }
+        }
+        let fs_id = find(&mut self.directories, (pid, own), |known| {
+            kcmp(known, pid, Kcmp::Fs)
+        })?;
         let mut ids = pb::TaskKobjIdsEntry {
             vm_id: own,
             files_id: table.get(),
-            fs_id: own,
+            fs_id: fs_id.unwrap_or(own),
             sighand_id: own,
             ..Default::default()
         };
-        let mut problems = Vec::new();
         for kind in NsKind::ALL {
             let Some(inode) = namespace(&node.proc, kind)? else {
                 continue;
@@ -117,6 +142,13 @@ impl Identities {
         self.tasks.insert(node.pid, (ids, fs));
         self.threads.insert(node.pid, threads(tracee));
         Error::all(problems)
+    }
+
+    /// Refuses what processes share in a way that no births lead to.
+    pub(crate) fn check(&self, tree: &Tree) -> Result<()> {
+        let ids = self.tasks.iter();
+        let ids = ids.map(|(pid, (ids, _))| (pid.as_raw(), (ids.files_id, ids.fs_id)));
+        Shares::check(tree, &ids.collect())
     }
 
     /// Writes `pstree`, `ids-P`, `fs-P` and `inventory`.

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use criu_files::{Files, KINDS};
+use criu_files::{FilePolicy, Files, KINDS};
 use criu_image::Directory;
 use criu_image::manifest::{Depth, Manifest};
 use criu_kind::{Error, Result};
@@ -20,6 +20,7 @@ use crate::error::Failure;
 use crate::explain;
 use crate::load::{self, Model};
 use crate::options::RestoreOptions;
+use crate::policy::How;
 use crate::progress::Progress;
 use crate::scripts::Action;
 use crate::stats::RestoreStats;
@@ -133,9 +134,26 @@ fn file_options(options: &RestoreOptions) -> criu_files::RestoreOptions {
             .iter()
             .map(|given| (given.key.clone(), given.fd))
             .collect(),
+        devices: options.devices.clone(),
+        policies: policies(options),
         root: None,
         memory: criu_mm::bring_object,
     }
+}
+
+/// What may have happened to files, in the words of the files: the first that is about a path counts.
+fn policies(options: &RestoreOptions) -> Box<dyn Fn(&[u8]) -> FilePolicy> {
+    let policies = options.policies.clone();
+    Box::new(move |path| {
+        let policy = policies.iter().find(|policy| policy.covers(path));
+        match policy.map(|policy| &policy.how) {
+            None | Some(How::Strict) => FilePolicy::Strict,
+            Some(How::Ignore) => FilePolicy::Ignore,
+            Some(How::Append) => FilePolicy::Append,
+            Some(How::Truncate) => FilePolicy::Truncate,
+            Some(How::Replace(other)) => FilePolicy::Replace(other.clone().into_bytes()),
+        }
+    })
 }
 
 fn at<T>(stage: &'static str, result: Result<T>) -> Result<T, Failure> {

@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::load::{Model, Task};
+use crate::shares::Shares;
 
 /// `clone3(2)`: the new task is a child of our parent.
 const CLONE_PARENT: u64 = 0x8000;
@@ -34,6 +35,8 @@ pub(crate) struct World<'m> {
     nursery: Nursery,
     /// Which nodes of the plan clone others.
     bears: Vec<bool>,
+    /// What processes have in common.
+    shares: Shares,
     /// Tasks whose memory nobody inherits.
     unfilled: Vec<Unfilled>,
 }
@@ -79,6 +82,7 @@ impl<'m> World<'m> {
             helpers: Vec::new(),
             nursery,
             bears: plan.bears(),
+            shares: Shares::of(model, plan)?,
             unfilled: Vec::new(),
         };
         world.follow(plan, if sibling { CLONE_PARENT } else { 0 })
@@ -97,6 +101,7 @@ impl<'m> World<'m> {
             let done = self.step(*step, plan, flags, &mut at, &mut ended);
             done.within(|| self.subject(plan, node))?;
         }
+        self.leave_shared(plan, &at)?;
         let unfilled = std::mem::take(&mut self.unfilled);
         for tasks in unfilled.chunks(AT_ONCE) {
             self.fill(tasks)?;
@@ -104,6 +109,15 @@ impl<'m> World<'m> {
         self.name_reapers(!ended.is_empty())?;
         self.part_from(ended)?;
         Ok(self)
+    }
+
+    /// Who only passed a descriptor table on, or a working directory, gets one of its own.
+    fn leave_shared(&mut self, plan: &Plan, at: &[Option<usize>]) -> Result<()> {
+        for (node, flags) in self.shares.left() {
+            let here = at[node].expect("all are cloned");
+            birth::unshare(&mut self.held[here], flags).within(|| self.subject(plan, node))?;
+        }
+        Ok(())
     }
 
     /// Orphans find their reaper when whoever bore them ends.
@@ -133,7 +147,8 @@ impl<'m> World<'m> {
                     Some(creator) => {
                         let creator =
                             at[creator].expect("creators are cloned before their children");
-                        birth::clone_child(&mut self.held[creator], pid, &self.nursery)?
+                        let shared = self.shares.at_birth(node);
+                        birth::clone_child(&mut self.held[creator], pid, shared, &self.nursery)?
                     }
                 };
                 at[node] = Some(self.held.len());
@@ -310,7 +325,7 @@ impl<'m> World<'m> {
             .map(|pid| pid.get().cast_signed())
             .collect();
         for pid in pids {
-            let helper = birth::clone_child(&mut self.held[0], pid, &self.nursery)?;
+            let helper = birth::clone_child(&mut self.held[0], pid, 0, &self.nursery)?;
             self.helpers.push((self.held.len(), pid));
             self.held.push(helper);
         }
@@ -329,14 +344,19 @@ impl<'m> World<'m> {
             tables.push((table, *image, *here));
         }
         tables.sort_by_key(|(table, ..)| *table);
-        for (table, image, here) in &tables {
+        for (position, (table, image, here)) in tables.iter().enumerate() {
             let task = self.task(*image);
             let Some(body) = &task.body else { continue };
             let mut program = Program::new();
             self.files.fs_program(&body.fs, &mut program)?;
-            self.files.place(*table, &mut program)?;
+            // Of those that share a table the last one fills it: nothing of ours is in it then.
+            let next = tables.get(position + 1).map(|(next, ..)| next);
+            if next != Some(table) {
+                self.files.place(*table, &mut program)?;
+            }
             self.held[*here].run(&program).within(|| task.subject())?;
         }
+        tables.dedup_by_key(|(table, ..)| *table);
         for (here, pid) in std::mem::take(&mut self.helpers).into_iter().rev() {
             debug_assert_eq!(here, self.held.len() - 1);
             if let Some(helper) = self.held.pop() {

@@ -11,7 +11,7 @@ use std::fs;
 use criu_image::id::FileId;
 use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
-use criu_proc::{Dev, InfoLine, Mount, ProcDir};
+use criu_proc::{InfoLine, Mount, ProcDir};
 use criu_tracee::{Program, Sysno};
 
 use crate::handle;
@@ -153,7 +153,7 @@ impl FileKind for Fanotify {
 
 fn add(program: &mut Program, fd: i32, flags: u32, mask: u32, target: i32) {
     let path = program.cstr(format!("/proc/self/fd/{target}"));
-    program.fanotify_mark(fd, flags, mask, libc::AT_FDCWD, path);
+    program.fanotify_mark(fd, flags, mask.into(), libc::AT_FDCWD, path);
 }
 
 /// Opens what a mark of a mount or a file system is on, as a place.
@@ -264,12 +264,6 @@ impl Notes {
     }
 }
 
-/// A device as the kernel numbers it, for people.
-#[cfg(test)]
-fn device(number: u32) -> String {
-    Dev::from_kernel(number).to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use criu_kind::testing::{Paper, open_file, restored};
@@ -291,7 +285,7 @@ mod tests {
         let mut entry =
             FileKind::dump(&Fanotify, &mut Paper::default(), &file).expect("well formed");
         assert_eq!((entry.faflags, entry.evflags, entry.mark.len()), (2, 0x8000, 3));
-        assert_eq!(device(entry.mark[0].s_dev), "254:0");
+        assert_eq!(entry.mark[0].s_dev, 254 << 20);
         assert_eq!(entry.mark[1].me.as_ref().map(|me| me.mnt_id), Some(0x1b));
         assert_eq!(entry.mark[2].ie.as_ref().map(|ie| ie.i_ino), Some(0x98_e0ad));
         for mark in &mut entry.mark {

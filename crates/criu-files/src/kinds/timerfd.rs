@@ -84,7 +84,7 @@ impl FileKind for Timerfd {
                 None if is_absolute(entry) => from_now(entry)?,
                 None => (entry.vsec, entry.vnsec),
             };
-            let words = [entry.isec, entry.insec, vsec, vnsec].map(long);
+            let words = [entry.isec, entry.insec, vsec, vnsec].map(u64::to_ne_bytes);
             let setting = program.bytes(words.concat());
             program.timerfd_settime(fd, entry.settime_flags, setting, 0);
         }
@@ -140,17 +140,6 @@ impl Times {
     }
 }
 
-/// A word of `struct itimerspec` as this machine has it.
-fn long(value: u64) -> Vec<u8> {
-    let bytes = value.to_ne_bytes();
-    let width = size_of::<libc::c_long>();
-    if cfg!(target_endian = "big") {
-        bytes[8 - width..].to_vec()
-    } else {
-        bytes[..width].to_vec()
-    }
-}
-
 fn low_word(clock: i64) -> u32 {
     u32::try_from(clock & 0xffff_ffff).unwrap_or(0)
 }
@@ -158,7 +147,7 @@ fn low_word(clock: i64) -> u32 {
 /// The kernel counts the expirations of an interval only when it is asked; till then the timer stands still.
 fn up_to_date(file: &OpenFile) -> Result<Fdinfo> {
     let mut program = Program::new();
-    let setting = program.room(4 * size_of::<libc::c_long>());
+    let setting = program.room(32);
     let asked = program.timerfd_gettime(file.fd.as_raw_fd(), setting);
     program.tolerate();
     if Local.run(&program)?.get(asked).is_err() {
