@@ -78,7 +78,10 @@ mod tests {
     #[test]
     fn forms() {
         let policy = Policy::parse("/var/log/*=append").expect("one");
-        assert_eq!((policy.pattern.as_str(), &policy.how), ("/var/log/*", &How::Append));
+        assert_eq!(
+            (policy.pattern.as_str(), &policy.how),
+            ("/var/log/*", &How::Append)
+        );
         let replace = Policy::parse("/a=b=replace:/c").expect("one");
         assert_eq!(replace.pattern, "/a=b");
         assert_eq!(replace.how, How::Replace("/c".to_owned()));
@@ -90,7 +93,10 @@ mod tests {
     #[test]
     fn patterns() {
         let covers = |pattern: &str, path: &str| {
-            let policy = Policy { pattern: pattern.to_owned(), how: How::Strict };
+            let policy = Policy {
+                pattern: pattern.to_owned(),
+                how: How::Strict,
+            };
             policy.covers(path.as_bytes())
         };
         assert!(covers("/a", "/a") && !covers("/a", "/ab") && !covers("/a", "/"));

@@ -23,7 +23,12 @@ pub(crate) fn of(file: &OpenFile, validation: Validation) -> Result<Vec<u32>> {
     {
         return Ok(Vec::new());
     }
-    if file.info.locks.iter().any(|lock| lock.kind == LockKind::Lease) {
+    if file
+        .info
+        .locks
+        .iter()
+        .any(|lock| lock.kind == LockKind::Lease)
+    {
         return Ok(Vec::new()); // To open it would break the lease.
     }
     match reopen(&file.fd, OFlag::O_RDONLY | OFlag::O_NONBLOCK) {

@@ -53,7 +53,8 @@ impl Files<'_> {
                 true => file.set_len(size),
                 false => Ok(()),
             });
-            cut.map_err(Error::io("ftruncate")).within(|| self.subject(*id))?;
+            cut.map_err(Error::io("ftruncate"))
+                .within(|| self.subject(*id))?;
         }
         Ok(())
     }

@@ -433,7 +433,10 @@ impl RestoreCx for Files<'_> {
 
     fn memory(&mut self, id: ShmId, object: i32, size: u64) -> Result<()> {
         let path = format!("/proc/self/fd/{object}");
-        let file = std::fs::OpenOptions::new().read(true).write(true).open(path);
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path);
         (self.options.memory)(
             self.store,
             id,

@@ -90,7 +90,12 @@ fn content(file: &OpenFile, limit: u64) -> Result<Option<File>> {
             format!("give --ghost-limit {size}"),
         ));
     }
-    if file.info.locks.iter().any(|lock| lock.kind == LockKind::Lease) {
+    if file
+        .info
+        .locks
+        .iter()
+        .any(|lock| lock.kind == LockKind::Lease)
+    {
         return Err(Error::unsupported(
             "an unlinked file with a lease, which reading it would break",
             "let the task give up the lease before the dump",

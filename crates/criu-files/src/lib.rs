@@ -86,4 +86,4 @@ pub const KINDS: &[&dyn criu_kind::AnyFileKind] = &[
 pub use collector::{Collector, FdTable, Memory};
 pub use files::Files;
 pub use link::Names;
-pub use options::{DumpOptions, FilePolicy, RestoreOptions, Validation};
+pub use options::{DumpOptions, FilePolicy, Policies, RestoreOptions, Validation};

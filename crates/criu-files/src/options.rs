@@ -49,12 +49,15 @@ pub struct RestoreOptions {
     /// Paths that take the place of devices, by name (`--external dev[NAME]:PATH`).
     pub devices: Vec<(String, PathBuf)>,
     /// What may have happened to the file of a path (`--file-policy`).
-    pub policies: Box<dyn Fn(&[u8]) -> FilePolicy>,
+    pub policies: Policies,
     /// A directory that paths start from (`--root`), by descriptor.
     pub root: Option<i32>,
     /// Brings the pages of memory that files hold into a new object of this size.
     pub memory: fn(&dyn Store, ShmId, &File, u64) -> Result<()>,
 }
+
+/// Tells the policy of a path.
+pub type Policies = Box<dyn Fn(&[u8]) -> FilePolicy>;
 
 impl std::fmt::Debug for RestoreOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

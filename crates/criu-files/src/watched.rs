@@ -11,9 +11,7 @@ use std::path::{Path, PathBuf};
 
 use criu_image::id::FileId;
 use criu_image::pb;
-use criu_kind::{
-    DumpCx, Error, FileEntry, Inode, OpenFile, RestoreCx, Result, Slot,
-};
+use criu_kind::{DumpCx, Error, FileEntry, Inode, OpenFile, RestoreCx, Result, Slot};
 use criu_proc::{Dev, ProcDir};
 use criu_tracee::{Local, Program, Site};
 use nix::fcntl::{OFlag, open as openat, readlink};
@@ -93,7 +91,12 @@ fn target(cx: &mut dyn DumpCx, pid: Pid, place: &Place<'_>) -> Result<OwnedFd> {
     }
     let through = |slot: Slot| {
         let path = format!("/proc/{}/fd/{}", slot.pid, slot.fd);
-        openat(path.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).ok()
+        openat(
+            path.as_str(),
+            OFlag::O_PATH | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+        .ok()
     };
     let same = |fd: &OwnedFd| fstat(fd).is_ok_and(|stat| place.is(&Inode::from(&stat)));
     let mut found = None;
@@ -125,7 +128,9 @@ fn scan(root: &Path, place: &Place<'_>) -> Option<OwnedFd> {
     let open = |path: &Path| {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = openat(path, flags, Mode::empty()).ok()?;
-        fstat(&fd).is_ok_and(|stat| place.is(&Inode::from(&stat))).then_some(fd)
+        fstat(&fd)
+            .is_ok_and(|stat| place.is(&Inode::from(&stat)))
+            .then_some(fd)
     };
     if let Some(found) = open(root) {
         return Some(found);
@@ -141,7 +146,8 @@ fn scan(root: &Path, place: &Place<'_>) -> Option<OwnedFd> {
             }
             let inside = entry.file_type().is_ok_and(|kind| kind.is_dir());
             let device = || lstat(&entry.path()).map(|stat| Inode::from(&stat).dev).ok();
-            if inside && device().and_then(|dev| Dev::from_st_dev(dev).to_kernel()) == Some(place.dev)
+            if inside
+                && device().and_then(|dev| Dev::from_st_dev(dev).to_kernel()) == Some(place.dev)
             {
                 directories.push(entry.path());
             }
@@ -170,11 +176,7 @@ fn opened(target: &OwnedFd, id: FileId, pid: Pid) -> Result<OpenFile> {
 }
 
 /// Opens a watched file here, as a place: that of the images, or what its path or its handle leads to.
-pub(crate) fn open(
-    cx: &mut dyn RestoreCx,
-    file: Option<FileId>,
-    place: &Place<'_>,
-) -> Result<i32> {
+pub(crate) fn open(cx: &mut dyn RestoreCx, file: Option<FileId>, place: &Place<'_>) -> Result<i32> {
     let mut opening = Program::new();
     let by_handle;
     let target = match (file, &place.handle.path) {

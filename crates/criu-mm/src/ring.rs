@@ -16,11 +16,7 @@ use crate::image::{Backing, SpaceImage, backing};
 use crate::page_size;
 
 /// Maps the rings of a process, when all else is mapped.
-pub(crate) fn restore(
-    tracee: &mut Tracee,
-    image: &SpaceImage,
-    files: &dyn FileFds,
-) -> Result<()> {
+pub(crate) fn restore(tracee: &mut Tracee, image: &SpaceImage, files: &dyn FileFds) -> Result<()> {
     for vma in image.vmas() {
         if backing(vma) == Backing::Ring {
             map_one(tracee, vma, files.fd(file_id(vma)?)?)?;
@@ -85,7 +81,9 @@ fn holes(busy: &[Range<u64>], wanted: &Range<u64>, lowest: u64) -> Vec<Range<u64
 fn lowest() -> u64 {
     let set = std::fs::read_to_string("/proc/sys/vm/mmap_min_addr").ok();
     let set = set.and_then(|set| set.trim().parse().ok());
-    set.unwrap_or(0).max(page_size()).next_multiple_of(page_size())
+    set.unwrap_or(0)
+        .max(page_size())
+        .next_multiple_of(page_size())
 }
 
 #[cfg(test)]

@@ -335,7 +335,10 @@ mod tests {
     fn honest_refusals() {
         let refusal = |maps, flags| class(maps, flags).expect_err("refused").to_string();
         assert_eq!(
-            refusal("1000-3000 rw-s 0 00:10 7 anon_inode:[perf_event]", "rd wr sh"),
+            refusal(
+                "1000-3000 rw-s 0 00:10 7 anon_inode:[perf_event]",
+                "rd wr sh"
+            ),
             "memory of [perf_event]"
         );
         assert_eq!(

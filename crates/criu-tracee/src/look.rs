@@ -35,7 +35,9 @@ pub(crate) fn thread_ids(pid: Pid) -> Vec<Pid> {
 
 /// Whether the kernel may have threads of its own in a process: those of io_uring(7).
 fn has_ring(pid: Pid) -> bool {
-    let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
+    let fds = fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten();
     fds.flatten().any(|fd| {
         let link = fs::read_link(fd.path());
         link.is_ok_and(|link| link.as_os_str() == "anon_inode:[io_uring]")
@@ -51,7 +53,9 @@ fn is_worker(tid: Pid) -> bool {
     };
     let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
     let flags = after.split_ascii_whitespace().nth(6);
-    flags.and_then(|flags| flags.parse().ok()).is_some_and(|flags: u64| flags & WORKER != 0)
+    flags
+        .and_then(|flags| flags.parse().ok())
+        .is_some_and(|flags: u64| flags & WORKER != 0)
 }
 
 pub(crate) fn status(tid: Pid) -> String {

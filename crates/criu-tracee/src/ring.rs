@@ -125,8 +125,7 @@ pub fn ring_traits(ring: BorrowedFd<'_>) -> RingTraits {
         restricted: asked == Some(Errno::EACCES),
         eventfd: asked == Some(Errno::EBUSY),
         // The kernel looks whether the ring can at all before it reads the address, which is none.
-        polled: register(REGISTER_NAPI, 1) == Some(Errno::EINVAL)
-            && register_knows(REGISTER_NAPI),
+        polled: register(REGISTER_NAPI, 1) == Some(Errno::EINVAL) && register_knows(REGISTER_NAPI),
         provided_buffers: false,
     };
     if !traits.single_issuer && !traits.restricted {
@@ -317,8 +316,7 @@ impl Queue<'_> {
             let slot = (tail.wrapping_add(index) & mask) as usize;
             self.sqes.put(slot * SQE, &make(index));
         }
-        self.rings
-            .set(self.params.sq(1), tail.wrapping_add(count));
+        self.rings.set(self.params.sq(1), tail.wrapping_add(count));
         // SAFETY: the requests name no memory.
         let ret = unsafe {
             raw_syscall!(
@@ -485,21 +483,30 @@ mod tests {
         (state.sq_head, state.sq_tail) = (sq_head, sq_head + 2);
         (state.cq_tail, state.cq_head) = (cq_tail, cq_tail - unread);
         state.cqes = (0..16 * CQE).map(|byte| byte.to_le_bytes()[0]).collect();
-        state.sqes = (0..8 * SQE).map(|byte| (byte * 7).to_le_bytes()[0]).collect();
+        state.sqes = (0..8 * SQE)
+            .map(|byte| (byte * 7).to_le_bytes()[0])
+            .collect();
         state.sq_array = vec![3, 1, 2, 0, 4, 5, 7, 6];
         Some(state)
     }
 
     #[test]
     fn a_ring_is_where_the_other_was() {
-        for (sq_head, cq_tail, unread) in
-            [(0, 0, 0), (5, 5, 0), (1003, 1000, 16), (77, 80, 3), (9, 400, 16), (100_001, 7, 7)]
-        {
+        for (sq_head, cq_tail, unread) in [
+            (0, 0, 0),
+            (5, 5, 0),
+            (1003, 1000, 16),
+            (77, 80, 3),
+            (9, 400, 16),
+            (100_001, 7, 7),
+        ] {
             let Some(state) = state(sq_head, cq_tail, unread) else {
                 return;
             };
             let ring = make_ring(&state).expect("made");
-            let again = ring_state(ring.as_fd(), 8, 16).expect("read").expect("like it");
+            let again = ring_state(ring.as_fd(), 8, 16)
+                .expect("read")
+                .expect("like it");
             assert_eq!(again, state, "{sq_head} {cq_tail} {unread}");
             assert_eq!(ring_traits(ring.as_fd()), RingTraits::default());
         }
@@ -518,8 +525,15 @@ mod tests {
         for slot in 0..8 {
             rings.set(params.sq(6) + slot * 4, u32::try_from(slot).expect("few"));
         }
-        let queue = Queue { fd: ring.as_fd(), params, rings: &rings, sqes: &sqes };
-        queue.submit(6, |_| request(OP_NOP, false)).expect("room for six");
+        let queue = Queue {
+            fd: ring.as_fd(),
+            params,
+            rings: &rings,
+            sqes: &sqes,
+        };
+        queue
+            .submit(6, |_| request(OP_NOP, false))
+            .expect("room for six");
         assert_eq!(rings.get(params.cq(1)), 26);
         for position in 10..20 {
             let at = params.cq(5) + (position & 15) * CQE;
@@ -538,10 +552,22 @@ mod tests {
         let at = (&raw const number).addr();
         // SAFETY: the kernel reads one number.
         let ret = unsafe {
-            raw_syscall!(Sysno::io_uring_register, ring.as_raw_fd(), REGISTER_EVENTFD, at, 1)
+            raw_syscall!(
+                Sysno::io_uring_register,
+                ring.as_raw_fd(),
+                REGISTER_EVENTFD,
+                at,
+                1
+            )
         };
         assert_eq!(failure(ret), None);
         let traits = ring_traits(ring.as_fd());
-        assert_eq!(traits, RingTraits { eventfd: true, ..RingTraits::default() });
+        assert_eq!(
+            traits,
+            RingTraits {
+                eventfd: true,
+                ..RingTraits::default()
+            }
+        );
     }
 }

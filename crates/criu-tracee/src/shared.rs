@@ -72,7 +72,14 @@ pub fn write_huge(file: &File, page: u64, at: u64, bytes: &[u8]) -> Result<()> {
     let prot = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a new mapping at a place of the kernel's choice.
     let map = unsafe {
-        libc::mmap(std::ptr::null_mut(), length, prot, populate, file.as_raw_fd(), offset)
+        libc::mmap(
+            std::ptr::null_mut(),
+            length,
+            prot,
+            populate,
+            file.as_raw_fd(),
+            offset,
+        )
     };
     if map == libc::MAP_FAILED {
         return Err(failed(Errno::last()));

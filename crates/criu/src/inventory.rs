@@ -161,7 +161,11 @@ impl Identities {
                 pgid: raw(node.vpgid),
                 sid: raw(node.vsid),
                 // A zombie has itself alone.
-                threads: self.threads.get(&node.pid).cloned().unwrap_or_else(|| vec![raw(node.vpid)]),
+                threads: self
+                    .threads
+                    .get(&node.pid)
+                    .cloned()
+                    .unwrap_or_else(|| vec![raw(node.vpid)]),
             })?;
             if let Some((ids, fs)) = self.tasks.get(&node.pid) {
                 let id = VPid::new(raw(node.vpid));
@@ -189,7 +193,10 @@ impl Identities {
 /// The threads of a held task, leader first, as images number them. Those that the kernel has in a process
 /// are not among them.
 fn threads(tracee: &Tracee) -> Vec<u32> {
-    let ids = tracee.threads().iter().map(|thread| raw(thread.vtid().as_raw()));
+    let ids = tracee
+        .threads()
+        .iter()
+        .map(|thread| raw(thread.vtid().as_raw()));
     ids.collect()
 }
 

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use criu_files::{FilePolicy, Files, KINDS};
+use criu_files::{FilePolicy, Files, KINDS, Policies};
 use criu_image::Directory;
 use criu_image::manifest::{Depth, Manifest};
 use criu_kind::{Error, Result};
@@ -142,7 +142,7 @@ fn file_options(options: &RestoreOptions) -> criu_files::RestoreOptions {
 }
 
 /// What may have happened to files, in the words of the files: the first that is about a path counts.
-fn policies(options: &RestoreOptions) -> Box<dyn Fn(&[u8]) -> FilePolicy> {
+fn policies(options: &RestoreOptions) -> Policies {
     let policies = options.policies.clone();
     Box::new(move |path| {
         let policy = policies.iter().find(|policy| policy.covers(path));

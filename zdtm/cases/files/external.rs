@@ -133,7 +133,10 @@ fn device() -> Result<()> {
         Ok(file) => file,
         Err(error) => return zdtm::skip(format!("devices cannot be opened here: {error}")),
     };
-    say("dump.conf", &format!("external dev[{major}/{minor}]:mine\n"))?;
+    say(
+        "dump.conf",
+        &format!("external dev[{major}/{minor}]:mine\n"),
+    )?;
     say("restore.conf", "external dev[mine]:/dev/null\n")?;
     given(&file)
 }

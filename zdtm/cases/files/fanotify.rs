@@ -33,9 +33,12 @@ macro_rules! group {
 
 macro_rules! mark {
     ($group:expr, $flags:expr, $mask:expr, $path:expr) => {
-        if let Err(error) =
-            $group.mark(MarkFlags::FAN_MARK_ADD | $flags, $mask, nix::fcntl::AT_FDCWD, Some(&$path))
-        {
+        if let Err(error) = $group.mark(
+            MarkFlags::FAN_MARK_ADD | $flags,
+            $mask,
+            nix::fcntl::AT_FDCWD,
+            Some(&$path),
+        ) {
             return zdtm::skip(format!("no such mark here: {error}"));
         }
     };
@@ -51,20 +54,31 @@ fn events(group: &Fanotify) -> Vec<(MaskFlags, Option<PathBuf>)> {
         let number = std::os::fd::AsRawFd::as_raw_fd(&fd);
         fs::read_link(format!("/proc/self/fd/{number}")).ok()
     };
-    events.iter().map(|event| (event.mask(), name(event))).collect()
+    events
+        .iter()
+        .map(|event| (event.mask(), name(event)))
+        .collect()
 }
 
 fn file() -> Result<()> {
     fs::write(path("file"), "")?;
     let group = group!(InitFlags::FAN_CLASS_NOTIF | InitFlags::FAN_CLOEXEC);
-    mark!(group, MarkFlags::empty(), MaskFlags::FAN_MODIFY | MaskFlags::FAN_OPEN, path("file"));
+    mark!(
+        group,
+        MarkFlags::empty(),
+        MaskFlags::FAN_MODIFY | MaskFlags::FAN_OPEN,
+        path("file")
+    );
     zdtm::checkpoint()?;
     check_eq!(events(&group), []);
     let mut file = File::options().write(true).open(path("file"))?;
     file.write_all(b"x")?;
     check_eq!(
         events(&group),
-        [(MaskFlags::FAN_OPEN | MaskFlags::FAN_MODIFY, Some(path("file")))]
+        [(
+            MaskFlags::FAN_OPEN | MaskFlags::FAN_MODIFY,
+            Some(path("file"))
+        )]
     );
     check_eq!(events(&group), []);
     Ok(())
@@ -116,27 +130,43 @@ fn mount() -> Result<()> {
     let group = group!(InitFlags::FAN_CLASS_NOTIF);
     let target = "/dev/shm".into();
     let _: &PathBuf = &target;
-    mark!(group, MarkFlags::FAN_MARK_MOUNT, MaskFlags::FAN_CLOSE_WRITE, target);
+    mark!(
+        group,
+        MarkFlags::FAN_MARK_MOUNT,
+        MaskFlags::FAN_CLOSE_WRITE,
+        target
+    );
     let name = format!("zdtm-fanotify-{}", std::process::id());
     let file = target.join(name);
     zdtm::checkpoint()?;
     fs::write(&file, "x")?;
     let found = events(&group);
     fs::remove_file(&file)?;
-    check!(found.contains(&(MaskFlags::FAN_CLOSE_WRITE, Some(file))), "{found:?}");
+    check!(
+        found.contains(&(MaskFlags::FAN_CLOSE_WRITE, Some(file))),
+        "{found:?}"
+    );
     Ok(())
 }
 
 fn filesystem() -> Result<()> {
     let group = group!(InitFlags::FAN_CLASS_NOTIF);
     let target = PathBuf::from("/dev/shm");
-    mark!(group, MarkFlags::FAN_MARK_FILESYSTEM, MaskFlags::FAN_CLOSE_WRITE, target);
+    mark!(
+        group,
+        MarkFlags::FAN_MARK_FILESYSTEM,
+        MaskFlags::FAN_CLOSE_WRITE,
+        target
+    );
     let file = target.join(format!("zdtm-fanotify-fs-{}", std::process::id()));
     zdtm::checkpoint()?;
     fs::write(&file, "x")?;
     let found = events(&group);
     fs::remove_file(&file)?;
-    check!(found.contains(&(MaskFlags::FAN_CLOSE_WRITE, Some(file))), "{found:?}");
+    check!(
+        found.contains(&(MaskFlags::FAN_CLOSE_WRITE, Some(file))),
+        "{found:?}"
+    );
     Ok(())
 }
 
@@ -162,7 +192,12 @@ fn unlinked() -> Result<()> {
     fs::write(path("name"), "")?;
     let mut file = File::options().write(true).open(path("name"))?;
     let group = group!(InitFlags::FAN_CLASS_NOTIF);
-    mark!(group, MarkFlags::empty(), MaskFlags::FAN_MODIFY, path("name"));
+    mark!(
+        group,
+        MarkFlags::empty(),
+        MaskFlags::FAN_MODIFY,
+        path("name")
+    );
     fs::remove_file(path("name"))?;
     zdtm::checkpoint()?;
     file.write_all(b"x")?;
@@ -175,9 +210,17 @@ fn unlinked() -> Result<()> {
 fn queued() -> Result<()> {
     fs::write(path("file"), "")?;
     let group = group!(InitFlags::FAN_CLASS_NOTIF);
-    mark!(group, MarkFlags::empty(), MaskFlags::FAN_CLOSE_WRITE, path("file"));
+    mark!(
+        group,
+        MarkFlags::empty(),
+        MaskFlags::FAN_CLOSE_WRITE,
+        path("file")
+    );
     fs::write(path("file"), "x")?;
     zdtm::checkpoint()?;
-    check_eq!(events(&group), [(MaskFlags::FAN_CLOSE_WRITE, Some(path("file")))]);
+    check_eq!(
+        events(&group),
+        [(MaskFlags::FAN_CLOSE_WRITE, Some(path("file")))]
+    );
     heard(&group, "file")
 }

@@ -14,8 +14,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("inotify-hardlink", || removed(true)).options(&["--link-remap"]),
     Case::new("inotify-quiet", quiet),
     Case::new("inotify-queued", queued),
-    Case::new("inotify-irmap", hidden)
-        .dump_options(&["--config=../work/dump.conf"]),
+    Case::new("inotify-irmap", hidden).dump_options(&["--config=../work/dump.conf"]),
 ];
 
 fn path(name: &str) -> PathBuf {

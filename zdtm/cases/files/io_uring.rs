@@ -57,18 +57,33 @@ impl Ring {
         params[2] = flags;
         let at = (&raw mut params).addr();
         // SAFETY: the structure is as long as the kernel wants.
-        let fd = match unsafe { zdtm::syscall(libc::SYS_io_uring_setup, [entries, at, 0, 0, 0, 0]) } {
+        let fd = match unsafe { zdtm::syscall(libc::SYS_io_uring_setup, [entries, at, 0, 0, 0, 0]) }
+        {
             // SAFETY: it is new and ours.
             Ok(fd) => unsafe { OwnedFd::from_raw_fd(i32::try_from(fd)?) },
             Err(_) => return Ok(None),
         };
         let (kind, protection) = (libc::MAP_SHARED, libc::PROT_READ | libc::PROT_WRITE);
         let map = |length: u32, offset| {
-            Mapping::new(usize::try_from(length)?, protection, kind, fd.as_raw_fd(), offset)
+            Mapping::new(
+                usize::try_from(length)?,
+                protection,
+                kind,
+                fd.as_raw_fd(),
+                offset,
+            )
         };
-        let queues = map((params[16] + params[0] * 4).max(params[25] + params[1] * 16), 0)?;
+        let queues = map(
+            (params[16] + params[0] * 4).max(params[25] + params[1] * 16),
+            0,
+        )?;
         let requests = map(params[0] * 64, 0x1000_0000)?;
-        Ok(Some(Self { fd, params, queues, requests }))
+        Ok(Some(Self {
+            fd,
+            params,
+            queues,
+            requests,
+        }))
     }
 
     fn word(&self, offset: u32) -> &AtomicU32 {
@@ -89,12 +104,17 @@ impl Ring {
         bytes[28..32].copy_from_slice(&request.events.to_ne_bytes());
         bytes[32..40].copy_from_slice(&request.data.to_ne_bytes());
         bytes[40..42].copy_from_slice(&request.buffer.to_ne_bytes());
-        self.word(self.params[16] + slot * 4).store(slot, Ordering::Release);
+        self.word(self.params[16] + slot * 4)
+            .store(slot, Ordering::Release);
         tail.fetch_add(1, Ordering::AcqRel);
     }
 
     fn nop(&self, data: u64) {
-        self.make(Request { operation: NOP, data, ..Request::default() });
+        self.make(Request {
+            operation: NOP,
+            data,
+            ..Request::default()
+        });
     }
 
     fn enter(&self, submit: usize, wait: usize) -> Result<i64> {
@@ -170,7 +190,11 @@ fn unread() -> Result<()> {
         }
     }
     ring.nop(100);
-    ring.make(Request { operation: NOP, data: 101, ..Request::default() });
+    ring.make(Request {
+        operation: NOP,
+        data: 101,
+        ..Request::default()
+    });
     zdtm::checkpoint()?;
     check_eq!(ring.take(), [(4, 0), (5, 0), (6, 0), (7, 0), (8, 0)]);
     check_eq!(ring.enter(2, 2)?, 2);
@@ -237,7 +261,13 @@ fn registered() -> Result<()> {
     check_eq!(ring.enter(1, 1)?, 1);
     check_eq!(ring.take(), [(4, 8)]);
     check_eq!(memory.bytes()[..4], [1, 2, 3, 4]);
-    ring.make(Request { operation: READ, flags: FIXED_FILE, fd: 0, data: 5, ..Request::default() });
+    ring.make(Request {
+        operation: READ,
+        flags: FIXED_FILE,
+        fd: 0,
+        data: 5,
+        ..Request::default()
+    });
     ring.enter(1, 1)?;
     check_eq!(ring.take(), [(5, -libc::EBADF)]);
     Ok(())

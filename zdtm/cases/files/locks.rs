@@ -174,19 +174,46 @@ fn breaking() -> Result<()> {
     };
     let breaks = |name: &str, write: bool| {
         let mut options = File::options();
-        options.read(!write).write(write).custom_flags(libc::O_NONBLOCK);
+        options
+            .read(!write)
+            .write(write)
+            .custom_flags(libc::O_NONBLOCK);
         let opened = options.open(zdtm::dir().join(name));
         opened.err().and_then(|error| error.raw_os_error()) == Some(libc::EWOULDBLOCK)
     };
-    let cases = [("one", true, false), ("two", true, true), ("three", false, true)];
+    let cases = [
+        ("one", true, false),
+        ("two", true, true),
+        ("three", false, true),
+    ];
     let mut files = Vec::new();
     for (name, written, by_writer) in cases {
         fs::write(zdtm::dir().join(name), "")?;
-        let file = File::options().read(true).write(written).open(zdtm::dir().join(name))?;
-        lease(&file, libc::F_SETLEASE, if written { libc::F_WRLCK } else { libc::F_RDLCK })?;
+        let file = File::options()
+            .read(true)
+            .write(written)
+            .open(zdtm::dir().join(name))?;
+        lease(
+            &file,
+            libc::F_SETLEASE,
+            if written {
+                libc::F_WRLCK
+            } else {
+                libc::F_RDLCK
+            },
+        )?;
         check!(breaks(name, by_writer));
         pending.wait()?;
-        files.push((file, name, if by_writer { libc::F_UNLCK } else { libc::F_RDLCK }, by_writer));
+        files.push((
+            file,
+            name,
+            if by_writer {
+                libc::F_UNLCK
+            } else {
+                libc::F_RDLCK
+            },
+            by_writer,
+        ));
     }
     zdtm::checkpoint()?;
     let waiting = zdtm::status_field("self", "SigPnd")?;

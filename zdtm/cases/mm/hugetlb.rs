@@ -48,7 +48,11 @@ macro_rules! pages {
 }
 
 fn map(length: usize, flags: i32, fd: i32) -> Result<Mapping> {
-    let anonymous = if fd < 0 { libc::MAP_ANONYMOUS | libc::MAP_HUGETLB } else { 0 };
+    let anonymous = if fd < 0 {
+        libc::MAP_ANONYMOUS | libc::MAP_HUGETLB
+    } else {
+        0
+    };
     Mapping::new(length, READ_WRITE, flags | anonymous, fd, 0)
 }
 
@@ -77,7 +81,9 @@ fn page_size_of(memory: &Mapping) -> Result<usize> {
     let smaps = zdtm::proc_text("self", "smaps")?;
     let start = format!("{:x}-", memory.address());
     let lines = smaps.lines().skip_while(|line| !line.starts_with(&start));
-    let size = lines.skip(1).find_map(|line| line.strip_prefix("KernelPageSize:"));
+    let size = lines
+        .skip(1)
+        .find_map(|line| line.strip_prefix("KernelPageSize:"));
     let kilobytes = size.and_then(|size| size.split_whitespace().next());
     Ok(kilobytes.unwrap_or_default().parse::<usize>()? * 1024)
 }
@@ -91,7 +97,11 @@ fn shared() -> Result<()> {
         let maps = zdtm::proc_text("self", "maps")?;
         let start = format!("{:x}-", memory.address());
         let line = maps.lines().find(|line| line.starts_with(&start));
-        Ok(line.unwrap_or_default().split_whitespace().skip(5).collect())
+        Ok(line
+            .unwrap_or_default()
+            .split_whitespace()
+            .skip(5)
+            .collect())
     };
     let name = maps()?;
     zdtm::checkpoint()?;
@@ -136,7 +146,10 @@ fn inherited() -> Result<()> {
 fn new(flags: u32) -> Result<File> {
     // SAFETY: the name is a C string; the descriptor is new and ours.
     let fd = zdtm::ret(unsafe {
-        libc::memfd_create(c"huge".as_ptr(), flags | libc::MFD_HUGETLB | libc::MFD_CLOEXEC)
+        libc::memfd_create(
+            c"huge".as_ptr(),
+            flags | libc::MFD_HUGETLB | libc::MFD_CLOEXEC,
+        )
     })?;
     // SAFETY: as above.
     Ok(unsafe { File::from_raw_fd(fd) })

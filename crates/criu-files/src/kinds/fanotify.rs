@@ -219,7 +219,11 @@ fn refuse_events(file: &OpenFile, entry: &pb::FanotifyFileEntry) -> Result<()> {
             "try again when the program has read its events",
         ));
     }
-    let asked = if entry.faflags & CLASSES != 0 { blocked()? } else { 0 };
+    let asked = if entry.faflags & CLASSES != 0 {
+        blocked()?
+    } else {
+        0
+    };
     if asked > 0 {
         return Err(Error::unsupported(
             format!("{asked} tasks wait for the permission of a group like it"),
@@ -232,13 +236,21 @@ fn refuse_events(file: &OpenFile, entry: &pb::FanotifyFileEntry) -> Result<()> {
 /// Tasks of this machine that wait for an answer of somebody's to a permission event.
 fn blocked() -> Result<usize> {
     let mut count = 0;
-    for entry in fs::read_dir("/proc").map_err(Error::io("getdents64"))?.flatten() {
+    for entry in fs::read_dir("/proc")
+        .map_err(Error::io("getdents64"))?
+        .flatten()
+    {
         let name = entry.file_name();
-        if !name.to_string_lossy().starts_with(|letter: char| letter.is_ascii_digit()) {
+        if !name
+            .to_string_lossy()
+            .starts_with(|letter: char| letter.is_ascii_digit())
+        {
             continue;
         }
         // Who has gone meanwhile waits for nobody.
-        let tasks = fs::read_dir(entry.path().join("task")).into_iter().flatten();
+        let tasks = fs::read_dir(entry.path().join("task"))
+            .into_iter()
+            .flatten();
         let waits = tasks.flatten().filter(|task| {
             let place = fs::read_to_string(task.path().join("wchan")).unwrap_or_default();
             place.starts_with("fanotify_")
@@ -284,10 +296,16 @@ mod tests {
         assert!(FileKind::claims(&Fanotify, &file));
         let mut entry =
             FileKind::dump(&Fanotify, &mut Paper::default(), &file).expect("well formed");
-        assert_eq!((entry.faflags, entry.evflags, entry.mark.len()), (2, 0x8000, 3));
+        assert_eq!(
+            (entry.faflags, entry.evflags, entry.mark.len()),
+            (2, 0x8000, 3)
+        );
         assert_eq!(entry.mark[0].s_dev, 254 << 20);
         assert_eq!(entry.mark[1].me.as_ref().map(|me| me.mnt_id), Some(0x1b));
-        assert_eq!(entry.mark[2].ie.as_ref().map(|ie| ie.i_ino), Some(0x98_e0ad));
+        assert_eq!(
+            entry.mark[2].ie.as_ref().map(|ie| ie.i_ino),
+            Some(0x98_e0ad)
+        );
         for mark in &mut entry.mark {
             if let Some(me) = &mut mark.me {
                 me.path = Some(b"/mnt".to_vec());

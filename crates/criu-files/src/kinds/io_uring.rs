@@ -10,9 +10,7 @@ use std::os::fd::{AsFd, IntoRawFd};
 
 use criu_image::id::FileId;
 use criu_image::pb;
-use criu_kind::{
-    DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result, Slot,
-};
+use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result, Slot};
 use criu_proc::{Fdinfo, ProcDir, unescape};
 use criu_tracee::{Program, RingState, RingTraits, Sysno, make_ring, ring_state, ring_traits};
 use nix::unistd::Pid;
@@ -76,7 +74,11 @@ impl FileKind for IoUring {
             let found = open_as(cx, file.pid, &link)?;
             let [id] = found[..] else {
                 let name = String::from_utf8_lossy(&link);
-                let how = if found.is_empty() { "not" } else { "more than once" };
+                let how = if found.is_empty() {
+                    "not"
+                } else {
+                    "more than once"
+                };
                 return Err(Error::unsupported(
                     format!("its registered file {index} ({name}) is {how} open in the task"),
                     "let the task keep one descriptor of the file, or unregister it",
@@ -100,7 +102,10 @@ impl FileKind for IoUring {
     fn open(&self, _: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Opened> {
         let far = entry.sq_head.max(entry.cq_tail);
         if far > SLOW {
-            tracing::warn!(requests = far, "a ring that was busy for long takes its time");
+            tracing::warn!(
+                requests = far,
+                "a ring that was busy for long takes its time"
+            );
         }
         let ring = make_ring(&RingState {
             sq_entries: entry.sq_entries,
@@ -126,7 +131,8 @@ impl FileKind for IoUring {
         program: &mut Program,
     ) -> Result<()> {
         let number = |id: u32| {
-            let missing = || Error::corrupt("files.img", format!("file {id} of a ring is not open"));
+            let missing =
+                || Error::corrupt("files.img", format!("file {id} of a ring is not open"));
             cx.file(FileId::new(id))?.ok_or_else(missing)
         };
         let ring = number(entry.id)?;
@@ -190,22 +196,31 @@ fn register(program: &mut Program, ring: criu_tracee::Arg, what: u32, bytes: Vec
 fn places(size: u32) -> Result<usize> {
     match usize::try_from(size) {
         Ok(places) if size <= 1 << 20 => Ok(places),
-        _ => Err(Error::corrupt("files.img", format!("a ring's table of {size} places"))),
+        _ => Err(Error::corrupt(
+            "files.img",
+            format!("a ring's table of {size} places"),
+        )),
     }
 }
 
 fn slot<T>(table: &mut [T], index: u32) -> Result<&mut T> {
     let missing = || Error::corrupt("files.img", format!("a ring's table has no place {index}"));
-    usize::try_from(index).ok().and_then(|index| table.get_mut(index)).ok_or_else(missing)
+    usize::try_from(index)
+        .ok()
+        .and_then(|index| table.get_mut(index))
+        .ok_or_else(missing)
 }
 
 fn entry(file: &OpenFile, state: RingState, tables: &Tables) -> pb::IoUringEntry {
     let some = |size: u32| (size != 0).then_some(size);
-    let buffers = tables.buffers.iter().map(|(index, address, length)| pb::IoUringBufferEntry {
-        index: *index,
-        address: *address,
-        length: *length,
-    });
+    let buffers = tables
+        .buffers
+        .iter()
+        .map(|(index, address, length)| pb::IoUringBufferEntry {
+            index: *index,
+            address: *address,
+            length: *length,
+        });
     pb::IoUringEntry {
         id: file.number(),
         flags: file.flags(),
@@ -233,14 +248,26 @@ fn entry(file: &OpenFile, state: RingState, tables: &Tables) -> pb::IoUringEntry
 
 fn refuse(traits: &RingTraits) -> Result<()> {
     let facts = [
-        (traits.disabled, "a ring that is not enabled yet (IORING_SETUP_R_DISABLED)"),
+        (
+            traits.disabled,
+            "a ring that is not enabled yet (IORING_SETUP_R_DISABLED)",
+        ),
         (
             traits.single_issuer,
             "a ring that answers to one thread only (IORING_SETUP_SINGLE_ISSUER)",
         ),
-        (traits.restricted, "a ring with restrictions (IORING_REGISTER_RESTRICTIONS)"),
-        (traits.polled, "a ring that polls devices (IORING_SETUP_IOPOLL)"),
-        (traits.provided_buffers, "a ring with provided buffers (IORING_REGISTER_PBUF_RING)"),
+        (
+            traits.restricted,
+            "a ring with restrictions (IORING_REGISTER_RESTRICTIONS)",
+        ),
+        (
+            traits.polled,
+            "a ring that polls devices (IORING_SETUP_IOPOLL)",
+        ),
+        (
+            traits.provided_buffers,
+            "a ring with provided buffers (IORING_REGISTER_PBUF_RING)",
+        ),
     ];
     match facts.iter().find(|(is, _)| *is) {
         Some((_, fact)) => Err(Error::unsupported(*fact, REMEDY)),
@@ -251,7 +278,9 @@ fn refuse(traits: &RingTraits) -> Result<()> {
 /// Refuses a ring that the kernel still works for. Each request has one completion, but for those that
 /// ask for none or for many; a ring of such requests looks busy.
 fn idle(info: &Fdinfo, state: &RingState, tables: &Tables) -> Result<()> {
-    let taken = info.dec::<u32>("CachedSqHead")?.wrapping_sub(state.sq_dropped);
+    let taken = info
+        .dec::<u32>("CachedSqHead")?
+        .wrapping_sub(state.sq_dropped);
     let completed = info.dec::<u32>("CachedCqTail")?;
     let left = taken.wrapping_sub(completed).cast_signed();
     let polls = i32::try_from(tables.polls).unwrap_or(i32::MAX);
@@ -265,7 +294,10 @@ fn idle(info: &Fdinfo, state: &RingState, tables: &Tables) -> Result<()> {
             left.unsigned_abs()
         ),
     };
-    Err(Error::unsupported(fact, "try again when the program has no request under way"))
+    Err(Error::busy(
+        fact,
+        "try again when the program has no request under way",
+    ))
 }
 
 /// Files that a process has open under a link.
@@ -319,7 +351,10 @@ impl Tables {
             }
             let numbered = || {
                 let at = text.iter().position(|byte| *byte == b':')?;
-                let index = std::str::from_utf8(text[..at].trim_ascii()).ok()?.parse().ok()?;
+                let index = std::str::from_utf8(text[..at].trim_ascii())
+                    .ok()?
+                    .parse()
+                    .ok()?;
                 Some((index, text[at + 1..].trim_ascii()))
             };
             match section {
@@ -392,10 +427,16 @@ mod tests {
         let file = open_file("anon_inode:[io_uring]", 0o600, INFO);
         assert!(FileKind::claims(&IoUring, &file));
         let tables = Tables::read(&file.info).expect("well formed");
-        assert_eq!((tables.files_size, &tables.files[..]), (3, &[(0, b"/a b".to_vec())][..]));
+        assert_eq!(
+            (tables.files_size, &tables.files[..]),
+            (3, &[(0, b"/a b".to_vec())][..])
+        );
         assert_eq!(tables.buffers, [(0, 0x7f00_1234_0000, 4096)]);
         assert!(tables.has_places && !tables.polled_by_thread);
-        assert_eq!((tables.polls, tables.overflown, tables.personalities), (1, 0, 0));
+        assert_eq!(
+            (tables.polls, tables.overflown, tables.personalities),
+            (1, 0, 0)
+        );
         tables.refuse().expect("nothing of that");
         let error = idle(&file.info, &RingState::default(), &tables).expect_err("busy");
         assert_eq!(error.to_string(), "1 of its requests are in flight");
@@ -404,19 +445,34 @@ mod tests {
     #[test]
     fn busy_rings_are_counted() {
         let info = |taken: &str| {
-            let text = INFO.replace("CachedSqHead:\t5", taken).replace("  op=6, task_works=0\n", "");
+            let text = INFO
+                .replace("CachedSqHead:\t5", taken)
+                .replace("  op=6, task_works=0\n", "");
             open_file("anon_inode:[io_uring]", 0o600, &text).info
         };
         let say = |taken, dropped| {
             let info = info(taken);
-            let state = RingState { sq_dropped: dropped, ..RingState::default() };
+            let state = RingState {
+                sq_dropped: dropped,
+                ..RingState::default()
+            };
             let tables = Tables::read(&info).expect("well formed");
-            idle(&info, &state, &tables).err().map(|error| error.to_string())
+            idle(&info, &state, &tables)
+                .err()
+                .map(|error| error.to_string())
         };
         assert_eq!(say("CachedSqHead:\t5", 0), None);
         assert_eq!(say("CachedSqHead:\t7", 2), None);
-        assert!(say("CachedSqHead:\t9", 0).expect("busy").starts_with("4 of its"));
-        assert!(say("CachedSqHead:\t3", 0).expect("unclear").contains("2 requests more"));
+        assert!(
+            say("CachedSqHead:\t9", 0)
+                .expect("busy")
+                .starts_with("4 of its")
+        );
+        assert!(
+            say("CachedSqHead:\t3", 0)
+                .expect("unclear")
+                .contains("2 requests more")
+        );
     }
 
     #[test]
@@ -425,9 +481,16 @@ mod tests {
         let entry = pb::IoUringEntry {
             id: 7,
             files_size: Some(3),
-            files: vec![pb::IoUringFileEntry { index: 1, file_id: 4 }],
+            files: vec![pb::IoUringFileEntry {
+                index: 1,
+                file_id: 4,
+            }],
             buffers_size: Some(1),
-            buffers: vec![pb::IoUringBufferEntry { index: 0, address: 0x1000, length: 0x2000 }],
+            buffers: vec![pb::IoUringBufferEntry {
+                index: 0,
+                address: 0x1000,
+                length: 0x2000,
+            }],
             eventfd_id: Some(5),
             ..pb::IoUringEntry::default()
         };
@@ -438,11 +501,26 @@ mod tests {
         let listing = program.to_string();
         let lines: Vec<&str> = listing.lines().collect();
         assert_eq!(lines.len(), 3, "{listing}");
-        assert!(lines[0].starts_with("$0 = io_uring_register(1007, 2, <ffffffff"), "{listing}");
-        assert!(lines[1].starts_with("$1 = io_uring_register(1007, 4, <"), "{listing}");
-        assert!(lines[2].starts_with("$2 = io_uring_register(3, 0, <"), "{listing}");
-        let wild = pb::IoUringFileEntry { index: 9, file_id: 4 };
-        let entry = pb::IoUringEntry { files: vec![wild], ..entry };
+        assert!(
+            lines[0].starts_with("$0 = io_uring_register(1007, 2, <ffffffff"),
+            "{listing}"
+        );
+        assert!(
+            lines[1].starts_with("$1 = io_uring_register(1007, 4, <"),
+            "{listing}"
+        );
+        assert!(
+            lines[2].starts_with("$2 = io_uring_register(3, 0, <"),
+            "{listing}"
+        );
+        let wild = pb::IoUringFileEntry {
+            index: 9,
+            file_id: 4,
+        };
+        let entry = pb::IoUringEntry {
+            files: vec![wild],
+            ..entry
+        };
         FileKind::relate(&IoUring, &mut paper, &entry, &mut program).expect_err("no such place");
     }
 }

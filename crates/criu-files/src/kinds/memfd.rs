@@ -27,8 +27,8 @@ const O_PATH: u32 = libc::O_PATH.cast_unsigned();
 /// `MFD_HUGE_SHIFT`, `MFD_HUGE_MASK`.
 const HUGE_SHIFT: u32 = 26;
 const HUGE_MASK: u32 = 0x3f << HUGE_SHIFT;
-/// Marks the ids of inodes of huge pages.
-const HUGE_ID: u32 = 1 << 31;
+/// Marks the ids of inodes of huge pages. CRIU counts them with a sign.
+const HUGE_ID: u32 = 1 << 30;
 const O_ACCMODE: u32 = libc::O_ACCMODE.cast_unsigned();
 const O_RDONLY: u32 = libc::O_RDONLY.cast_unsigned();
 /// Linux 6.3.
@@ -184,7 +184,8 @@ fn inode(cx: &mut dyn DumpCx, file: &OpenFile, inode_id: u32) -> Result<()> {
         shmid: inode_id,
         seals: u32::try_from(seals).unwrap_or(0),
         inode_id: inode_id.into(),
-        hugetlb_flag: huge_page(&object).map(|size| libc::MFD_HUGETLB | size.trailing_zeros() << HUGE_SHIFT),
+        hugetlb_flag: huge_page(&object)
+            .map(|size| libc::MFD_HUGETLB | size.trailing_zeros() << HUGE_SHIFT),
         mode: Some(file.inode.mode),
     };
     cx.append(desc::MEMFD, (), &entry, &[])?;
@@ -204,7 +205,7 @@ fn huge_page(object: impl AsFd) -> Option<u64> {
 fn inode_id(file: &OpenFile) -> Result<u32> {
     let narrow = u32::try_from(file.inode.ino).ok();
     let id = match huge_page(&file.fd) {
-        Some(_) => narrow.filter(|ino| ino & HUGE_ID == 0).map(|ino| ino | HUGE_ID),
+        Some(_) => narrow.filter(|ino| *ino < HUGE_ID).map(|ino| ino | HUGE_ID),
         None => narrow,
     };
     id.ok_or_else(|| {
@@ -219,7 +220,10 @@ fn inode_id(file: &OpenFile) -> Result<u32> {
 fn create(cx: &mut dyn RestoreCx, inode: &pb::MemfdInodeEntry) -> Result<i32> {
     let huge = inode.hugetlb_flag();
     if huge & !(libc::MFD_HUGETLB | HUGE_MASK) != 0 {
-        return Err(Error::corrupt("memfd.img", format!("flags {huge:#x} are not of huge pages")));
+        return Err(Error::corrupt(
+            "memfd.img",
+            format!("flags {huge:#x} are not of huge pages"),
+        ));
     }
     let never_executable = inode.seals & F_SEAL_EXEC != 0 && inode.mode() & 0o111 == 0;
     let exec = if never_executable {
@@ -395,14 +399,20 @@ mod tests {
             error.expect_err("absent").to_string(),
             "memfd.img: inode 77 is not there"
         );
-        listing(&[&opening(1, 2, 0)], |inode| inode.hugetlb_flag = Some(1)).expect_err("no such flag");
+        listing(&[&opening(1, 2, 0)], |inode| inode.hugetlb_flag = Some(1))
+            .expect_err("no such flag");
     }
 
     #[test]
     fn huge_pages_have_their_size() {
-        let listing = listing(&[&opening(1, 2, 0)], |inode| inode.hugetlb_flag = Some(4 | 21 << 26))
-            .expect("a program");
+        let listing = listing(&[&opening(1, 2, 0)], |inode| {
+            inode.hugetlb_flag = Some(4 | 21 << 26)
+        })
+        .expect("a program");
         let flags = 4 | 21 << 26 | 19;
-        assert!(listing.contains(&format!("memfd_create(\"a name\", {flags:#x})")), "{listing}");
+        assert!(
+            listing.contains(&format!("memfd_create(\"a name\", {flags:#x})")),
+            "{listing}"
+        );
     }
 }
