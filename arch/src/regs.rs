@@ -49,10 +49,10 @@ pub trait Regs: Clone + Debug + PartialEq + Send + 'static {
     /// Some kernels have rewound the call, and forgotten it, when the tracer comes to see the registers.
     fn woken_in(&mut self, nr: u64, args: &[u64; 6], ip: u64);
 
-    /// The registers with which the thread, still the same kernel task, goes on if a handler runs first,
-    /// or if it stays stopped by job control: nothing of this thread's stop may be seen. Where the kernel
-    /// decides from the registers what becomes of the call, these are those it was stopped with.
-    fn left_to_kernel(&self) -> Self;
+    /// The registers with which the thread, still the same kernel task, goes on if a handler runs first
+    /// (`handler`), or if it stays stopped by job control. Where the kernel decides from the registers
+    /// what becomes of the call, these are those it was stopped with.
+    fn left_to_kernel(&self, handler: bool) -> Self;
 
     /// The registers with which the thread, still the same kernel task, goes on as if it had never
     /// been stopped. An interrupted syscall is issued again; one with a restart block through

@@ -47,8 +47,11 @@ impl Apt {
         if age(&stamp).is_none_or(|age| age > FRESH) {
             // A suite that lacks the architecture is a warning to apt, and none of our business.
             eprintln!("package lists of {architecture}");
-            apt.get(&["-qq", "update"], &apt.dir, false)?;
-            fs::write(&stamp, "")?;
+            match apt.get(&["-qq", "update"], &apt.dir, false) {
+                Ok(()) => fs::write(&stamp, "")?,
+                // One list may be missing or in the middle of a change; what is wanted may be in another.
+                Err(error) => eprintln!("{error:#}"),
+            }
         }
         Ok(apt)
     }

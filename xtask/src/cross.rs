@@ -8,6 +8,13 @@ use anyhow::{Result, ensure};
 use crate::machine::Machine;
 use crate::{shell, toolchain, zdtm};
 
+/// Packages, and their programs.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("criu", "criu"),
+    ("zdtm-runner", "zdtm-run"),
+    ("zdtm-cases", "zdtm-cases"),
+];
+
 /// What was built.
 #[derive(Clone, Debug)]
 pub(crate) struct Built {
@@ -22,25 +29,24 @@ impl Built {
     }
 }
 
-/// Builds everything for a machine.
-pub(crate) fn build(machine: &Machine) -> Result<Built> {
+/// Builds everything for a machine; the driver only if it is going to be called.
+pub(crate) fn build(machine: &Machine, criu: bool) -> Result<Built> {
     let (linker, package) = machine.linker;
     shell::need(&[(linker, package)])?;
     let target_dir = shell::target()?.join("guest");
     let upper = machine.target.replace('-', "_").to_uppercase();
+    let wanted = || {
+        PROGRAMS
+            .iter()
+            .filter(|(package, _)| criu || *package != "criu")
+    };
     let mut command = Command::new(shell::cargo_program());
+    command.args(["build", "--profile", "guest", "--target", machine.target]);
+    command.args(["-p", "zdtm-init"]);
+    for (package, _) in wanted() {
+        command.args(["-p", package]);
+    }
     command
-        .args(["build", "--profile", "guest", "--target", machine.target])
-        .args([
-            "-p",
-            "criu",
-            "-p",
-            "zdtm-runner",
-            "-p",
-            "zdtm-cases",
-            "-p",
-            "zdtm-init",
-        ])
         .current_dir(shell::root()?)
         .env("CARGO_TARGET_DIR", &target_dir)
         .env_remove("RUSTFLAGS")
@@ -61,10 +67,7 @@ pub(crate) fn build(machine: &Machine) -> Result<Built> {
     let status = command.status()?;
     ensure!(status.success(), "the build for {} failed", machine.name);
     let dir = target_dir.join(machine.target).join("guest");
-    let mut programs: Vec<PathBuf> = ["criu", "zdtm-run", "zdtm-cases"]
-        .iter()
-        .map(|name| dir.join(name))
-        .collect();
+    let mut programs: Vec<PathBuf> = wanted().map(|(_, name)| dir.join(name)).collect();
     programs.extend(compat(machine, &dir)?);
     Ok(Built {
         init: dir.join("zdtm-init"),

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use zdtm_runner::Options;
+use zdtm_runner::{Mode, Options};
 
 use crate::args::Args;
 use crate::cross::{self, Built};
@@ -57,11 +57,12 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let known = args.value::<PathBuf>("--known")?;
     let words = args.rest(USAGE)?;
     // The runner in the guest would refuse them as well, but only after a build and a boot.
-    Options::parse(words.clone())?.context("no help here")?;
+    let options = Options::parse(words.clone())?.context("no help here")?;
+    let criu = options.modes.is_empty() || options.modes.iter().any(|mode| *mode != Mode::None);
 
     let mut tasks = VecDeque::new();
     for machine in machines {
-        let built = cross::build(machine)?;
+        let built = cross::build(machine, criu)?;
         for series in wanted(machine, series.as_deref())? {
             let kernel = kernel::get(machine, series)?;
             let (built, series) = (built.clone(), series.to_owned());

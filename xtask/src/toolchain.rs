@@ -58,11 +58,17 @@ fn host() -> Result<&'static str> {
 /// The newest version that the host's own release has; the others follow it.
 fn compiler(dir: &Path, host: &str) -> Result<()> {
     let apt = Apt::open(host)?;
-    let mut packages = vec![COMPILER.to_owned(), LIBRARY.to_owned(), SOURCE.to_owned()];
-    let wanted = |name: &String| name.starts_with("libstd-rust") || name.starts_with("libllvm");
-    packages.extend(apt.depends(COMPILER)?.into_iter().filter(wanted));
-    packages.sort();
-    packages.dedup();
+    let mut packages = vec![SOURCE.to_owned(), COMPILER.to_owned()];
+    let mut next = 0;
+    while next < packages.len() {
+        for name in apt.depends(&packages[next])? {
+            let ours = name.starts_with("libstd-rust") || name.starts_with("libllvm");
+            if ours && !packages.contains(&name) {
+                packages.push(name);
+            }
+        }
+        next += 1;
+    }
     let version = apt.candidate(COMPILER)?;
     apt.unpack(&packages, dir)?;
     fs::write(dir.join("version"), upstream(&version))?;

@@ -37,6 +37,7 @@ impl Arch for X86_64 {
     const TRANSFER: RegsTransfer = RegsTransfer::Getregs;
     const FP_NOTE: u32 = 0x202; // NT_X86_XSTATE
     const MORE_NOTES: &'static [u32] = &[NT_X86_SHSTK];
+    const EXTRA_NOTES: &'static [u32] = &[];
     const KEPT_NOTES: &'static [u32] = &[];
     const TLS: ThreadAreas = tls::AREAS;
     const CALLS: Calls = Calls {
@@ -100,6 +101,10 @@ impl Arch for X86_64 {
         regs.bp.cast_signed()
     }
 
+    fn is_extra(_: u32, _: &[u8]) -> bool {
+        false
+    }
+
     /// Calls keep all of it.
     fn lost_in_calls(_: &[(u32, Vec<u8>)]) -> Option<&(u32, Vec<u8>)> {
         None
@@ -109,7 +114,7 @@ impl Arch for X86_64 {
         stub::heal(context)
     }
 
-    fn vdso_jump(_from: u64, target: u64) -> Vec<u8> {
-        vdso::jump(target)
+    fn vdso_jump(from: u64, target: u64) -> (u64, Vec<u8>) {
+        (from, vdso::jump(target))
     }
 }

@@ -179,7 +179,7 @@ impl Regs for X86Regs {
     /// The registers tell by themselves (`orig_ax`).
     fn woken_in(&mut self, _: u64, _: &[u64; 6], _: u64) {}
 
-    fn left_to_kernel(&self) -> Self {
+    fn left_to_kernel(&self, _: bool) -> Self {
         self.clone()
     }
 

@@ -14,9 +14,8 @@ use criu_kind::{
     AnyFileKind, DumpCx, Error, FileEntry, FileKind, Inode, OpenFile, Result, Slot, Subject, Within,
 };
 use criu_proc::{Fdinfo, ProcDir};
+use criu_tracee::stat::{fstat, fstatat};
 use criu_tracee::{fetch_fd, pidfd_open};
-use nix::fcntl::AtFlags;
-use nix::sys::stat::{fstat, fstatat};
 use nix::unistd::Pid;
 
 use crate::identity::{self, Identities};
@@ -316,7 +315,7 @@ impl<'s> Collector<'s> {
 
     /// The ring behind a mapping: its file is one that the process has open, for no other way leads to it.
     fn ring(&mut self, pid: Pid, proc: &ProcDir, mapping: &str) -> Result<FileId> {
-        let inode = fstatat(proc, mapping, AtFlags::empty());
+        let inode = fstatat(proc, std::path::Path::new(mapping), 0);
         let inode = Inode::from(&inode.map_err(Error::kernel("newfstatat(map_files)"))?);
         let pidfd = pidfd_open(pid)?;
         for fd in proc.fds()? {

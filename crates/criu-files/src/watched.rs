@@ -13,9 +13,10 @@ use criu_image::id::FileId;
 use criu_image::pb;
 use criu_kind::{DumpCx, Error, FileEntry, Inode, OpenFile, RestoreCx, Result, Slot};
 use criu_proc::{Dev, ProcDir};
+use criu_tracee::stat::{fstat, lstat};
 use criu_tracee::{Local, Program, Site};
 use nix::fcntl::{OFlag, open as openat, readlink};
-use nix::sys::stat::{Mode, fstat, lstat};
+use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
 use crate::handle;

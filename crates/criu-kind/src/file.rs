@@ -12,8 +12,8 @@ use std::rc::Rc;
 use criu_image::id::{FileId, ShmId};
 use criu_image::{Desc, ImageId, ImageWriter, Store, pb};
 use criu_proc::Fdinfo;
+use criu_tracee::stat::FileStat;
 use criu_tracee::{Program, Ret, Site};
-use nix::sys::stat::FileStat;
 use nix::unistd::Pid;
 use prost::{Message, Name};
 
@@ -67,25 +67,19 @@ pub struct Inode {
 }
 
 impl From<&FileStat> for Inode {
-    #[allow(
-        clippy::unnecessary_cast,
-        clippy::useless_conversion,
-        clippy::cast_possible_truncation,
-        reason = "the fields of struct stat have other widths on other machines, never wider ones"
-    )]
     fn from(stat: &FileStat) -> Self {
         Self {
-            dev: stat.st_dev as u64,
-            ino: stat.st_ino as u64,
-            mode: stat.st_mode as u32,
-            links: stat.st_nlink as u64,
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+            mode: stat.st_mode,
+            links: stat.st_nlink,
             uid: stat.st_uid,
             gid: stat.st_gid,
-            rdev: stat.st_rdev as u64,
-            size: stat.st_size.cast_unsigned() as u64,
-            blocks: stat.st_blocks.cast_unsigned() as u64,
-            atime: (stat.st_atime as i64, stat.st_atime_nsec as i64),
-            mtime: (stat.st_mtime as i64, stat.st_mtime_nsec as i64),
+            rdev: stat.st_rdev,
+            size: stat.st_size,
+            blocks: stat.st_blocks,
+            atime: (stat.st_atime, stat.st_atime_nsec),
+            mtime: (stat.st_mtime, stat.st_mtime_nsec),
         }
     }
 }

@@ -10,7 +10,7 @@ mod file;
 mod mapped;
 pub mod testing;
 
-pub use aspect::{Answer, Aspect, Draft, Saved, ThreadView};
+pub use aspect::{Answer, Aspect, Draft, Now, Saved, ThreadView};
 pub use error::{Error, Result, Subject, Within};
 pub use file::{
     AnyFileKind, Cache, DumpCx, FileEntry, FileKind, Inode, Kernel, OpenFile, Opened, RestoreCx,

@@ -68,8 +68,9 @@ pub fn fill(
     materials: &Materials<'_>,
 ) -> Result<FillStats> {
     let mut stats = FillStats::default();
+    let mut compared = Compared::default();
     let plans = jobs.iter().map(|job| {
-        let plan = plan(job, materials);
+        let plan = plan(job, materials, &mut compared);
         plan.within(|| subject(&tracees[job.tracee]))
     });
     let plans = plans.collect::<Result<Vec<Plan>>>()?;
@@ -83,10 +84,10 @@ pub fn fill(
         let tracee = &tracees[job.tracee];
         plan.complete(tracee, job.image, outcome)
             .within(|| subject(tracee))?;
-        stats.pages_compared += plan.compared.pages;
-        stats.pages_skipped_cow += plan.compared.equal;
         stats.pages_restored += plan.pages;
     }
+    stats.pages_compared = compared.pages;
+    stats.pages_skipped_cow = compared.equal;
     Ok(stats)
 }
 
@@ -99,18 +100,21 @@ pub(crate) struct Plan {
     reads: Vec<(Ret, usize, Transfer)>,
     /// What the task may not write itself.
     by_hand: Vec<Stored>,
-    compared: Compared,
     pages: u64,
 }
 
 /// Plans the filling of a task: a pure function of images.
-pub(crate) fn plan(job: &FillJob<'_>, materials: &Materials<'_>) -> Result<Plan> {
+pub(crate) fn plan(
+    job: &FillJob<'_>,
+    materials: &Materials<'_>,
+    compared: &mut Compared,
+) -> Result<Plan> {
     let image = job.image;
     let ground = materials.ground;
     let fate = fate(image, ground.vdso.as_ref(), ground.park)?;
     let mut plan = Plan::default();
     let kept = match job.parent {
-        Some(parent) => inherit(image, parent, &mut plan.compared)?,
+        Some(parent) => inherit(image, parent, compared)?,
         None => vec![None; image.vmas().len()],
     };
     if let Some(parent) = job.parent {
@@ -391,7 +395,7 @@ mod tests {
             image,
             parent,
         };
-        let plan = plan(&job, &materials).expect("planned");
+        let plan = plan(&job, &materials, &mut Compared::default()).expect("planned");
         let text = plan.program.to_string();
         let lines = text.lines().filter(|line| !line.contains("prctl"));
         let fd = image.pages.files().first().map(|_| image.pages.fd(0));

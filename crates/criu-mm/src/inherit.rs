@@ -31,10 +31,12 @@ pub(crate) struct Kept {
 }
 
 /// How many pages were looked at, and how many were found equal.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Compared {
     pub(crate) pages: u64,
     pub(crate) equal: u64,
+    /// Two blocks to be compared: room that is made when there is something to compare, and once.
+    room: Vec<u8>,
 }
 
 /// For each mapping of the child: what it takes over, if anything.
@@ -116,7 +118,6 @@ fn compare(
     compared: &mut Compared,
 ) -> Result<()> {
     let page = page_size();
-    let (mut ours, mut theirs) = (vec![0; BLOCK_BYTES], vec![0; BLOCK_BYTES]);
     // What the child has beyond the common part, if that is to grow.
     kept.reads
         .extend(child.pages.within(kept.range.end, vma.end));
@@ -152,12 +153,13 @@ fn compare(
             (true, true, Some(run)) => {
                 end = end.min(at + BLOCK);
                 let length = usize::try_from(end - at).unwrap_or(0);
-                child.pages.read(at, &mut ours[..length])?;
-                parent.pages.read(at, &mut theirs[..length])?;
+                compared.room.resize(2 * BLOCK_BYTES, 0);
+                let (ours, theirs) = compared.room.split_at_mut(BLOCK_BYTES);
+                let (ours, theirs) = (&mut ours[..length], &mut theirs[..length]);
+                child.pages.read(at, ours)?;
+                parent.pages.read(at, theirs)?;
                 let size = usize::try_from(page).unwrap_or(4096);
-                let pairs = ours[..length]
-                    .chunks(size)
-                    .zip(theirs[..length].chunks(size));
+                let pairs = ours.chunks(size).zip(theirs.chunks(size));
                 for (index, (ours, theirs)) in pairs.enumerate() {
                     let from = at + index as u64 * page;
                     compared.pages += 1;

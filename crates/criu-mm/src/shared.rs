@@ -17,7 +17,7 @@ use criu_tracee::{Program, Site, Sysno, Tracee, shared_anonymous, write_huge};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
-use nix::unistd::{Whence, lseek};
+use nix::unistd::{Whence, lseek64};
 
 use crate::bits::map;
 use crate::drain::{Capture, DrainOptions, Stats, new_pages, write};
@@ -210,7 +210,7 @@ fn data(object: &File, size: u64) -> Result<Vec<(u64, u64)>> {
     if let Some(huge) = huge_page(object)? {
         return huge_data(object, size, huge);
     }
-    let seek = |at: u64, whence| match lseek(object.as_fd(), at.cast_signed(), whence) {
+    let seek = |at: u64, whence| match lseek64(object.as_fd(), at.cast_signed(), whence) {
         Ok(at) => Ok(Some(at.cast_unsigned())),
         Err(Errno::ENXIO) => Ok(None),
         Err(errno) => Err(Error::kernel("lseek(shared memory)")(errno)),

@@ -3,16 +3,16 @@
 //! Only reads: the process is as it was, and nothing of ours is in it yet.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use criu_image::id::{ShmId, VPid};
 use criu_image::pb;
 use criu_kind::{Error, MappedFiles, Result, Subject, Within};
 use criu_proc::{Dev, MapName, ProcDir, Resource, Rlim, Smap, Smaps, WordSize, auxv};
+use criu_tracee::stat::{fstat, fstatat};
 use criu_tracee::{Outcome, Program, Ret, Tracee};
 use nix::errno::Errno;
-use nix::fcntl::AtFlags;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::stat::{fstat, fstatat};
 
 use crate::bits::{map, prot, status};
 use crate::vma::{Class, Surroundings, classify, join_vvar};
@@ -227,7 +227,7 @@ fn link_mode(proc: &ProcDir, smap: &Smap<'_>) -> Result<Option<u32>> {
         return Ok(None);
     }
     let name = format!("map_files/{:x}-{:x}", vma.start, vma.end);
-    match fstatat(proc, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+    match fstatat(proc, Path::new(&name), libc::AT_SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(Some(stat.st_mode)),
         Err(Errno::ENOENT | Errno::EPERM | Errno::EACCES) => Ok(None),
         Err(errno) => Err(Error::kernel("newfstatat(map_files)")(errno)),

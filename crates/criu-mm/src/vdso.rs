@@ -157,8 +157,7 @@ fn jumps(theirs_at: u64, theirs: &[u8], ours_at: u64, ours: &[u8]) -> Vec<(u64, 
             continue;
         };
         // An image may say anything of its vdso.
-        let at = theirs_at.saturating_add(offset);
-        let code = Native::vdso_jump(at, ours_at + target);
+        let (at, code) = Native::vdso_jump(theirs_at.saturating_add(offset), ours_at + target);
         let inside = offset.saturating_add(code.len() as u64) <= theirs.len() as u64;
         if inside && !jumps.iter().any(|(other, _)| *other == at) {
             jumps.push((at, code));

@@ -50,10 +50,12 @@ mod table;
 mod testing;
 mod thp;
 mod timerslack;
+mod tls;
 mod tree;
 mod wait;
 mod words;
 
+pub use loginuid::read as loginuid;
 pub use pending::closing_signal;
 pub use plan::{End, Plan, PlanNode, Role, Step};
 pub use rseq::forget as forget_rseq;

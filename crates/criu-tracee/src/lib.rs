@@ -30,6 +30,7 @@ mod shared;
 mod site;
 mod sleep;
 mod spawn;
+pub mod stat;
 mod stop;
 mod thread;
 mod tracee;

@@ -94,6 +94,7 @@ const ALLOWED: &[(Sysno, u8)] = &[
     (Sysno::gettid, 0),
     (Sysno::getrandom, 0b001),
     (Sysno::clock_gettime, 0b010),
+    (Sysno::getpriority, 0),
     (Sysno::sched_getaffinity, 0b100),
     (Sysno::sched_getattr, 0b010),
     (Sysno::ioprio_get, 0),

@@ -83,6 +83,11 @@ impl Program {
         self.push(sysno, args.to_vec())
     }
 
+    /// Adds a call that only some machines have, by its number there.
+    pub fn call_numbered<const N: usize>(&mut self, number: u32, args: [Arg; N]) -> Ret {
+        self.call(numbered(number), args)
+    }
+
     /// Adds a call whose last arguments are of 64 bits each, which machines pass differently.
     pub(crate) fn call_wide(&mut self, sysno: Sysno, args: &[Arg], wide: &[u64]) -> Ret {
         let mut args = args.to_vec();

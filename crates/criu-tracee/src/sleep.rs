@@ -13,13 +13,13 @@
 //! `kernel/sched/debug.c`, `proc_sched_show_task`; `update_curr` in `kernel/sched/fair.c`.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::time::{Duration, Instant};
 
 use criu_arch::Arch;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
+use crate::look::read_text;
 use crate::native::Native;
 
 /// A call: its number, its arguments, and the instruction pointer behind it.
@@ -50,11 +50,11 @@ pub(crate) struct Naps {
 }
 
 impl Naps {
-    /// Looks at threads that still run freely.
-    pub(crate) fn of(tids: impl IntoIterator<Item = Pid>) -> Self {
+    /// Looks at threads that still run freely, each given with its process.
+    pub(crate) fn of(tids: impl IntoIterator<Item = (Pid, Pid)>) -> Self {
         let all: BTreeMap<Pid, Nap> = tids
             .into_iter()
-            .filter_map(|tid| Some((tid, nap(tid)?)))
+            .filter_map(|(pid, tid)| Some((tid, nap(pid, tid)?)))
             .collect();
         let mut cpus: Vec<usize> = all.values().map(|nap| nap.cpu).collect();
         cpus.sort_unstable();
@@ -78,15 +78,15 @@ impl Naps {
     }
 }
 
-fn nap(tid: Pid) -> Option<Nap> {
-    let call = fs::read_to_string(format!("/proc/{tid}/task/{tid}/syscall")).ok()?;
+fn nap(pid: Pid, tid: Pid) -> Option<Nap> {
+    let call = read_text(&format!("/proc/{pid}/task/{tid}/syscall"))?;
     let call = call_of(&call)?;
     let (nr, args, _) = &call;
     if !Native::CALLS.rewound && !Native::may_time_out(*nr, args) {
         return None;
     }
-    let (since, switches) = sched(&format!("/proc/{tid}/task/{tid}/sched"))?;
-    let stat = fs::read_to_string(format!("/proc/{tid}/task/{tid}/stat")).ok()?;
+    let (since, switches) = sched(&format!("/proc/{pid}/task/{tid}/sched"))?;
+    let stat = read_text(&format!("/proc/{pid}/task/{tid}/stat"))?;
     // Field 39, the 37th after the name.
     let cpu = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(36)?;
     Some(Nap {
@@ -112,7 +112,7 @@ fn call_of(text: &str) -> Option<Call> {
 
 /// When the scheduler last looked at a thread, and how often it gave up its processor.
 fn sched(path: &str) -> Option<(u64, u64)> {
-    let text = fs::read_to_string(path).ok()?;
+    let text = read_text(path)?;
     let value = |name| {
         text.lines()
             .find_map(|line| Some(line.strip_prefix(name)?.split_once(':')?.1.trim()))

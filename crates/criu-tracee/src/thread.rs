@@ -1,17 +1,19 @@
 //! One thread of a held process.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use criu_arch::{Arch, Regs, Timeout};
 use nix::unistd::Pid;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, if_allowed};
 use crate::keep;
+use crate::look;
 use crate::memory::Memory;
 use crate::native::{Native, NativeRegs};
 use crate::ptrace::SigInfo;
 use crate::rseq::Rseq;
-use crate::stop::{Stop, Stopped};
+use crate::stop::{Hold, Stop, Stopped};
 
 /// One thread of a held process.
 #[derive(Debug)]
@@ -22,6 +24,7 @@ pub struct Thread {
     pub(crate) stop: Stop,
     pub(crate) natural: NativeRegs,
     pub(crate) mask: Vec<u8>,
+    pub(crate) status: Vec<u8>,
     pub(crate) rseq: Option<Rseq>,
     pub(crate) slept: Duration,
     /// Regsets as they were before any call of ours: `Arch::KEPT_NOTES`.
@@ -44,6 +47,7 @@ impl Thread {
             stop,
             natural,
             mask,
+            status: Vec::new(),
             rseq: None,
             slept: Duration::ZERO,
             kept: Vec::new(),
@@ -68,6 +72,23 @@ impl Thread {
             Some((_, bytes)) => Ok(Some(bytes.clone())),
             None => self.stopped()?.regset_if_any(note),
         }
+    }
+
+    /// Reads what the kernel says of a thread, now that all of its process have stopped, and suspends its
+    /// filters if it has some and they may be.
+    pub(crate) fn look_at_status(&mut self, pid: Pid) -> Result<()> {
+        let status = look::thread_status(pid, self.tid);
+        let text = String::from_utf8_lossy(&status);
+        self.vtid = look::own_id(self.tid, &text);
+        if !matches!(look::field(&text, "Seccomp"), "0" | "") {
+            if_allowed(self.stopped()?.suspend_seccomp(Hold::Dump))?;
+        }
+        self.status = status;
+        Ok(())
+    }
+
+    pub(crate) fn status_text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.status)
     }
 
     /// Finds out where the thread goes on if it was stopped in a restartable sequence.
@@ -106,6 +127,11 @@ impl Thread {
     /// The signal mask as it was when it was seized.
     pub fn mask(&self) -> &[u8] {
         &self.mask
+    }
+
+    /// `/proc/PID/task/TID/status` of a seized thread, as it was when all of its process had stopped.
+    pub fn status(&self) -> &[u8] {
+        &self.status
     }
 
     /// The restartable sequences area that a seized thread had registered.

@@ -58,7 +58,11 @@ impl Tracee {
     pub fn seize_all(pids: &[Pid], deadline: Option<Instant>) -> Result<Vec<Self>> {
         let mut found: Vec<(Pid, Vec<Thread>)> =
             pids.iter().map(|pid| (*pid, Vec::new())).collect();
-        let naps = Naps::of(pids.iter().flat_map(|pid| look::thread_ids(*pid)));
+        let threads = |pid: &Pid| {
+            let pid = *pid;
+            look::thread_ids(pid).into_iter().map(move |tid| (pid, tid))
+        };
+        let naps = Naps::of(pids.iter().flat_map(threads));
         loop {
             let mut fresh = Vec::new();
             for (slot, (pid, threads)) in found.iter().enumerate() {
@@ -84,17 +88,13 @@ impl Tracee {
             for (slot, tid, running) in fresh {
                 match running.wait_held(deadline) {
                     Ok(held) => {
-                        let status = look::status(tid);
-                        let mut thread = Thread::held(tid, look::own_id(tid, &status), held)?;
+                        let mut thread = Thread::held(tid, tid, held)?;
                         if let Some(sleep) = naps.of_stopped(tid) {
                             thread.slept = sleep.lasted;
                             let (nr, args, ip) = &sleep.call;
                             thread.natural.woken_in(*nr, args, *ip);
                         }
                         thread.keep_regsets()?;
-                        if !matches!(look::field(&status, "Seccomp"), "0" | "") {
-                            if_allowed(thread.stopped()?.suspend_seccomp(Hold::Dump))?;
-                        }
                         found[slot].1.push(thread);
                     }
                     Err(Error::Gone(_)) => {}
@@ -108,11 +108,12 @@ impl Tracee {
             if threads.is_empty() {
                 continue;
             }
-            let signal = look::closing_signal(pid, threads[0].stop);
             let memory = Memory::open(pid)?;
             for thread in &mut threads {
+                gone_is_fine(thread.look_at_status(pid))?;
                 gone_is_fine(thread.look_at_rseq(&memory))?;
             }
+            let signal = look::closing_signal(&threads[0].status_text(), threads[0].stop);
             let vpid = threads[0].vtid;
             all.push(Self {
                 pid,
@@ -374,9 +375,9 @@ impl Tracee {
         }
         // The thread still is at the end of its call, and the kernel knows what becomes of that when a
         // handler runs or a stopped thread is continued.
-        if matches!(thread.stop, Stop::Group(_)) || look::handler_is_next(thread.tid, &thread.mask)
-        {
-            return thread.natural.left_to_kernel();
+        let handler = look::handler_is_next(thread.tid, &thread.mask);
+        if handler || matches!(thread.stop, Stop::Group(_)) {
+            return thread.natural.left_to_kernel(handler);
         }
         if let Some((timeout, rest)) = thread.rest(&self.memory)
             && !timeout.remembered

@@ -175,9 +175,7 @@ impl<'s> Survey<'s> {
         let table = self.files.table(node.pid, &node.proc);
         let fs = self.files.fs(node.pid, &node.proc);
         match (table, fs) {
-            (Ok(table), Ok(fs)) => {
-                problems.extend(self.identities.add(node, tracee, table.id, fs).err())
-            }
+            (Ok(table), Ok(fs)) => problems.extend(self.identities.add(node, table.id, fs).err()),
             (table, fs) => problems.extend(table.err().into_iter().chain(fs.err())),
         }
         Error::all(problems)
@@ -282,7 +280,7 @@ fn commit(
     }
     let names = survey.files.finish()?;
     described.write(store)?;
-    survey.identities.write(tree, store)?;
+    survey.identities.write(tree, described, store)?;
     store.finish()?;
     Ok(names)
 }

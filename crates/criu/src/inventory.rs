@@ -8,10 +8,11 @@ use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{Error, Result};
 use criu_proc::{NsKind, ProcDir};
 use criu_task::{Node, Tree};
-use criu_tracee::{Kcmp, Tracee, find, kcmp};
+use criu_tracee::{Kcmp, find, kcmp};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
+use crate::describe::Described;
 use crate::shares::Shares;
 
 /// The version of the image format.
@@ -40,7 +41,6 @@ pub(crate) struct Identities {
     namespaces: HashMap<(&'static str, u64), u32>,
     own: pb::TaskKobjIdsEntry,
     tasks: HashMap<Pid, (pb::TaskKobjIdsEntry, pb::FsEntry)>,
-    threads: HashMap<Pid, Vec<u32>>,
     /// The first process with each address space, table of signal actions, and working directory; in the order
     /// of the kernel.
     spaces: Vec<(Pid, Pid)>,
@@ -70,7 +70,6 @@ impl Identities {
             namespaces: HashMap::new(),
             own: pb::TaskKobjIdsEntry::default(),
             tasks: HashMap::new(),
-            threads: HashMap::new(),
             spaces: Vec::new(),
             actions: Vec::new(),
             directories: Vec::new(),
@@ -95,13 +94,7 @@ impl Identities {
     }
 
     /// Adds a task. A namespace that is not the dumper's own is refused.
-    pub(crate) fn add(
-        &mut self,
-        node: &Node,
-        tracee: &Tracee,
-        table: FdTableId,
-        fs: pb::FsEntry,
-    ) -> Result<()> {
+    pub(crate) fn add(&mut self, node: &Node, table: FdTableId, fs: pb::FsEntry) -> Result<()> {
         let own = self.next;
         self.next += 1;
         let pid = node.pid;
@@ -140,7 +133,6 @@ impl Identities {
             }
         }
         self.tasks.insert(node.pid, (ids, fs));
-        self.threads.insert(node.pid, threads(tracee));
         Error::all(problems)
     }
 
@@ -152,7 +144,12 @@ impl Identities {
     }
 
     /// Writes `pstree`, `ids-P`, `fs-P` and `inventory`.
-    pub(crate) fn write(&self, tree: &Tree, store: &dyn Store) -> Result<()> {
+    pub(crate) fn write(
+        &self,
+        tree: &Tree,
+        described: &Described,
+        store: &dyn Store,
+    ) -> Result<()> {
         let mut pstree = store.writer(desc::PSTREE, ())?;
         for node in &tree.nodes {
             pstree.write(&pb::PstreeEntry {
@@ -160,12 +157,7 @@ impl Identities {
                 ppid: raw(node.vppid),
                 pgid: raw(node.vpgid),
                 sid: raw(node.vsid),
-                // A zombie has itself alone.
-                threads: self
-                    .threads
-                    .get(&node.pid)
-                    .cloned()
-                    .unwrap_or_else(|| vec![raw(node.vpid)]),
+                threads: described.threads(raw(node.vpid)),
             })?;
             if let Some((ids, fs)) = self.tasks.get(&node.pid) {
                 let id = VPid::new(raw(node.vpid));
@@ -188,16 +180,6 @@ impl Identities {
         store.write_entry(desc::INVENTORY, (), &inventory)?;
         Ok(())
     }
-}
-
-/// The threads of a held task, leader first, as images number them. Those that the kernel has in a process
-/// are not among them.
-fn threads(tracee: &Tracee) -> Vec<u32> {
-    let ids = tracee
-        .threads()
-        .iter()
-        .map(|thread| raw(thread.vtid().as_raw()));
-    ids.collect()
 }
 
 fn raw(id: i32) -> u32 {

@@ -3,9 +3,9 @@
 use criu_files::Files;
 use criu_image::Store;
 use criu_image::id::{FdTableId, VPid};
-use criu_kind::{Error, Result, Within};
+use criu_kind::{Error, Now, Result, Within};
 use criu_mm::{FillJob, FillStats, Ground, Materials, Shared};
-use criu_proc::{ProcDir, Status};
+use criu_proc::ProcDir;
 use criu_task::{NewThread, Plan, Role, Step, TaskState, birth};
 use criu_tracee::{FpLayout, Job, Nursery, Program, Site, Tracee, run_all, spawn_root};
 use nix::errno::Errno;
@@ -397,20 +397,25 @@ impl<'m> World<'m> {
             self.held[here].close_with(signal);
             self.held[here].suspend_seccomp_if_allowed()?;
         }
+        let now: Vec<Now> = self
+            .alive
+            .iter()
+            .map(|(_, here)| self.now(*here))
+            .collect::<Result<_>>()?;
         // Leaders last: they set what their threads share.
         for leaders in [false, true] {
-            self.dress(leaders)?;
+            self.dress(leaders, &now)?;
         }
-        for (image, here) in self.alive.clone() {
-            self.push(image, here, layout)
+        for ((image, here), now) in self.alive.clone().into_iter().zip(&now) {
+            self.push(image, here, now, layout)
                 .within(|| self.model.tasks[image].subject())?;
         }
         Ok(())
     }
 
-    fn dress(&mut self, leaders: bool) -> Result<()> {
+    fn dress(&mut self, leaders: bool, now: &[Now]) -> Result<()> {
         let mut programs = Vec::new();
-        for (image, here) in &self.alive {
+        for ((image, here), now) in self.alive.iter().zip(now) {
             let task = self.task(*image);
             let range = if leaders {
                 0..1
@@ -418,8 +423,7 @@ impl<'m> World<'m> {
                 1..task.threads.len() + 1
             };
             for index in range {
-                let now = self.status(*here, index)?;
-                let Some(saved) = self.model.saved(task, index, &now) else {
+                let Some(saved) = self.model.saved(task, index, now) else {
                     continue;
                 };
                 let mut program = Program::new();
@@ -441,23 +445,27 @@ impl<'m> World<'m> {
         }
     }
 
-    fn status(&self, here: usize, index: usize) -> Result<Status> {
-        let held = &self.held[here];
-        Ok(ProcDir::task(held.pid(), held.threads()[index].tid())?.status()?)
+    /// What a process and its threads are before they are dressed.
+    fn now(&self, here: usize) -> Result<Now> {
+        let process = ProcDir::open(self.held[here].pid())?;
+        Ok(Now {
+            status: process.status()?,
+            loginuid: criu_task::loginuid(&process)?,
+        })
     }
 
-    fn push(&mut self, image: usize, here: usize, layout: &FpLayout) -> Result<()> {
+    fn push(&mut self, image: usize, here: usize, now: &Now, layout: &FpLayout) -> Result<()> {
         let model = self.model;
         let task = &model.tasks[image];
         let mut new: Vec<NewThread> = Vec::new();
+        let process = ProcDir::open(self.held[here].pid())?;
         for index in 0..=task.threads.len() {
-            let now = self.status(here, index)?;
-            let Some(saved) = model.saved(task, index, &now) else {
+            let Some(saved) = model.saved(task, index, now) else {
                 continue;
             };
             let held = &mut self.held[here];
             let thread = &held.threads()[index];
-            criu_task::push(&saved, &ProcDir::task(held.pid(), thread.tid())?)?;
+            criu_task::push(&saved, &process)?;
             let mut state = criu_task::natural(&saved, layout)?;
             state.set(thread.stopped()?)?;
             state.wait_on(&saved, held);

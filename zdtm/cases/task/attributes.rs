@@ -101,11 +101,11 @@ fn rlimits() -> Result<()> {
     ];
     let child = Child::spawn("child", || {
         let mut wanted = Vec::new();
-        for (index, resource) in (1u64..).zip(ALL) {
+        for (index, resource) in (1..).zip(ALL) {
             let (_, hard) = getrlimit(*resource)?;
             // Large enough to live with, and every one different.
-            let soft = hard.min((1 << 40) + index * 4096) / 2;
-            let hard = hard.min((1 << 40) + index * 4096);
+            let most = libc::rlim_t::MAX / 4 + index * 4096;
+            let (soft, hard) = (hard.min(most) / 2, hard.min(most));
             setrlimit(*resource, soft, hard)?;
             wanted.push((soft, hard));
         }
@@ -169,14 +169,17 @@ fn umask() -> Result<()> {
 
 /// Store bypass disabled, where the machine lets a task choose.
 fn speculation() -> Result<()> {
+    // Not in libc everywhere: `include/uapi/linux/prctl.h`.
+    const PR_GET_SPECULATION_CTRL: i32 = 52;
+    const PR_SET_SPECULATION_CTRL: i32 = 53;
     const STORE_BYPASS: usize = 0;
-    let get = || prctl(libc::PR_GET_SPECULATION_CTRL, STORE_BYPASS, 0);
+    let get = || prctl(PR_GET_SPECULATION_CTRL, STORE_BYPASS, 0);
     // PR_SPEC_PRCTL: a task may choose.
     if !get().is_ok_and(|state| state & 1 != 0) {
         return skip("no choice about store bypass on this machine");
     }
     let child = Child::spawn("child", move || {
-        prctl(libc::PR_SET_SPECULATION_CTRL, STORE_BYPASS, 4)?; // PR_SPEC_DISABLE
+        prctl(PR_SET_SPECULATION_CTRL, STORE_BYPASS, 4)?; // PR_SPEC_DISABLE
         let before = get()?;
         Child::checkpoint();
         check_eq!(get()?, before);

@@ -118,9 +118,12 @@ fn from_now(entry: &pb::TimerfdEntry) -> Result<(u64, u64)> {
         other => ClockId::from_raw(other),
     };
     let now = clock_gettime(clock).map_err(Error::kernel("clock_gettime"))?;
-    let word = |word: i64| u64::try_from(word).unwrap_or(0);
-    let nanos = word(now.tv_nsec()).saturating_add(entry.vnsec);
-    let seconds = word(now.tv_sec()).saturating_add(entry.vsec);
+    let nanos = u64::try_from(now.tv_nsec())
+        .unwrap_or(0)
+        .saturating_add(entry.vnsec);
+    let seconds = u64::try_from(now.tv_sec())
+        .unwrap_or(0)
+        .saturating_add(entry.vsec);
     Ok((seconds.saturating_add(nanos / NANOS), nanos % NANOS))
 }
 

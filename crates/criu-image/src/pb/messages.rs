@@ -2417,6 +2417,24 @@ impl ::prost::Name for FanotifyExtEntry {
         "/fanotify_ext_entry".into()
     }
 }
+/// The signals above 64 in a signalfd's mask: MIPS has 127.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignalfdExtEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub signalfd_id: u32,
+    #[prost(uint64, required, tag = "2")]
+    pub sigmask_extended: u64,
+}
+impl ::prost::Name for SignalfdExtEntry {
+    const NAME: &'static str = "signalfd_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "signalfd_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/signalfd_ext_entry".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FilesExtEntry {
     #[prost(message, optional, tag = "1")]
@@ -2429,7 +2447,10 @@ pub struct FilesExtEntry {
     pub timerfd: ::core::option::Option<TimerfdExtEntry>,
     #[prost(message, optional, tag = "5")]
     pub inotify: ::core::option::Option<InotifyExtEntry>,
-    #[prost(message, optional, tag = "6")]
+    /// 6 and 7 are sockets.
+    #[prost(message, optional, tag = "8")]
+    pub signalfd: ::core::option::Option<SignalfdExtEntry>,
+    #[prost(message, optional, tag = "9")]
     pub fanotify: ::core::option::Option<FanotifyExtEntry>,
 }
 impl ::prost::Name for FilesExtEntry {
