@@ -125,5 +125,19 @@ mod tests {
         ]);
         expect!["survey: 2 problems: [a] [b]; do x"]
             .assert_eq(&failure("survey", &several.expect_err("two")).to_string());
+        // Those of several descriptors of several tasks, all with their remedies.
+        let task = || {
+            let both = vec![
+                within(Error::unsupported("a", "do x")),
+                within(Error::busy("b", "wait")),
+            ];
+            Error::all(both).expect_err("two")
+        };
+        let all = Error::all(vec![task(), task()]).expect_err("two");
+        assert!(all.is_refusal() && !all.may_pass());
+        let told = failure("survey", &all);
+        assert_eq!(told.kind, Kind::Unsupported);
+        assert_eq!(told.remedy.as_deref(), Some("do x; wait"));
+        assert_eq!(told.to_string().matches("fd 7").count(), 4);
     }
 }

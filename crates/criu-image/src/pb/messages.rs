@@ -2531,7 +2531,7 @@ pub struct IoUringEntry {
     #[prost(uint32, optional, tag = "12")]
     pub cq_flags: ::core::option::Option<u32>,
     /// Content of the rings.
-    #[prost(uint32, repeated, tag = "13")]
+    #[prost(uint32, repeated, packed = "false", tag = "13")]
     pub sq_array: ::prost::alloc::vec::Vec<u32>,
     #[prost(bytes = "vec", required, tag = "14")]
     pub sqes: ::prost::alloc::vec::Vec<u8>,
