@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 
 use crate::config::Surroundings;
 use crate::error::Failure;
-use crate::external::{DUMPED, External, Inherited, PROVIDED};
+use crate::external::{DUMPED, External, Inherited, PROVIDED, devices, dumped_devices, irmap};
 use crate::log::{Target, Verbosity};
 use crate::policy::Policy;
 use crate::scripts::Scripts;
@@ -118,12 +118,12 @@ pub struct DumpOptions {
     pub ghost_fiemap: bool,
     /// Any path to a device will do.
     pub evasive_devices: bool,
-    /// Files that stay outside: mount id and inode number.
-    pub external_files: Vec<(i32, u64)>,
     /// Devices that stay outside: major and minor number, and their name.
     pub external_devices: Vec<(u32, u32, String)>,
     /// Where to search for watched files that have no path otherwise; `None`: nowhere.
     pub irmap: Option<Vec<PathBuf>>,
+    /// Objects that stay outside: `file[1f:2a]`.
+    pub outside: Vec<String>,
     /// How long collecting the tasks may take.
     pub timeout: Option<Duration>,
 }
@@ -145,6 +145,8 @@ pub struct RestoreOptions {
     pub check_permissions: bool,
     /// Check images and files before anything is made.
     pub verify: bool,
+    /// Objects that may be outside: `unix[*]`.
+    pub outside: Vec<String>,
     /// Descriptors the caller provides.
     pub inherited: Vec<Inherited>,
     /// Paths of devices the caller provides, by name.
@@ -252,11 +254,10 @@ impl DumpOptions {
         };
         let seconds = typed.parsed("timeout")?.unwrap_or(10);
         let tree = Tree::read(typed, around, DUMPED)?;
-        let (external_files, external_devices) = outside(&tree.external)?;
         Ok(DumpOptions {
-            external_files,
-            external_devices,
+            external_devices: dumped_devices(&tree.external)?,
             irmap: irmap(typed),
+            outside: outside(typed, &tree.external)?,
             tree,
             root: Pid::from_raw(root),
             end,
@@ -275,6 +276,7 @@ impl RestoreOptions {
     pub fn read(typed: &Typed, around: &Surroundings) -> Result<Self, Failure> {
         let tree = Tree::read(typed, around, PROVIDED)?;
         Ok(RestoreOptions {
+            outside: outside(typed, &[])?,
             detached: typed.switch("restore-detached", false),
             sibling: typed.switch("restore-sibling", false),
             stopped: typed.switch("leave-stopped", false),
@@ -317,67 +319,44 @@ impl CpuinfoOptions {
     }
 }
 
-/// Files and devices: numbers that tell them apart.
-type Outside = (Vec<(i32, u64)>, Vec<(u32, u32, String)>);
-
-/// What stays outside: files, `file[mnt_id:inode]` in hexadecimal, and devices, `dev[major/minor]:name`; nothing
-/// else can yet.
-fn outside(external: &[External]) -> Result<Outside, Failure> {
-    let (mut files, mut devices) = (Vec::new(), Vec::new());
-    for external in external {
-        let inside = &external.inside;
-        let wrong = || bad_value("external", format!("{}[{inside}]", external.kind).as_ref());
-        match external.kind {
-            "file" => {
-                let numbers = inside.split_once(':').and_then(|(mount, inode)| {
-                    let mount = i32::from_str_radix(mount, 16).ok()?;
-                    Some((mount, u64::from_str_radix(inode, 16).ok()?))
-                });
-                files.push(numbers.ok_or_else(wrong)?);
-            }
-            "dev" => {
-                let device = inside.split_once('/').and_then(|(major, minor)| {
-                    let name = external.name.clone()?;
-                    Some((major.parse().ok()?, minor.parse().ok()?, name))
-                });
-                devices.push(device.ok_or_else(wrong)?);
-            }
-            other => return Err(not_yet(&format!("external {other}[..]"))),
-        }
-    }
-    Ok((files, devices))
-}
-
-/// The devices among what the caller provides, `dev[name]:path`; nothing else can be yet.
-fn devices(external: &[External]) -> Result<Vec<(String, PathBuf)>, Failure> {
-    let device = |external: &External| {
-        if external.kind != "dev" {
-            return Err(not_yet(&format!("external {}[..]", external.kind)));
-        }
-        let path = external.name.as_ref().map(PathBuf::from);
-        let text = format!("dev[{}]", external.inside);
-        let path = path.ok_or_else(|| bad_value("external", text.as_ref()))?;
-        Ok((external.inside.clone(), path))
+/// What stays outside, each written in one way: `file[mnt_id:inode]` and `tty[rdev:dev]` in hexadecimal,
+/// `unix[inode]` in decimal, `unix[*]` for all sockets that `--ext-unix-sk` allows, `tty[*]` for
+/// the terminal of `--shell-job`.
+fn outside(typed: &Typed, external: &[External]) -> Result<Vec<String>, Failure> {
+    let one = |external: &External| {
+        let (kind, inside) = (external.kind, external.inside.as_str());
+        let key = match kind {
+            "file" | "tty" => inside.split_once(':').and_then(|(first, second)| {
+                let first = u32::from_str_radix(first, 16).ok()?;
+                let second = u64::from_str_radix(second, 16).ok()?;
+                Some(format!("{kind}[{first:x}:{second:x}]"))
+            }),
+            "unix" => inside
+                .parse::<u32>()
+                .ok()
+                .map(|inode| format!("unix[{inode}]")),
+            _ => return Err(not_yet(&format!("external {kind}[..]"))),
+        };
+        key.ok_or_else(|| bad_value("external", format!("{kind}[{inside}]").as_ref()))
     };
-    external.iter().map(device).collect()
-}
-
-/// Where to search for watched files: where told, and, if asked for, where programs like to watch.
-fn irmap(typed: &Typed) -> Option<Vec<PathBuf>> {
-    const USUAL: &[&str] = &[
-        "/etc",
-        "/var/spool",
-        "/var/log",
-        "/usr/share/dbus-1/system-services",
-        "/var/lib/polkit-1/localauthority",
-        "/usr/share/polkit-1/actions",
-        "/lib/udev",
-    ];
-    let mut paths: Vec<PathBuf> = typed.values("irmap-scan-path").map(PathBuf::from).collect();
-    if typed.switch("force-irmap", false) {
-        paths.extend(USUAL.iter().map(PathBuf::from));
+    let named = external.iter().filter(|external| external.kind != "dev");
+    let mut keys: Vec<String> = named.map(one).collect::<Result<_, _>>()?;
+    if typed.switch("shell-job", false) {
+        keys.push("tty[*]".to_owned());
     }
-    (!paths.is_empty()).then_some(paths)
+    for value in typed.values("ext-unix-sk") {
+        let Some(text) = value.to_str() else {
+            return Err(bad_value("ext-unix-sk", value));
+        };
+        if text.is_empty() {
+            keys.push("unix[*]".to_owned());
+        }
+        for inode in text.split(',').filter(|inode| !inode.is_empty()) {
+            let inode: u32 = inode.parse().map_err(|_| bad_value("ext-unix-sk", value))?;
+            keys.push(format!("unix[{inode}]"));
+        }
+    }
+    Ok(keys)
 }
 
 fn texts<T>(
@@ -554,18 +533,23 @@ mod tests {
     fn what_lies_outside() -> Result<(), String> {
         let dump = |line: &str| {
             let options = read(line, |typed| DumpOptions::read(typed, &around()))?;
-            Ok::<_, String>(options.external_files)
+            Ok::<_, String>(options.outside)
         };
         let files = dump("dump -t 1 --external file[1f:2a] --external file[3:fffffffff]")?;
-        assert_eq!(files, [(0x1f, 0x2a), (3, 0xf_ffff_ffff)]);
+        assert_eq!(files, ["file[1f:2a]", "file[3:fffffffff]"]);
+        let others = dump("dump -t 1 --external tty[8803:1D] --external unix[12] -x -x3,4")?;
+        assert_eq!(
+            others,
+            ["tty[8803:1d]", "unix[12]", "unix[*]", "unix[3]", "unix[4]"]
+        );
         for (line, expected) in [
             (
                 "dump -t 1 --external file[1f]",
                 "options: `file[1f]` is not a value of --external; see criu --help",
             ),
             (
-                "dump -t 1 --external tty[8803:1d]",
-                "options: --external tty[..]: not implemented yet",
+                "dump -t 1 --external net[12]:n",
+                "options: --external net[..]: not implemented yet",
             ),
         ] {
             assert_eq!(dump(line), Err(expected.into()), "{line}");

@@ -25,13 +25,13 @@ pub struct DumpOptions {
     /// Whether paths say which mount they are on: only if the mounts are dumped too. Without them CRIU would look
     /// for the mount and not find it.
     pub mounts: bool,
-    /// Files that are given at restore: mount id and inode number (`--external file[mnt_id:inode]`).
-    pub external: Vec<(i32, u64)>,
     /// Where to look for watched files that have no path otherwise (`--irmap-scan-path`); `None`: nowhere.
     pub irmap: Option<Vec<PathBuf>>,
     /// Devices that are given at restore: type and number, and what they are called
     /// (`--external dev[MAJOR/MINOR]:NAME`).
     pub devices: Vec<(Dev, String)>,
+    /// What is outside and stays there, in the words of `--external`: `file[1f:2a]`, `unix[*]`.
+    pub external: Vec<String>,
     /// All processes and threads of the tree.
     pub tree: Vec<Pid>,
     /// The namespaces of the tree: kind, inode number, id.
@@ -50,6 +50,8 @@ pub struct RestoreOptions {
     pub devices: Vec<(String, PathBuf)>,
     /// What may have happened to the file of a path (`--file-policy`).
     pub policies: Policies,
+    /// What may be outside: `unix[*]`.
+    pub external: Vec<String>,
     /// A directory that paths start from (`--root`), by descriptor.
     pub root: Option<i32>,
     /// Brings the pages of memory that files hold into a new object of this size.

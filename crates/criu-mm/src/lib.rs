@@ -22,6 +22,7 @@ mod pages;
 mod passage;
 mod ring;
 mod scan;
+mod segment;
 mod shared;
 mod survey;
 mod transfer;
@@ -35,6 +36,7 @@ pub use finish::finish;
 pub use ground::Ground;
 pub use image::SpaceImage;
 pub use pages::Pages;
+pub use segment::Segments;
 pub use shared::{Shared, bring_object, drain_object};
 pub use survey::{Questions, Space, SurveyOptions, survey};
 

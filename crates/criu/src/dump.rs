@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use criu_files::{Collector, KINDS, Memory, Names, Validation};
+use criu_files::{Collector, Memory, Names, Validation};
 use criu_image::{Directory, Durability, Manifest, Store};
 use criu_kind::{Error, Result, Subject, Within};
 use criu_mm::{DrainOptions, Space, SurveyOptions};
@@ -17,10 +17,12 @@ use crate::describe::{Described, describe};
 use crate::error::Failure;
 use crate::explain;
 use crate::inventory::{self, Identities};
+use crate::ipc::Ipc;
 use crate::options::{DumpOptions, EndState, FileValidation};
 use crate::progress::Progress;
 use crate::scripts::Action;
 use crate::stats::DumpStats;
+use crate::tables;
 
 /// How long requests that are under way may take to end, and how long tasks go on before the next look.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -71,16 +73,9 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
         "describe",
         describe(&tree, &mut tracees, &mut survey.spaces, &fp_layout()),
     )?;
+    at("describe", survey.ask(&tree, &mut tracees))?;
     progress.stage("drain");
-    let drained = at(
-        "drain",
-        drain(
-            &mut tracees,
-            &mut survey.spaces,
-            survey.files.memory(),
-            &store,
-        ),
-    )?;
+    let drained = at("drain", drain(&mut tracees, &mut survey, &store))?;
     stats.drained(&drained);
     progress.stage("commit");
     let names = at("commit", commit(&tree, survey, &described, &store))?;
@@ -102,7 +97,7 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
     progress.stage("release");
     // Summing needs nobody: it goes on while the tasks end or start to run.
     let (released, summed) = std::thread::scope(|scope| {
-        let sums = scope.spawn(|| Manifest::build(images).map(drop));
+        let sums = scope.spawn(|| Manifest::complete(images));
         let released = release(tracees, end);
         stats.released();
         (released, sums.join().expect("summing does not panic"))
@@ -125,6 +120,8 @@ struct Survey<'s> {
     spaces: Vec<Space>,
     files: Collector<'s>,
     identities: Identities,
+    /// `None` if it cannot be dumped.
+    ipc: Option<Ipc>,
     problems: Vec<Error>,
 }
 
@@ -139,8 +136,9 @@ impl<'s> Survey<'s> {
         let files = file_options(options, tree, &identities);
         let mut survey = Self {
             spaces: Vec::with_capacity(tracees.len()),
-            files: Collector::new(files, store, KINDS.iter().copied()),
+            files: Collector::new(files, store, tables::kinds()),
             identities,
+            ipc: None,
             problems: inventory::shell_job(tree, options.tree.shell_job)
                 .err()
                 .into_iter()
@@ -155,6 +153,13 @@ impl<'s> Survey<'s> {
         for (tracee, node) in alive {
             if let Err(error) = survey.add(node, &tracees[tracee]).within(|| node.subject()) {
                 survey.problems.push(error);
+            }
+        }
+        // Without the address spaces of all it is not known who has attached what.
+        if survey.spaces.len() == tracees.len() {
+            match Ipc::of(tree, &survey.spaces) {
+                Ok(ipc) => survey.ipc = Some(ipc),
+                Err(error) => survey.problems.push(error),
             }
         }
         if survey.problems.is_empty() {
@@ -184,6 +189,12 @@ impl<'s> Survey<'s> {
     /// All refusals at once.
     fn check(&mut self) -> Result<()> {
         Error::all(std::mem::take(&mut self.problems))
+    }
+
+    /// What only processes can tell about what they share.
+    fn ask(&mut self, tree: &Tree, tracees: &mut [Tracee]) -> Result<()> {
+        let ipc = self.ipc.as_mut();
+        ipc.map_or(Ok(()), |ipc| ipc.ask(tree, tracees))
     }
 
     fn plan(&self, tree: &Tree) -> String {
@@ -227,9 +238,9 @@ fn file_options(
         evasive_devices: options.evasive_devices,
         mounts: false,
         validation: validation(options.tree.validation),
-        external: options.external_files.clone(),
         irmap: options.irmap.clone(),
         devices: devices(options),
+        external: options.outside.clone(),
     }
 }
 
@@ -251,16 +262,18 @@ pub(crate) fn validation(option: FileValidation) -> Validation {
 
 fn drain(
     tracees: &mut [Tracee],
-    spaces: &mut [Space],
-    memory: &[Memory],
+    survey: &mut Survey<'_>,
     store: &dyn Store,
 ) -> Result<criu_mm::Stats> {
     let mut options = DrainOptions {
         in_target: true,
         next_pages: 1,
     };
-    let mut stats = criu_mm::drain(tracees, spaces, store, &mut options)?;
-    for Memory { id, object, size } in memory {
+    let mut stats = criu_mm::drain(tracees, &mut survey.spaces, store, &mut options)?;
+    if let Some(ipc) = &mut survey.ipc {
+        ipc.drain(tracees, store, &mut options, &mut stats)?;
+    }
+    for Memory { id, object, size } in survey.files.memory() {
         let more = criu_mm::drain_object(object, *size, *id, store, &mut options)
             .within(|| Subject::Object(format!("memory of file {id}")))?;
         stats.shared_scanned += more.shared_scanned;
@@ -279,6 +292,9 @@ fn commit(
         space.write(store)?;
     }
     let names = survey.files.finish()?;
+    if let Some(ipc) = &survey.ipc {
+        ipc.write(store, survey.identities.ipc())?;
+    }
     described.write(store)?;
     survey.identities.write(tree, described, store)?;
     store.finish()?;
