@@ -86,7 +86,8 @@ impl Tracee {
                 gone_is_fine(running.interrupt())?;
             }
             for (slot, tid, running) in fresh {
-                match running.wait_held(deadline) {
+                let held = running.wait_held(deadline);
+                match held.and_then(|held| Thread::pass(held, deadline)) {
                     Ok(held) => {
                         let mut thread = Thread::held(tid, tid, held)?;
                         if let Some(sleep) = naps.of_stopped(tid) {
