@@ -10,6 +10,7 @@
 #[cfg(target_arch = "x86_64")]
 mod cpu {
     pub(crate) mod compat;
+    pub(crate) mod cpu_cap;
     pub(crate) mod rseq;
     pub(crate) mod x86_64;
 }
@@ -73,6 +74,8 @@ pub static AREAS: &[Area] = &[
         files: &[
             #[cfg(target_arch = "x86_64")]
             cpu::compat::CASES,
+            #[cfg(target_arch = "x86_64")]
+            cpu::cpu_cap::CASES,
             #[cfg(target_arch = "x86_64")]
             cpu::rseq::CASES,
             #[cfg(target_arch = "x86_64")]

@@ -4,12 +4,13 @@
 //! it is dropped, and the half-written images go with the store.
 
 use criu_files::{Collector, KINDS, Memory, Names, Validation};
-use criu_image::{Directory, Durability, Manifest, Store};
+use criu_image::{Directory, Durability, Manifest, Store, StoreExt};
 use criu_kind::{Error, Result, Subject, Within};
 use criu_mm::{DrainOptions, Space, SurveyOptions};
 use criu_task::{Node, Tree, freeze};
 use criu_tracee::{Tracee, fp_layout};
 
+use crate::cpuinfo;
 use crate::describe::{Described, describe};
 use crate::error::Failure;
 use crate::explain;
@@ -28,6 +29,7 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
         .scripts
         .run(Action::PreDump, Some(options.root))?;
 
+    let cpu = cpuinfo::of_dump(options.tree.cpu_cap)?;
     progress.stage("freeze");
     let (tree, mut tracees) = at("freeze", freeze(options.root, options.timeout))?;
     stats.frozen();
@@ -63,6 +65,10 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
     )?;
     stats.drained(&drained);
     progress.stage("commit");
+    if let Some(cpu) = &cpu {
+        let written = store.write_entry(criu_image::desc::CPUINFO, (), cpu);
+        at("commit", written.map_err(Error::from))?;
+    }
     let names = at("commit", commit(&tree, survey, &described, &store))?;
     tracing::info!("Dumping finished successfully");
 

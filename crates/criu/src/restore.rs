@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use criu_files::{Files, KINDS};
 use criu_image::Directory;
 use criu_image::manifest::{Depth, Manifest};
-use criu_kind::{Error, Result};
+use criu_kind::{Error, Result, Within};
 use criu_mm::SpaceImage;
 use criu_proc::{ProcDir, TaskState};
 use criu_task::{Plan, birth};
@@ -16,6 +16,7 @@ use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
+use crate::cpuinfo;
 use crate::error::Failure;
 use crate::explain;
 use crate::load::{self, Model};
@@ -43,6 +44,7 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
                 .map_err(Error::from),
         )?;
     }
+    cpuinfo::check(&store, tree.cpu_cap)?;
     let model = at("load", load::model(&store))?;
     let files = at(
         "load",
@@ -161,6 +163,16 @@ fn preflight(model: &Model, files: &Files<'_>, plan: &Plan) -> Result<()> {
         ));
     }
     problems.extend(files.check().err());
+    let layout = fp_layout();
+    for task in model.tasks.iter().filter(|task| task.body.is_some()) {
+        let threads = task.threads.iter().map(|(_, core)| core);
+        // One thread tells enough of its process.
+        let misfit = [&task.core].into_iter().chain(threads).find_map(|core| {
+            let fits = criu_task::fits(core, &layout);
+            fits.within(|| task.subject()).err()
+        });
+        problems.extend(misfit);
+    }
     Error::all(problems)
 }
 
