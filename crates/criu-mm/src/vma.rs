@@ -116,6 +116,12 @@ pub(crate) fn classify(
             "run the program without it: GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
         ));
     }
+    if has(VmFlags::MTE) {
+        return Err(Error::unsupported(
+            "memory with tags (MTE)",
+            "run the program without them: GLIBC_TUNABLES=glibc.mem.tagging=0",
+        ));
+    }
     if has(VmFlags::UFFD_MISSING) || has(VmFlags::UFFD_MINOR) {
         return Err(Error::unsupported(
             "memory that a userfaultfd(2) supplies",
@@ -177,7 +183,12 @@ fn refused(name: &MapName<'_>) -> Error {
 fn protection(smap: &Smap<'_>) -> u32 {
     let perms = &smap.vma.perms;
     let bit = |set, bit| if set { bit } else { 0 };
-    bit(perms.read, prot::READ) | bit(perms.write, prot::WRITE) | bit(perms.exec, prot::EXEC)
+    // A vdso may have to get jumps over its landing places.
+    let guarded = smap.flags.contains(VmFlags::ARM64_BTI) && smap.vma.name != MapName::Vdso;
+    bit(perms.read, prot::READ)
+        | bit(perms.write, prot::WRITE)
+        | bit(perms.exec, prot::EXEC)
+        | bit(guarded, prot::BTI)
 }
 
 fn flags(smap: &Smap<'_>) -> u32 {
