@@ -11,7 +11,8 @@ use std::os::unix::ffi::OsStringExt;
 use criu_image::id::{FdTableId, FileId, ShmId};
 use criu_image::{ImageWriter, Store, StoreExt, desc, pb};
 use criu_kind::{
-    AnyFileKind, Cache, DumpCx, Error, FileEntry, FileKind, Inode, OpenFile, Result, Slot, Subject, Within,
+    AnyFileKind, Cache, DumpCx, Error, FileEntry, FileKind, Inode, OpenFile, Result, Slot, Subject,
+    Within,
 };
 use criu_proc::{Fdinfo, ProcDir};
 use criu_tracee::{fetch_fd, pidfd_open};
@@ -364,7 +365,7 @@ impl<'s> Collector<'s> {
         }
         Error::all(refused)?;
         let mut image = self.store.writer(desc::FILES, ())?;
-        for entry in &self.entries {
+        for entry in peers_first(&self.entries) {
             image.write(entry)?;
         }
         image.finish()?;
@@ -401,6 +402,28 @@ impl criu_kind::MappedFiles for Collector<'_> {
         let proc = ProcDir::open(pid)?;
         self.magic_link(pid, &proc, "exe")
     }
+}
+
+/// The entries, each socket behind the one it is connected to: CRIU looks for that when it reads the socket.
+fn peers_first(entries: &[pb::FileEntry]) -> Vec<&pb::FileEntry> {
+    let places = entries.iter().enumerate();
+    let places: HashMap<u32, usize> = places
+        .filter_map(|(place, entry)| Some((entry.usk.as_ref()?.ino, place)))
+        .collect();
+    let mut written = vec![false; entries.len()];
+    let mut order = Vec::with_capacity(entries.len());
+    for first in 0..entries.len() {
+        let mut chain = Vec::new();
+        let mut next = Some(first);
+        while let Some(place) = next.filter(|place| !written[*place]) {
+            written[place] = true;
+            chain.push(&entries[place]);
+            let peer = entries[place].usk.as_ref().map(|socket| socket.peer);
+            next = peer.and_then(|peer| places.get(&peer).copied());
+        }
+        order.extend(chain.into_iter().rev());
+    }
+    order
 }
 
 /// What to say of a file that no kind knows.

@@ -4,8 +4,5 @@ use criu_kind::AnyFileKind;
 
 /// Every kind of open file.
 pub(crate) fn kinds() -> impl Iterator<Item = &'static dyn AnyFileKind> {
-    criu_files::KINDS
-        .iter()
-        .chain(criu_net::KINDS)
-        .copied()
+    criu_files::KINDS.iter().chain(criu_net::KINDS).copied()
 }

@@ -10,30 +10,31 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::termios::{
-    InputFlags, LocalFlags, OutputFlags, SetArg, SpecialCharacterIndices, Termios, cfmakeraw, tcgetsid,
-    tcgetattr, tcsetattr,
+    InputFlags, LocalFlags, OutputFlags, SetArg, SpecialCharacterIndices, Termios, cfmakeraw,
+    tcgetattr, tcgetsid, tcsetattr,
 };
 use nix::unistd::{Pid, getpid, getsid, read, setpgid, setsid, tcgetpgrp, write};
 use zdtm::{Case, Child, Result, check, check_eq};
 
+// Alone: their numbers must be free when they come back.
 pub(crate) const CASES: &[Case] = &[
-    Case::new("tty-pair", pair),
-    Case::new("tty-data", data),
-    Case::new("tty-data-lines", lines),
-    Case::new("tty-packet-mode", packet_mode),
-    Case::new("tty-exclusive", exclusive),
-    Case::new("tty-locked", locked),
-    Case::new("tty-master-alone", alone),
-    Case::new("tty-hung-up", hung_up),
-    Case::new("tty-several", several),
-    Case::new("tty-crossed", crossed),
-    Case::new("tty-controlling", controlling),
-    Case::new("tty-controlling-no-slave", no_slave),
-    Case::new("tty-current", current),
-    Case::new("tty-foreground", foreground),
-    Case::new("tty-background", background),
-    Case::new("tty-hangup-signal", hangup),
-    Case::new("tty-owner", owner),
+    Case::new("tty-pair", pair).exclusive(),
+    Case::new("tty-data", data).exclusive(),
+    Case::new("tty-data-lines", lines).exclusive(),
+    Case::new("tty-packet-mode", packet_mode).exclusive(),
+    Case::new("tty-exclusive", exclusive).exclusive(),
+    Case::new("tty-locked", locked).exclusive(),
+    Case::new("tty-master-alone", alone).exclusive(),
+    Case::new("tty-hung-up", hung_up).exclusive(),
+    Case::new("tty-several", several).exclusive(),
+    Case::new("tty-crossed", crossed).exclusive(),
+    Case::new("tty-controlling", controlling).exclusive(),
+    Case::new("tty-controlling-no-slave", no_slave).exclusive(),
+    Case::new("tty-current", current).exclusive(),
+    Case::new("tty-foreground", foreground).exclusive(),
+    Case::new("tty-background", background).exclusive(),
+    Case::new("tty-hangup-signal", hangup).exclusive(),
+    Case::new("tty-owner", owner).exclusive(),
 ];
 
 struct Ends {
@@ -69,7 +70,10 @@ fn nonblocking(fd: &impl AsFd) -> Result<()> {
 /// What comes, when it has had the time to.
 fn come(fd: &impl AsFd) -> Result<Vec<u8>, Errno> {
     let mut room = vec![0; 5000];
-    let mut asked = [nix::poll::PollFd::new(fd.as_fd(), nix::poll::PollFlags::POLLIN)];
+    let mut asked = [nix::poll::PollFd::new(
+        fd.as_fd(),
+        nix::poll::PollFlags::POLLIN,
+    )];
     nix::poll::poll(&mut asked, 200u8)?;
     let length = read(fd, &mut room)?;
     room.truncate(length);
@@ -92,7 +96,10 @@ fn size(fd: &impl AsRawFd) -> Result<(u16, u16, u16, u16)> {
 }
 
 fn name(slave: &impl AsRawFd) -> Result<std::path::PathBuf> {
-    Ok(std::fs::read_link(format!("/proc/self/fd/{}", slave.as_raw_fd()))?)
+    Ok(std::fs::read_link(format!(
+        "/proc/self/fd/{}",
+        slave.as_raw_fd()
+    ))?)
 }
 
 /// Settings and size; lines go through as the settings say.
@@ -187,7 +194,13 @@ fn locked() -> Result<()> {
     let path = format!("/dev/pts/{}", number(&master, libc::TIOCGPTN)?);
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(libc::O_NOCTTY);
-    check_eq!(options.open(&path).map_err(|error| error.raw_os_error()).err(), Some(Some(libc::EIO)));
+    check_eq!(
+        options
+            .open(&path)
+            .map_err(|error| error.raw_os_error())
+            .err(),
+        Some(Some(libc::EIO))
+    );
     nix::pty::unlockpt(&master)?;
     options.open(&path)?;
     Ok(())
@@ -410,7 +423,11 @@ extern "C" fn on_hangup(_: i32) {
 fn hangup() -> Result<()> {
     let ends = open()?;
     let leader = leader(&ends, |slave| {
-        let action = SigAction::new(SigHandler::Handler(on_hangup), SaFlags::SA_RESTART, SigSet::empty());
+        let action = SigAction::new(
+            SigHandler::Handler(on_hangup),
+            SaFlags::SA_RESTART,
+            SigSet::empty(),
+        );
         // SAFETY: the handler stores an atomic.
         unsafe { sigaction(Signal::SIGHUP, &action) }?;
         Child::set_up();

@@ -16,7 +16,7 @@ use crate::sockets::diag::{ESTABLISHED, LISTEN};
 use crate::sockets::message::{address, set};
 use crate::sockets::options;
 use crate::sockets::queue::SO_PASSPIDFD;
-use crate::sockets::unix::dump::SO_PASSRIGHTS;
+use crate::sockets::unix::dump::{SIOCUNIXFILE, SO_PASSRIGHTS};
 use crate::sockets::unix::kind::EXTERN;
 use crate::sockets::unix::name::{self, Reach, Scratch};
 use crate::sockets::unix::refill::{Queues, Saved, Sender, widen};
@@ -24,10 +24,7 @@ use crate::sockets::unix::refill::{Queues, Saved, Sender, widen};
 const NEW: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 
 /// Makes them, in the order of the entries.
-pub(crate) fn build(
-    cx: &mut dyn RestoreCx,
-    entries: &[&pb::UnixSkEntry],
-) -> Result<Vec<Opened>> {
+pub(crate) fn build(cx: &mut dyn RestoreCx, entries: &[&pb::UnixSkEntry]) -> Result<Vec<Opened>> {
     let facts = cx.cached(Facts::load)?;
     let mut all = Builder {
         inodes: entries
@@ -38,6 +35,7 @@ pub(crate) fn build(
         sockets: Vec::with_capacity(entries.len()),
         scratch: Scratch::default(),
         makeshift: HashMap::new(),
+        foreign: facts.0.is_empty(),
     };
     for entry in entries {
         let fact = facts.0.get(&entry.id);
@@ -54,11 +52,7 @@ pub(crate) fn build(
     for index in 0..all.sockets.len() {
         all.take_given(cx, index)?;
     }
-    for stage in [
-        Builder::alone,
-        Builder::pair,
-        Builder::half,
-    ] {
+    for stage in [Builder::alone, Builder::pair, Builder::half] {
         for index in 0..all.sockets.len() {
             let subject = all.subject(index);
             stage(&mut all, cx, index).within(|| subject)?;
@@ -139,6 +133,8 @@ struct Builder<'e> {
     /// Listening sockets that are nobody's, by name, directory and maker: what was accepted at them has
     /// their name.
     makeshift: HashMap<(Vec<u8>, Option<Vec<u8>>, u32), Listener>,
+    /// The images are CRIU's: who sent what waits is not known, and whoever is connected will do.
+    foreign: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -297,7 +293,10 @@ impl Builder<'_> {
         if let Some(other) = self.paired(index) {
             return self.make_pair(cx, index, Some(other));
         }
-        let Some(peer) = self.peer(index).filter(|_| self.sockets[index].is_connection()) else {
+        let Some(peer) = self
+            .peer(index)
+            .filter(|_| self.sockets[index].is_connection())
+        else {
             return Ok(());
         };
         if self.sockets[peer].is_extern() {
@@ -525,7 +524,11 @@ impl Builder<'_> {
         let Some(peer) = self.peer(index) else {
             return packets.len();
         };
-        let of_peer = |packet: &Saved| packet.sender == self.sockets[peer].entry.name;
+        let returns = self.is_mutual(index) || peer == index;
+        let of_peer = |packet: &Saved| {
+            let known = packet.sender == self.sockets[peer].entry.name;
+            known || self.foreign && returns
+        };
         let last = packets.iter().rposition(|packet| !of_peer(packet));
         last.map_or(0, |last| last + 1)
     }
@@ -553,11 +556,14 @@ impl Builder<'_> {
             .collect();
         let sender = Sender { ours: &ours };
         let mut strangers: HashMap<&[u8], i32> = HashMap::new();
+        let mut doors = Vec::new();
         for packet in packets {
             let (from, to) = match self.known_sender(index, &packet.sender) {
-                Some(known) => known,
+                Some((from, true)) => (from, Vec::new()),
+                Some((from, false)) => (from, self.address(cx, index, &mut doors)?),
                 None => {
-                    let (known, to) = (strangers.get(&packet.sender[..]), self.address(index)?);
+                    let to = self.address(cx, index, &mut doors)?;
+                    let known = strangers.get(&packet.sender[..]);
                     let from = match known {
                         Some(fd) => *fd,
                         None => self.stranger(cx, index, &packet.sender)?,
@@ -569,43 +575,58 @@ impl Builder<'_> {
             sender.send(cx, from, &to, packet)?;
         }
         let mut program = Program::new();
-        for fd in strangers.into_values() {
+        for fd in strangers.into_values().chain(doors) {
             program.close(fd);
         }
         cx.here().run(&program)?;
         Ok(())
     }
 
-    /// Who sends to a socket what it has from this address: its descriptor here, and the address to send to
-    /// unless it is connected.
-    fn known_sender(&self, index: usize, sender: &[u8]) -> Option<(i32, Vec<u8>)> {
+    /// Who sends to a socket what it has from this address: its descriptor here, and whether it is connected
+    /// by now.
+    fn known_sender(&self, index: usize, sender: &[u8]) -> Option<(i32, bool)> {
         let socket = &self.sockets[index];
         if let Some(other) = socket.other {
-            return Some((other, Vec::new()));
+            return Some((other, true));
         }
         if !socket.is_dgram() {
             let peer = self.peer(index)?;
-            return Some((self.sockets[peer].here?, Vec::new()));
+            return Some((self.sockets[peer].here?, true));
         }
         let paired = self.paired(index);
         let may = |other: usize| {
             let other = &self.sockets[other];
-            other.is_dgram() && !other.is_extern() && !other.given && other.entry.name == sender
+            let fits = other.entry.name == sender || self.foreign;
+            other.is_dgram() && !other.is_extern() && !other.given && fits
         };
         if let Some(other) = paired.filter(|other| may(*other) || socket.entry.name.is_empty()) {
-            return Some((self.sockets[other].here?, Vec::new()));
+            return Some((self.sockets[other].here?, true));
         }
-        let address = self.address(index).ok()?;
         let mut connected = 0..self.sockets.len();
         let found = connected.find(|other| {
-            may(*other) && (!sender.is_empty() || self.peer(*other) == Some(index))
+            let connected = self.peer(*other) == Some(index);
+            may(*other) && (connected || !sender.is_empty() && !self.foreign)
         });
-        Some((self.sockets[found?].here?, address))
+        Some((self.sockets[found?].here?, false))
     }
 
-    fn address(&self, index: usize) -> Result<Vec<u8>> {
-        let reach = self.sockets[index].reach.as_ref();
-        let name = reach.and_then(Reach::name);
+    /// The address to send to; a door is a descriptor through which it leads.
+    fn address(
+        &self,
+        cx: &mut dyn RestoreCx,
+        index: usize,
+        doors: &mut Vec<i32>,
+    ) -> Result<Vec<u8>> {
+        let socket = &self.sockets[index];
+        let reach = socket.reach.as_ref();
+        let mut name = reach.and_then(Reach::name);
+        if let (None, Some(_), Some(fd)) = (&name, reach, socket.here) {
+            let mut program = Program::new();
+            let door = program.ioctl(fd, SIOCUNIXFILE, 0);
+            let door = cx.here().run(&program)?.fd(door);
+            doors.push(door);
+            name = Some(format!("/proc/self/fd/{door}\0").into_bytes());
+        }
         name.ok_or_else(|| {
             Error::unsupported(
                 "messages wait in it, and it has no name by which they could be sent again",
@@ -691,7 +712,10 @@ impl Builder<'_> {
         }
         let reach = to.reach.as_ref().ok_or_else(|| {
             Error::unsupported(
-                format!("socket {}, which it was connected to, has no name", to.entry.ino),
+                format!(
+                    "socket {}, which it was connected to, has no name",
+                    to.entry.ino
+                ),
                 format!(
                     "give another one with --inherit-fd fd[N]:socket:[{}]",
                     socket.entry.ino
@@ -842,4 +866,3 @@ fn two(bytes: &[u8]) -> (i32, i32) {
     };
     (word(0), word(4))
 }
-
