@@ -57,6 +57,10 @@ pub trait CoreImage: Arch {
     /// Sets it, once [`CoreImage::to_core`] has been.
     fn set_clear_tid(core: &mut pb::CoreEntry, address: u64);
 
+    /// The call by which a new thread must set its TLS itself, since nobody else can: number and
+    /// argument ([`crate::SetArea::Itself`]).
+    fn tls_call(core: &pb::CoreEntry) -> Option<(u32, u64)>;
+
     /// What this CPU can do, for `cpuinfo.img`; `None` if the format has no entry for such machines.
     fn describe_cpu(
         _identify: &dyn Fn(u32, u32) -> [u32; 4],

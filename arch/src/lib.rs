@@ -14,14 +14,18 @@ mod record;
 mod regs;
 mod stub;
 mod thread;
+mod waiting;
 
-pub use abi::{CompatAbi, SigactionLayout, StackLayout};
+pub use abi::{
+    Calls, CompatAbi, SetArea, SigactionLayout, SiginfoLayout, StackLayout, ThreadAreas, Wide,
+};
 #[cfg(feature = "image")]
 pub use core_image::{CoreError, CoreImage, CpuChecks};
 pub use record::{COMPAT, END, Record, RecordLayout, TOLERATE};
 pub use regs::{Next, Regs, RegsTransfer, Timeout, TimeoutForm};
 pub use stub::{Entry, HealContext, Job, Stub};
 pub use thread::ThreadState;
+pub use waiting::{Interrupted, WaitTable, Woken};
 
 /// One machine: what the engine has to know to hold a task of it.
 pub trait Arch {
@@ -43,8 +47,21 @@ pub trait Arch {
     /// Further regsets that are a thread's state. A kernel, or a thread, may lack any.
     const MORE_NOTES: &'static [u32];
 
-    /// Numbers of the thread areas (`PTRACE_GET_THREAD_AREA`); none where TLS is a register.
-    const TLS_SLOTS: &'static [u32];
+    /// Further regsets that the image format has no field for: they are kept in an extension of it.
+    const EXTRA_NOTES: &'static [u32];
+
+    /// Regsets that are read when a thread is seized: those that calls of the stub destroy, and those
+    /// that [`Arch::heal`] needs. A kernel, or a thread, may lack any.
+    const KEPT_NOTES: &'static [u32];
+
+    /// Thread areas (`PTRACE_GET_THREAD_AREA`); none where TLS is a register or a regset.
+    const TLS: ThreadAreas;
+
+    /// What is special about its calls.
+    const CALLS: Calls;
+
+    /// `siginfo_t`.
+    const SIGINFO: SiginfoLayout;
 
     /// `struct sigaction` as `rt_sigaction(2)` takes it.
     const SIGACTION: SigactionLayout;
@@ -80,6 +97,18 @@ pub trait Arch {
     /// The result of an [`Entry::Once`] call, once the stub has stopped.
     fn once_result(regs: &Self::Regs) -> i64;
 
+    /// Whether a thread that stands before these bytes is in code that the kernel has put there for this
+    /// moment, of which it alone knows where it leads: such a thread is let run until it is past. `None`
+    /// where kernels do no such thing.
+    const PASSING: Option<fn(&[u8; 8]) -> bool>;
+
+    /// Whether a regset of [`Arch::EXTRA_NOTES`] holds anything that a new thread lacks.
+    fn is_extra(note: u32, bytes: &[u8]) -> bool;
+
+    /// Of the regsets that were kept ([`Arch::KEPT_NOTES`]), the one that must be set again after the
+    /// thread has run calls of the stub.
+    fn lost_in_calls(kept: &[(u32, Vec<u8>)]) -> Option<&(u32, Vec<u8>)>;
+
     /// The bytes with which the stub puts a thread back by itself when its tracer has died.
     fn heal(context: &HealContext<'_, Self::Regs>) -> Vec<u8>;
 
@@ -90,7 +119,8 @@ pub trait Arch {
     /// argument; the second is the address.
     const COMPAT_VDSO: Option<(usize, u64)>;
 
-    /// Code to lie at `from`, the start of a function of a vdso, that goes on at `target`, the same
-    /// function of another: arguments and return address stay as they are.
-    fn vdso_jump(from: u64, target: u64) -> Vec<u8>;
+    /// Code to replace `from`, a function of a vdso, that goes on at `target`, the same function of another:
+    /// arguments and return address stay as they are. With where to write it: the address of a function
+    /// may say more than where it is.
+    fn vdso_jump(from: u64, target: u64) -> (u64, Vec<u8>);
 }

@@ -41,10 +41,23 @@ pub trait Regs: Clone + Debug + PartialEq + Send + 'static {
     /// Sets an argument of the call that the thread is about to issue again.
     fn set_argument(&mut self, index: usize, value: u64);
 
+    /// Whether the thread was stopped in a call that only the stop interrupted.
+    fn is_interrupted(&self) -> bool;
+
+    /// Tells registers that are not enough which call the thread slept in when the stop woke it, as
+    /// `/proc/PID/syscall` told before: number, arguments, and the instruction pointer behind the call.
+    /// Some kernels have rewound the call, and forgotten it, when the tracer comes to see the registers.
+    fn woken_in(&mut self, nr: u64, args: &[u64; 6], ip: u64);
+
+    /// The registers with which the thread, still the same kernel task, goes on if a handler runs first
+    /// (`handler`), or if it stays stopped by job control. Where the kernel decides from the registers
+    /// what becomes of the call, these are those it was stopped with.
+    fn left_to_kernel(&self, handler: bool) -> Self;
+
     /// The registers with which the thread, still the same kernel task, goes on as if it had never
     /// been stopped. An interrupted syscall is issued again; one with a restart block through
     /// `restart_syscall`, which finds the block where the kernel left it. Where a handler is to run
-    /// first none of this is right: give the thread the registers it had, and the kernel decides.
+    /// first none of this is right: see [`Regs::left_to_kernel`].
     fn resumed(&self) -> Self;
 
     /// The registers with which a *new* task goes on. The restart block does not exist there, so a

@@ -47,8 +47,11 @@ pub enum Job {
 /// What a thread needs to put itself back.
 #[derive(Clone, Debug)]
 pub struct HealContext<'a, R> {
-    /// The registers to go on with.
+    /// The registers as they were when the thread was stopped: the machine knows whether an interrupted
+    /// call can be resumed from where it heals.
     pub regs: &'a R,
+    /// The regsets of [`crate::Arch::KEPT_NOTES`], as they were then.
+    pub kept: &'a [(u32, Vec<u8>)],
     /// The signal mask to go on with.
     pub mask: &'a [u8],
     /// Address of records to run first (descriptors to close …), or 0.

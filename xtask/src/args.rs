@@ -36,6 +36,18 @@ impl Args {
         at.map(|at| self.0.remove(at)).is_some()
     }
 
+    /// What is left, for somebody else; answers `--help`.
+    pub(crate) fn rest(mut self, usage: &str) -> Result<Vec<String>> {
+        let rest = std::mem::take(&mut self.0);
+        let help = rest
+            .iter()
+            .any(|word| word == "--help")
+            .then(|| "--help".to_owned());
+        self.0.extend(help);
+        self.finish(usage)?;
+        Ok(rest)
+    }
+
     /// Answers `--help`, and refuses what else is left.
     pub(crate) fn finish(mut self, usage: &str) -> Result<()> {
         if self.flag("--help") {

@@ -7,21 +7,13 @@ use anyhow::{Context, Result};
 
 use crate::{room, shell};
 
-/// Where cargo puts what it builds.
-pub(crate) fn target() -> Result<PathBuf> {
-    match std::env::var_os("CARGO_TARGET_DIR") {
-        Some(dir) => Ok(PathBuf::from(dir)),
-        None => Ok(shell::root()?.join("target")),
-    }
-}
-
 /// Builds a program of the workspace for speed, when outside; says where it is.
 pub(crate) fn built(package: &str, program: &str) -> Result<PathBuf> {
     if !room::is_inside() {
         let words = ["build", "--release", "--quiet", "--package", package];
         shell::cargo(&[&words[..], &["--bin", program]].concat())?;
     }
-    Ok(target()?.join("release").join(program))
+    Ok(shell::target()?.join("release").join(program))
 }
 
 /// A criu command: ours, or another to compare with.

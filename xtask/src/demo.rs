@@ -14,9 +14,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 
+use crate::shell;
+
 const MIB: usize = 1 << 20;
 const WORKLOAD: &str = "XTASK_DEMO_WORKLOAD";
-/// Says that criu is built already, perhaps by another user.
+/// Where criu is, when it is built already.
 const BUILT: &str = "XTASK_DEMO_BUILT";
 
 /// Runs the demonstration.
@@ -38,7 +40,7 @@ pub(crate) fn run(_: &[String]) -> anyhow::Result<()> {
             ])
             .arg(std::env::current_exe()?)
             .arg("demo")
-            .env(BUILT, "1")
+            .env(BUILT, &criu)
             .status()
             .context("unshare (package util-linux)")?;
         ensure!(status.success(), "the demonstration failed");
@@ -58,21 +60,13 @@ pub(crate) fn run(_: &[String]) -> anyhow::Result<()> {
 }
 
 fn build() -> anyhow::Result<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .context("xtask lies in the workspace")?;
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let criu = target.join("release/criu");
     // Inside the namespace everything is built already, perhaps by another user.
-    if std::env::var_os(BUILT).is_none() {
-        let status = Command::new("cargo")
-            .args(["build", "--release", "--quiet", "--package", "criu"])
-            .current_dir(root)
-            .status()?;
-        ensure!(status.success(), "criu does not build");
+    if let Some(criu) = std::env::var_os(BUILT) {
+        return Ok(criu.into());
     }
-    Ok(criu)
+    shell::cargo(&["build", "--release", "--quiet", "--package", "criu"])
+        .context("criu does not build")?;
+    Ok(shell::target()?.join("release/criu"))
 }
 
 fn is_root() -> bool {

@@ -63,6 +63,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("criu-arch-mips64", ARCH),
     ("zdtm", &[]),
     ("zdtm-cases", &["zdtm"]),
+    ("zdtm-init", &[]),
     ("zdtm-runner", &[]),
     ("benches", &["zdtm"]),
     ("xtask", &["zdtm-runner", "criu-image"]),

@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::args::Args;
-use crate::criu::target;
+use crate::shell::target;
 use crate::{corpus, shell};
 
 const USAGE: &str = "fuzz [--seconds N] [--only NAME] | --replay | --corpus

@@ -1,21 +1,35 @@
 //! `cargo xtask VERB`: a verb a file, listed in one table.
+mod apt;
 mod args;
 mod bench;
+mod cache;
 mod ci;
 mod codegen;
 mod corpus;
 mod criu;
+mod cross;
 mod demo;
+mod disk;
 mod edges;
+mod emulator;
 mod fuzz;
+mod guest;
+mod initramfs;
+mod kernel;
 mod kill;
+mod machine;
+mod modules;
 mod observe;
 mod programs;
+mod qemu;
 mod room;
 mod shell;
+mod sources;
 mod stub;
 mod target;
 mod tidy;
+mod toolchain;
+mod trip;
 mod zdtm;
 
 use std::process::ExitCode;

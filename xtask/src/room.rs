@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::criu;
+use crate::shell;
 
 const INSIDE: &str = "XTASK_ROOM";
 
@@ -120,7 +120,7 @@ pub(crate) fn fresh(name: &str) -> Result<PathBuf> {
 
 /// Inside: copies a directory to where it is seen outside, and says where.
 pub(crate) fn keep(dir: &Path, name: &str) -> Result<PathBuf> {
-    let kept = criu::target()?.join("kept");
+    let kept = shell::target()?.join("kept");
     std::fs::create_dir_all(&kept)?;
     let kept = kept.join(name);
     let _ = std::fs::remove_dir_all(&kept);

@@ -10,7 +10,27 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::shell;
 
 /// Architecture, assembler, its options, object copier.
-const STUBS: &[(&str, &str, &[&str], &str)] = &[("x86_64", "as", &["--64"], "objcopy")];
+const STUBS: &[(&str, &str, &[&str], &str)] = &[
+    ("x86_64", "as", &["--64"], "objcopy"),
+    (
+        "aarch64",
+        "aarch64-linux-gnu-as",
+        &[],
+        "aarch64-linux-gnu-objcopy",
+    ),
+    (
+        "armv7",
+        "arm-linux-gnueabihf-as",
+        &[],
+        "arm-linux-gnueabihf-objcopy",
+    ),
+    (
+        "mips64",
+        "mips64el-linux-gnuabi64-as",
+        &["-mabi=64", "-march=mips64r2"],
+        "mips64el-linux-gnuabi64-objcopy",
+    ),
+];
 
 /// Compares; `--write` puts the new bytes into `stub.rs`.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
@@ -22,7 +42,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let root = shell::root()?;
     for (arch, assembler, options, copier) in STUBS {
         if !shell::has(assembler) || !shell::has(copier) {
-            bail!("{assembler} and {copier} are missing: install the package binutils");
+            bail!("{assembler} and {copier} are missing: install their package of binutils");
         }
         let dir = root.join("arch").join(arch).join("src");
         let fresh = assemble(&dir, assembler, options, copier)?;

@@ -2,15 +2,31 @@
 //!
 //! To add one, see `zdtm/README.md`: write `AREA/KIND.rs` with a `CASES` table, name it in its area below.
 
+// Assembly of MIPS is not stable yet.
+#![cfg_attr(target_arch = "mips64", feature(asm_experimental_arch))]
 #![allow(
     unsafe_code,
     reason = "test programs call the kernel raw; each block says why it is sound"
 )]
 
-#[cfg(target_arch = "x86_64")]
+mod bpf {
+    mod call;
+    pub(crate) mod map;
+    pub(crate) mod nested;
+    pub(crate) mod pinned;
+}
 mod cpu {
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) mod aarch64;
+    #[cfg(target_arch = "arm")]
+    pub(crate) mod armv7;
+    #[cfg(target_arch = "x86_64")]
     pub(crate) mod compat;
+    #[cfg(target_arch = "mips64")]
+    pub(crate) mod mips64;
+    #[cfg(target_arch = "x86_64")]
     pub(crate) mod rseq;
+    #[cfg(target_arch = "x86_64")]
     pub(crate) mod x86_64;
 }
 mod tree {
@@ -35,12 +51,18 @@ mod task {
     pub(crate) mod stopped;
     pub(crate) mod timers;
 }
+mod ipc {
+    pub(crate) mod msg;
+    pub(crate) mod sem;
+    pub(crate) mod shm;
+}
 mod mm {
     pub(crate) mod anon;
     pub(crate) mod file;
     pub(crate) mod flags;
     pub(crate) mod layout;
     pub(crate) mod shared;
+    pub(crate) mod vdso;
 }
 mod files {
     pub(crate) mod epoll;
@@ -56,6 +78,7 @@ mod files {
     pub(crate) mod pipe;
     pub(crate) mod place;
     pub(crate) mod regular;
+    pub(crate) mod shared_table;
     pub(crate) mod signalfd;
     pub(crate) mod special;
     pub(crate) mod table;
@@ -77,8 +100,18 @@ use zdtm::Area;
 /// Every case, by area.
 pub static AREAS: &[Area] = &[
     Area {
+        name: "bpf",
+        files: &[bpf::map::CASES, bpf::nested::CASES, bpf::pinned::CASES],
+    },
+    Area {
         name: "cpu",
         files: &[
+            #[cfg(target_arch = "aarch64")]
+            cpu::aarch64::CASES,
+            #[cfg(target_arch = "arm")]
+            cpu::armv7::CASES,
+            #[cfg(target_arch = "mips64")]
+            cpu::mips64::CASES,
             #[cfg(target_arch = "x86_64")]
             cpu::compat::CASES,
             #[cfg(target_arch = "x86_64")]
@@ -116,6 +149,10 @@ pub static AREAS: &[Area] = &[
         ],
     },
     Area {
+        name: "ipc",
+        files: &[ipc::msg::CASES, ipc::sem::CASES, ipc::shm::CASES],
+    },
+    Area {
         name: "mm",
         files: &[
             mm::anon::CASES,
@@ -123,6 +160,7 @@ pub static AREAS: &[Area] = &[
             mm::flags::CASES,
             mm::layout::CASES,
             mm::shared::CASES,
+            mm::vdso::CASES,
         ],
     },
     Area {
@@ -143,6 +181,7 @@ pub static AREAS: &[Area] = &[
             files::regular::CASES,
             files::signalfd::CASES,
             files::special::CASES,
+            files::shared_table::CASES,
             files::table::CASES,
             files::timerfd::CASES,
             files::tty::CASES,

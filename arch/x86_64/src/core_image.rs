@@ -105,6 +105,10 @@ impl CoreImage for X86_64 {
         core.thread_info.as_ref().map(|info| info.clear_tid_addr)
     }
 
+    fn tls_call(_: &pb::CoreEntry) -> Option<(u32, u64)> {
+        None
+    }
+
     fn set_clear_tid(core: &mut pb::CoreEntry, address: u64) {
         if let Some(info) = &mut core.thread_info {
             info.clear_tid_addr = address;

@@ -19,7 +19,8 @@ pub use regs::X86Regs;
 pub use tls::UserDesc;
 
 use criu_arch::{
-    Arch, CompatAbi, Entry, HealContext, RegsTransfer, SigactionLayout, StackLayout, Stub,
+    Arch, Calls, CompatAbi, Entry, HealContext, RegsTransfer, SigactionLayout, SiginfoLayout,
+    StackLayout, Stub, ThreadAreas, Wide,
 };
 
 /// The shadow stack pointer (`NT_X86_SHSTK`), since Linux 6.6.
@@ -36,7 +37,21 @@ impl Arch for X86_64 {
     const TRANSFER: RegsTransfer = RegsTransfer::Getregs;
     const FP_NOTE: u32 = 0x202; // NT_X86_XSTATE
     const MORE_NOTES: &'static [u32] = &[NT_X86_SHSTK];
-    const TLS_SLOTS: &'static [u32] = tls::SLOTS;
+    const EXTRA_NOTES: &'static [u32] = &[];
+    const KEPT_NOTES: &'static [u32] = &[];
+    const TLS: ThreadAreas = tls::AREAS;
+    const CALLS: Calls = Calls {
+        wide: Wide::Word,
+        mmap: (9, 1),
+        set_lock: 6,
+        rewound: false,
+        llseek: None,
+        wider: &[],
+    };
+    const SIGINFO: SiginfoLayout = SiginfoLayout {
+        code: 8,
+        sender: 16,
+    };
     const SIGACTION: SigactionLayout = SigactionLayout {
         size: 32,
         handler: 0,
@@ -66,6 +81,7 @@ impl Arch for X86_64 {
     const SIGSET: usize = 8;
     const STUB: Stub = stub::STUB;
     const HEAL_SIZE: usize = stub::HEAL_SIZE;
+    const PASSING: Option<fn(&[u8; 8]) -> bool> = None;
     const COMPAT_VDSO: Option<(usize, u64)> = Some((158, 0x2002)); // arch_prctl(ARCH_MAP_VDSO_32)
 
     fn fp_layout(identify: &dyn Fn(u32, u32) -> [u32; 4]) -> XstateLayout {
@@ -86,11 +102,20 @@ impl Arch for X86_64 {
         regs.bp.cast_signed()
     }
 
+    fn is_extra(_: u32, _: &[u8]) -> bool {
+        false
+    }
+
+    /// Calls keep all of it.
+    fn lost_in_calls(_: &[(u32, Vec<u8>)]) -> Option<&(u32, Vec<u8>)> {
+        None
+    }
+
     fn heal(context: &HealContext<'_, X86Regs>) -> Vec<u8> {
         stub::heal(context)
     }
 
-    fn vdso_jump(_from: u64, target: u64) -> Vec<u8> {
-        vdso::jump(target)
+    fn vdso_jump(from: u64, target: u64) -> (u64, Vec<u8>) {
+        (from, vdso::jump(target))
     }
 }

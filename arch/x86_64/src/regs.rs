@@ -172,6 +172,17 @@ impl Regs for X86Regs {
         *registers[index] = value;
     }
 
+    fn is_interrupted(&self) -> bool {
+        self.interrupted().is_some()
+    }
+
+    /// The registers tell by themselves (`orig_ax`).
+    fn woken_in(&mut self, _: u64, _: &[u64; 6], _: u64) {}
+
+    fn left_to_kernel(&self, _: bool) -> Self {
+        self.clone()
+    }
+
     fn resumed(&self) -> Self {
         let mut regs = match self.interrupted() {
             Some(ERESTART_RESTARTBLOCK) => self.clone().again(if self.is_compat() {

@@ -1,6 +1,6 @@
 //! The interpreter of records as bytes, and the registers it is entered with.
 
-use criu_arch::{Entry, HealContext, Job, Stub};
+use criu_arch::{Entry, HealContext, Job, Regs, Stub};
 
 use crate::regs::{USER_CS, USER_DS, X86Regs};
 
@@ -59,7 +59,8 @@ pub(crate) fn enter(regs: &mut X86Regs, code: u64, entry: &Entry) {
 }
 
 pub(crate) fn heal(context: &HealContext<'_, X86Regs>) -> Vec<u8> {
-    let r = context.regs;
+    // `iretq` is no call: the kernel's restart block is still there.
+    let r = context.regs.resumed();
     let mut mask = [0; 8];
     let length = context.mask.len().min(8);
     mask[..length].copy_from_slice(&context.mask[..length]);
@@ -101,6 +102,7 @@ mod tests {
         let regs = X86Regs::default();
         let bytes = heal(&HealContext {
             regs: &regs,
+            kept: &[],
             mask: &[1, 2],
             undo: 0,
             unmap: (0, 0),

@@ -2,8 +2,15 @@
 //!
 //! `struct user_desc`, `arch/x86/include/uapi/asm/ldt.h`; `arch/x86/kernel/tls.c`.
 
+use criu_arch::{SetArea, ThreadAreas};
+
 /// `GDT_ENTRY_TLS_MIN` to `GDT_ENTRY_TLS_MAX` of a 64-bit kernel.
-pub(crate) const SLOTS: &[u32] = &[12, 13, 14];
+pub(crate) const AREAS: ThreadAreas = ThreadAreas {
+    get: 25,
+    set: SetArea::From(26),
+    slots: &[12, 13, 14],
+    size: 16,
+};
 
 /// One descriptor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -58,6 +58,8 @@ impl Verbosity {
                         .unwrap_or(u8::MAX)
                         .saturating_add(level),
                 )),
+                // `-verbosity=0`, one dash short, is a `-v` with a text; CRIU's own suite types it and means 0.
+                b"erbosity=0" => Ok(Verbosity(0)),
                 _ => value
                     .to_str()
                     .and_then(|number| number.parse().ok())

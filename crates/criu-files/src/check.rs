@@ -9,8 +9,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use criu_image::id::FileId;
 use criu_image::pb;
 use criu_kind::{Error, Inode, RestoreCx, Result};
+use criu_tracee::stat::lstat;
 use nix::errno::Errno;
-use nix::sys::stat::lstat;
 
 use crate::build_id;
 use crate::files::{Files, Remap};

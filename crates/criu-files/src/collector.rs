@@ -15,8 +15,8 @@ use criu_kind::{
     Within,
 };
 use criu_proc::{Fdinfo, ProcDir};
+use criu_tracee::stat::fstat;
 use criu_tracee::{fetch_fd, pidfd_open};
-use nix::sys::stat::fstat;
 use nix::unistd::Pid;
 
 use crate::identity::{self, Identities};
@@ -171,11 +171,7 @@ impl<'s> Collector<'s> {
             }
         }
         Error::all(refused)?;
-        let mut image = self.store.writer(desc::FDINFO, id)?;
-        for entry in &slots {
-            image.write(entry)?;
-        }
-        image.finish()?;
+        self.store.write_entries(desc::FDINFO, id, &slots)?;
         Ok(FdTable { id, shared: false })
     }
 
@@ -364,18 +360,11 @@ impl<'s> Collector<'s> {
             }
         }
         Error::all(refused)?;
-        let mut image = self.store.writer(desc::FILES, ())?;
-        for entry in peers_first(&self.entries) {
-            image.write(entry)?;
-        }
-        image.finish()?;
+        self.store
+            .write_entries(desc::FILES, (), peers_first(&self.entries))?;
         let locks = std::mem::take(&mut self.locks).into_entries();
         if !locks.is_empty() {
-            let mut image = self.store.writer(desc::FILE_LOCKS, ())?;
-            for lock in &locks {
-                image.write(lock)?;
-            }
-            image.finish()?;
+            self.store.write_entries(desc::FILE_LOCKS, (), &locks)?;
         }
         for (_, image) in std::mem::take(&mut self.images) {
             image.finish()?;

@@ -175,7 +175,7 @@ impl Collector<'_> {
         }
         nodes.sort();
         let same = nodes.into_iter().find(|node| {
-            let stat = nix::sys::stat::lstat(node).map(|stat| Inode::from(&stat));
+            let stat = criu_tracee::stat::lstat(node).map(|stat| Inode::from(&stat));
             stat.is_ok_and(|stat| stat.format() == libc::S_IFCHR && stat.rdev == file.inode.rdev)
         });
         Ok(same.map(|node| path::Named {

@@ -13,11 +13,11 @@ use criu_tracee::{Local, Program, Site, Sysno};
 
 use prost::{Message, Name};
 
-use crate::kinds::Controlling;
 use crate::late::Passage;
 use crate::open::Numbers;
 use crate::options::RestoreOptions;
 use crate::raise::Raised;
+use crate::terminal_open::Controlling;
 use crate::{legacy, path};
 
 /// An open file of the images.

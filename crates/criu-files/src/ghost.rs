@@ -13,7 +13,7 @@ use criu_kind::{DumpCx, Error, Inode, OpenFile, Result};
 use criu_proc::Dev;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::unistd::{Whence, lseek};
+use nix::unistd::{Whence, lseek64};
 
 use crate::collector::Collector;
 use crate::describe::reopen;
@@ -134,7 +134,7 @@ fn runs(file: &File, size: u64) -> Result<Vec<(u64, u64)>> {
     let mut at = 0;
     while at < size {
         let offset = at.cast_signed();
-        let start = match lseek(file, offset, Whence::SeekData) {
+        let start = match lseek64(file, offset, Whence::SeekData) {
             Ok(start) => start.cast_unsigned(),
             Err(Errno::ENXIO) => break,
             Err(errno) => {
@@ -145,7 +145,7 @@ fn runs(file: &File, size: u64) -> Result<Vec<(u64, u64)>> {
             }
         };
         let end =
-            lseek(file, start.cast_signed(), Whence::SeekHole).map_err(Error::kernel("lseek"))?;
+            lseek64(file, start.cast_signed(), Whence::SeekHole).map_err(Error::kernel("lseek"))?;
         let end = end.cast_unsigned().min(size);
         if end <= start {
             break;

@@ -8,13 +8,10 @@ use std::collections::HashMap;
 use criu_image::id::{FdTableId, FileId};
 use criu_kind::{Error, Result, Slot};
 use criu_proc::Fdinfo;
-use criu_tracee::{Local, Program, Site, Sysno};
+use criu_tracee::{Kcmp, Local, Program, Site, Sysno, find, kcmp};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
-const KCMP_FILE: u32 = 0;
-const KCMP_FILES: u32 = 2;
-const KCMP_FS: u32 = 3;
 const KCMP_EPOLL_TFD: u32 = 7;
 
 /// What all descriptors of one struct file have in common for as long as it is open. Position and most flags are
@@ -59,67 +56,27 @@ impl Identities {
             access: info.flags & (libc::O_ACCMODE | libc::O_PATH).cast_unsigned(),
         };
         let known = self.buckets.entry(bucket).or_default();
-        search(known, (slot, next), |known| {
-            kcmp(known.pid, slot.pid, KCMP_FILE, known.fd, slot.fd)
-        })
+        Ok(find(known, (slot, next), |known| {
+            kcmp(known.pid, slot.pid, Kcmp::File(known.fd, slot.fd))
+        })?)
     }
 
     /// The descriptor table of a process if it was met before; else `next` becomes its id.
     pub(crate) fn table(&mut self, pid: Pid, next: FdTableId) -> Result<Option<FdTableId>> {
-        search(&mut self.tables, (pid, next), |known| {
-            kcmp(known, pid, KCMP_FILES, 0, 0)
-        })
+        Ok(find(&mut self.tables, (pid, next), |known| {
+            kcmp(known, pid, Kcmp::Files)
+        })?)
     }
-}
-
-/// Finds an equal object in a sorted list, or puts the new one in its place.
-fn search<O: Copy, I: Copy>(
-    list: &mut Vec<(O, I)>,
-    new: (O, I),
-    compare: impl Fn(O) -> Result<i64>,
-) -> Result<Option<I>> {
-    let (mut low, mut high) = (0, list.len());
-    while low < high {
-        let middle = usize::midpoint(low, high);
-        match compare(list[middle].0)? {
-            0 => return Ok(Some(list[middle].1)),
-            1 => low = middle + 1,
-            2 => high = middle,
-            _ => {
-                return Err(Error::Kernel {
-                    call: "kcmp",
-                    errno: Errno::EINVAL,
-                });
-            }
-        }
-    }
-    list.insert(low, new);
-    Ok(None)
-}
-
-fn kcmp(one: Pid, other: Pid, kind: u32, a: i32, b: i32) -> Result<i64> {
-    let mut program = Program::new();
-    let order = program.call(
-        Sysno::kcmp,
-        [
-            one.as_raw().into(),
-            other.as_raw().into(),
-            kind.into(),
-            a.into(),
-            b.into(),
-        ],
-    );
-    Ok(Local.run(&program)?.value(order))
 }
 
 /// Whether two tasks share their descriptor table, or one left that of the other.
 pub(crate) fn share_descriptors(one: Pid, other: Pid) -> Result<bool> {
-    Ok(kcmp(one, other, KCMP_FILES, 0, 0)? == 0)
+    Ok(kcmp(one, other, Kcmp::Files)?.is_eq())
 }
 
 /// Whether two tasks share working directory, root and umask.
 pub(crate) fn share_fs(one: Pid, other: Pid) -> Result<bool> {
-    Ok(kcmp(one, other, KCMP_FS, 0, 0)? == 0)
+    Ok(kcmp(one, other, Kcmp::Fs)?.is_eq())
 }
 
 /// Whether the file of `slot` is the one that the epoll set at `epoll` watches under the number `number`;

@@ -122,7 +122,7 @@ pub(crate) fn retake(lock: &pb::FileLockEntry, program: &mut Program) -> Result<
     match lock.flag {
         POSIX => {
             let what = program.bytes(flock(lock));
-            program.fcntl(fd, libc::F_SETLK, what);
+            program.set_lock(fd, what);
         }
         OFD => {
             let what = program.bytes(flock(lock));

@@ -186,7 +186,7 @@ fn new_file(ghost: &Ghost) -> Result<(File, Option<PathBuf>)> {
 /// Owner, attributes, permissions and times, in this order: each undoes some of the ones after it.
 pub(crate) fn dress(ghost: &Ghost, fd: &OwnedFd) -> Result<()> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let stat = nix::sys::stat::fstat(fd).map_err(Error::kernel("fstat"))?;
+    let stat = criu_tracee::stat::fstat(fd).map_err(Error::kernel("fstat"))?;
     let entry = &ghost.entry;
     let mut program = Program::new();
     if (stat.st_uid, stat.st_gid) != (entry.uid, entry.gid) {
@@ -216,18 +216,15 @@ pub(crate) fn dress(ghost: &Ghost, fd: &OwnedFd) -> Result<()> {
                 .tv_usec
                 .saturating_mul(1000)
                 .saturating_add(below.into());
-            nix::sys::time::TimeSpec::new(time.tv_sec.cast_signed(), nanos.cast_signed())
+            [time.tv_sec, nanos].map(u64::to_ne_bytes).concat()
         };
         let atime = time(atime, ghost.ext.atim_nsec());
         let mtime = time(mtime, ghost.ext.mtim_nsec());
-        nix::sys::stat::utimensat(
-            AT_FDCWD,
-            path.as_str(),
-            &atime,
-            &mtime,
-            nix::sys::stat::UtimensatFlags::FollowSymlink,
-        )
-        .map_err(Error::kernel("utimensat"))?;
+        let mut program = Program::new();
+        let at = program.cstr(&path);
+        let times = program.bytes([atime, mtime].concat());
+        program.utimensat(libc::AT_FDCWD, at, times, 0);
+        Local.run(&program)?;
     }
     Ok(())
 }

@@ -9,9 +9,10 @@ use std::os::fd::OwnedFd;
 
 use criu_kind::{Error, Result};
 use criu_proc::{Dev, ProcDir, Vmas};
+use criu_tracee::stat::fstat;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::sys::stat::{Mode, fstat};
+use nix::sys::stat::Mode;
 
 /// Opens the file as a place (`O_PATH`). `link` is its name.
 pub(crate) fn open_path(proc: &ProcDir, range: &Range<u64>, link: &[u8]) -> Result<OwnedFd> {

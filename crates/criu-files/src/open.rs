@@ -202,13 +202,22 @@ impl Numbers {
         let wanted = (above + count + SPARE) as u64;
         let (soft, hard) =
             getrlimit(Resource::RLIMIT_NOFILE).map_err(Error::kernel("getrlimit"))?;
+        #[allow(
+            clippy::useless_conversion,
+            reason = "limits have 32 bits on 32-bit machines"
+        )]
+        let (soft, hard) = (u64::from(soft), u64::from(hard));
+        let set = |soft: u64, hard: u64| {
+            let most = nix::sys::resource::RLIM_INFINITY;
+            let [soft, hard] = [soft, hard].map(|limit| limit.try_into().unwrap_or(most));
+            setrlimit(Resource::RLIMIT_NOFILE, soft, hard)
+        };
         let mut limit = soft;
         if soft < wanted {
             limit = wanted;
-            if setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted)).is_err() {
+            if set(wanted, hard.max(wanted)).is_err() {
                 limit = hard;
-                setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
-                    .map_err(Error::kernel("setrlimit"))?;
+                set(hard, hard).map_err(Error::kernel("setrlimit"))?;
             }
         }
         let free = limit.saturating_sub(used.len() as u64);

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use criu_kind::{Error, Inode, OpenFile, Result};
 use criu_proc::{Dev, ProcDir};
+use criu_tracee::stat::lstat;
 use nix::errno::Errno;
-use nix::sys::stat::lstat;
 use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs};
 
 const NFS_SUPER_MAGIC: FsType = nix::sys::statfs::NFS_SUPER_MAGIC;

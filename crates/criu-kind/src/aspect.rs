@@ -14,14 +14,14 @@ use crate::error::Result;
 pub struct ThreadView<'a> {
     /// `/proc/PID` of its process.
     pub process: &'a ProcDir,
-    /// `/proc/PID/task/TID`.
-    pub task: &'a ProcDir,
-    /// Its parsed `stat`.
+    /// The parsed `stat` of its process.
     pub stat: &'a Stat,
     /// Its parsed `status`.
     pub status: &'a Status,
     /// The held thread: registers, mask, ptrace.
     pub thread: &'a Thread,
+    /// The processors that there are: `/sys/devices/system/cpu/online`.
+    pub online: &'a str,
     /// Whether it leads its process: facts of the whole process are asked of it only.
     pub leader: bool,
 }
@@ -39,6 +39,15 @@ pub struct Draft {
     pub thp_disabled: Option<bool>,
 }
 
+/// What a new thread has of whoever built it, until it is dressed.
+#[derive(Clone, Debug)]
+pub struct Now {
+    /// The parsed `status` of its process: credentials, capabilities.
+    pub status: Status,
+    /// The login it belongs to; `None` where the kernel does not audit.
+    pub loginuid: Option<u32>,
+}
+
 /// What is known of a thread at restore.
 #[derive(Clone, Copy, Debug)]
 pub struct Saved<'a> {
@@ -52,8 +61,8 @@ pub struct Saved<'a> {
     pub mm: &'a pb::MmEntry,
     /// The seccomp filters of the whole tree.
     pub filters: &'a [pb::SeccompFilter],
-    /// What the new thread is so far: it has the credentials of whoever built it.
-    pub now: &'a Status,
+    /// What the new thread is so far.
+    pub now: &'a Now,
     /// Whether it leads its process.
     pub leader: bool,
     /// Its id in its own pid namespace.
@@ -79,10 +88,10 @@ pub trait Aspect: Sync {
     /// leader after those of all other threads of its process.
     fn dress(&self, saved: &Saved<'_>, program: &mut Program) -> Result<()>;
 
-    /// Gives a new thread what can only be given from outside: through its `/proc` directory. Nothing
-    /// of ours runs in the thread any more after this.
-    fn push(&self, saved: &Saved<'_>, task: &ProcDir) -> Result<()> {
-        let _nothing = (saved, task);
+    /// Gives a new thread what can only be given from outside: through the `/proc` directory of its
+    /// process. Nothing of ours runs in the thread any more after this.
+    fn push(&self, saved: &Saved<'_>, process: &ProcDir) -> Result<()> {
+        let _nothing = (saved, process);
         Ok(())
     }
 }

@@ -15,6 +15,7 @@ use crate::image::{Backing, SpaceImage, backing, shared_access};
 use crate::inherit::{Compared, Kept, inherit};
 use crate::page_size;
 use crate::pages::Stored;
+use crate::segment::Segments;
 use crate::shared::Shared;
 use crate::transfer::{Direction, Piece, Transfer, transfers};
 use crate::vdso::{Fate, fate};
@@ -36,6 +37,8 @@ pub struct Materials<'a> {
     pub files: &'a dyn FileFds,
     /// Anonymous shared memory by id.
     pub shared: &'a Shared,
+    /// System V segments by id.
+    pub segments: &'a Segments,
 }
 
 /// A task to fill.
@@ -68,8 +71,9 @@ pub fn fill(
     materials: &Materials<'_>,
 ) -> Result<FillStats> {
     let mut stats = FillStats::default();
+    let mut compared = Compared::default();
     let plans = jobs.iter().map(|job| {
-        let plan = plan(job, materials);
+        let plan = plan(job, materials, &mut compared);
         plan.within(|| subject(&tracees[job.tracee]))
     });
     let plans = plans.collect::<Result<Vec<Plan>>>()?;
@@ -83,10 +87,10 @@ pub fn fill(
         let tracee = &tracees[job.tracee];
         plan.complete(tracee, job.image, outcome)
             .within(|| subject(tracee))?;
-        stats.pages_compared += plan.compared.pages;
-        stats.pages_skipped_cow += plan.compared.equal;
         stats.pages_restored += plan.pages;
     }
+    stats.pages_compared = compared.pages;
+    stats.pages_skipped_cow = compared.equal;
     Ok(stats)
 }
 
@@ -99,30 +103,41 @@ pub(crate) struct Plan {
     reads: Vec<(Ret, usize, Transfer)>,
     /// What the task may not write itself.
     by_hand: Vec<Stored>,
-    compared: Compared,
     pages: u64,
 }
 
 /// Plans the filling of a task: a pure function of images.
-pub(crate) fn plan(job: &FillJob<'_>, materials: &Materials<'_>) -> Result<Plan> {
+pub(crate) fn plan(
+    job: &FillJob<'_>,
+    materials: &Materials<'_>,
+    compared: &mut Compared,
+) -> Result<Plan> {
     let image = job.image;
     let ground = materials.ground;
     let fate = fate(image, ground.vdso.as_ref(), ground.park)?;
     let mut plan = Plan::default();
     let kept = match job.parent {
-        Some(parent) => inherit(image, parent, &mut plan.compared)?,
+        Some(parent) => inherit(image, parent, compared)?,
         None => vec![None; image.vmas().len()],
     };
     if let Some(parent) = job.parent {
         plan.unmap(parent, &kept);
     }
     plan.describe(job, materials.files)?;
+    let absent = |index: usize| kept[index].is_none();
+    let attached = materials
+        .segments
+        .attach(image, absent, &mut plan.program)?;
+    plan.placed.extend(attached);
     let mut reads = Vec::new();
     for (vma, kept) in image.vmas().iter().zip(kept) {
         let makes = match backing(vma) {
             Backing::Anonymous | Backing::File | Backing::Shared => true,
             Backing::Vdso | Backing::Vvar => matches!(fate, Fate::Proxy(_)),
             Backing::Aio | Backing::Kernel => false,
+            // Attached already, or taken over.
+            Backing::Segment if kept.is_none() => false,
+            Backing::Segment => true,
         };
         if !makes {
             continue;
@@ -267,7 +282,7 @@ impl Plan {
     /// Checks what the task did, and does what it did not.
     fn complete(&self, tracee: &Tracee, image: &SpaceImage, outcome: &Outcome) -> Result<()> {
         for (ret, start) in &self.placed {
-            let at = outcome.value(*ret).cast_unsigned();
+            let at = outcome.word(*ret);
             if at != *start {
                 // Only a kernel older than MAP_FIXED_NOREPLACE does that.
                 return Err(Error::unsupported(
@@ -385,13 +400,14 @@ mod tests {
             ground: &ground,
             files: &Numbers,
             shared: &Shared::default(),
+            segments: &Segments::default(),
         };
         let job = FillJob {
             tracee: 0,
             image,
             parent,
         };
-        let plan = plan(&job, &materials).expect("planned");
+        let plan = plan(&job, &materials, &mut Compared::default()).expect("planned");
         let text = plan.program.to_string();
         let lines = text.lines().filter(|line| !line.contains("prctl"));
         let fd = image.pages.files().first().map(|_| image.pages.fd(0));

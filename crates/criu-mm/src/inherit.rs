@@ -9,7 +9,7 @@ use criu_image::pb;
 use criu_kind::Result;
 
 use crate::bits::map;
-use crate::image::{Backing, SpaceImage, backing};
+use crate::image::{Backing, SpaceImage, attachment, backing};
 use crate::page_size;
 use crate::pages::Stored;
 
@@ -31,10 +31,12 @@ pub(crate) struct Kept {
 }
 
 /// How many pages were looked at, and how many were found equal.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Compared {
     pub(crate) pages: u64,
     pub(crate) equal: u64,
+    /// Two blocks to be compared: room that is made when there is something to compare, and once.
+    room: Vec<u8>,
 }
 
 /// For each mapping of the child: what it takes over, if anything.
@@ -76,6 +78,18 @@ pub(crate) fn inherit(
             *kept = Some(found);
         }
     }
+    // A segment is attached as a whole, so either all its parts are there or none.
+    let vmas = child.vmas().iter();
+    let lacking: Vec<_> = vmas
+        .zip(&all)
+        .filter(|(_, kept)| kept.is_none())
+        .filter_map(|(vma, _)| attachment(vma))
+        .collect();
+    for (vma, kept) in child.vmas().iter().zip(&mut all) {
+        if attachment(vma).is_some_and(|at| lacking.contains(&at)) {
+            *kept = None;
+        }
+    }
     Ok(all)
 }
 
@@ -94,6 +108,7 @@ fn common(vma: &pb::VmaEntry, other: &pb::VmaEntry) -> Option<Range<u64>> {
     let same_object = match kind {
         Backing::Anonymous => true,
         Backing::File | Backing::Shared => object(vma) == object(other),
+        Backing::Segment => object(vma) == object(other) && vma.fdflags == other.fdflags,
         _ => false,
     };
     // Only plain memory can be made longer where it is.
@@ -113,7 +128,6 @@ fn compare(
     compared: &mut Compared,
 ) -> Result<()> {
     let page = page_size();
-    let (mut ours, mut theirs) = (vec![0; BLOCK_BYTES], vec![0; BLOCK_BYTES]);
     // What the child has beyond the common part, if that is to grow.
     kept.reads
         .extend(child.pages.within(kept.range.end, vma.end));
@@ -149,12 +163,13 @@ fn compare(
             (true, true, Some(run)) => {
                 end = end.min(at + BLOCK);
                 let length = usize::try_from(end - at).unwrap_or(0);
-                child.pages.read(at, &mut ours[..length])?;
-                parent.pages.read(at, &mut theirs[..length])?;
+                compared.room.resize(2 * BLOCK_BYTES, 0);
+                let (ours, theirs) = compared.room.split_at_mut(BLOCK_BYTES);
+                let (ours, theirs) = (&mut ours[..length], &mut theirs[..length]);
+                child.pages.read(at, ours)?;
+                parent.pages.read(at, theirs)?;
                 let size = usize::try_from(page).unwrap_or(4096);
-                let pairs = ours[..length]
-                    .chunks(size)
-                    .zip(theirs[..length].chunks(size));
+                let pairs = ours.chunks(size).zip(theirs.chunks(size));
                 for (index, (ours, theirs)) in pairs.enumerate() {
                     let from = at + index as u64 * page;
                     compared.pages += 1;

@@ -85,14 +85,17 @@ impl Pages {
 
     /// Reads the content at `at`; what is not there is zeroes.
     pub(crate) fn read(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
-        bytes.fill(0);
+        let mut done = 0;
         for run in self.within(at, at + bytes.len() as u64) {
             let from = usize::try_from(run.start - at).unwrap_or(0);
             let to = usize::try_from(run.end - at).unwrap_or(0);
+            bytes[done..from].fill(0);
             self.files[run.file]
                 .read_exact_at(&mut bytes[from..to], run.offset)
                 .map_err(Error::io("pread(pages image)"))?;
+            done = to;
         }
+        bytes[done..].fill(0);
         Ok(())
     }
 }
@@ -297,10 +300,10 @@ mod tests {
     fn content_and_short_files() {
         let store = Memory::new();
         let mut writer =
-            PagemapWriter::create(&store, desc::PAGEMAP, 7u32, 1.into(), page_size()).expect("new");
+            PagemapWriter::new(desc::PAGEMAP, 7u32, 1.into(), page_size()).expect("new");
         writer.push(0x10000, 1, PageFlags::PRESENT).expect("push");
         writer.push(0x13000, 1, PageFlags::PRESENT).expect("push");
-        writer.finish().expect("finish");
+        writer.finish(&store).expect("finish");
         store
             .create("pages-1.img")
             .expect("new")

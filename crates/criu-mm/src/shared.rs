@@ -16,7 +16,7 @@ use criu_proc::ProcDir;
 use criu_tracee::{Program, Site, Sysno, Tracee, shared_anonymous};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::unistd::{Whence, lseek};
+use nix::unistd::{Whence, lseek64};
 
 use crate::bits::map;
 use crate::drain::{Capture, DrainOptions, Stats, new_pages, write};
@@ -85,7 +85,7 @@ pub fn drain_object(
     options: &mut DrainOptions,
 ) -> Result<Stats> {
     let (pages, file) = new_pages(store, options)?;
-    let mut pagemap = PagemapWriter::create(store, desc::SHMEM_PAGEMAP, id, pages, page_size())?;
+    let mut pagemap = PagemapWriter::new(desc::SHMEM_PAGEMAP, id, pages, page_size())?;
     let mut buffer = vec![0; BUFFER];
     let mut offset = 0;
     for (start, end) in data(object, size)? {
@@ -104,7 +104,7 @@ pub fn drain_object(
             offset += length as u64;
         }
     }
-    pagemap.finish()?;
+    pagemap.finish(store)?;
     Ok(Stats {
         shared_scanned: size.div_ceil(page_size()),
         shared_written: offset / page_size(),
@@ -150,7 +150,7 @@ fn drain_one(
         ));
     };
     let (pages, file) = new_pages(store, options)?;
-    let mut pagemap = PagemapWriter::create(store, desc::SHMEM_PAGEMAP, id, pages, page_size())?;
+    let mut pagemap = PagemapWriter::new(desc::SHMEM_PAGEMAP, id, pages, page_size())?;
     // From an address in the widest window to the place in the object.
     let shift = widest.pgoff.wrapping_sub(widest.area.start);
     let mut inside = Vec::new();
@@ -168,7 +168,7 @@ fn drain_one(
         if seen { &mut inside } else { &mut outside }.push(piece);
         offset += len;
     }
-    pagemap.finish()?;
+    pagemap.finish(store)?;
     stats.shared_written += offset / page_size();
     let bytes: u64 = inside.iter().map(|piece| piece.len).sum();
     let limited = spaces[widest.tracee]
@@ -204,7 +204,7 @@ fn open(tracee: &Tracee, area: &Area) -> Result<Option<File>> {
 
 /// The runs of an object that have pages, in memory or in swap.
 fn data(object: &File, size: u64) -> Result<Vec<(u64, u64)>> {
-    let seek = |at: u64, whence| match lseek(object.as_fd(), at.cast_signed(), whence) {
+    let seek = |at: u64, whence| match lseek64(object.as_fd(), at.cast_signed(), whence) {
         Ok(at) => Ok(Some(at.cast_unsigned())),
         Err(Errno::ENXIO) => Ok(None),
         Err(errno) => Err(Error::kernel("lseek(shared memory)")(errno)),

@@ -13,6 +13,9 @@ use nix::unistd::Pid;
 
 use crate::{Error, value};
 
+/// Bytes that most files of proc fit into, and that the kernel gives of the others in one go.
+const CHUNK: usize = 4096;
+
 /// A pinned `/proc/PID` or `/proc/PID/task/TID`: an `O_PATH` descriptor of the directory.
 ///
 /// The directory stays that of the task it was opened for. When the task is reaped its files are gone
@@ -79,7 +82,10 @@ impl ProcDir {
     /// The same, into a buffer that keeps its memory: for who reads many files.
     pub fn read_into(&self, name: &str, bytes: &mut Vec<u8>) -> Result<(), Error> {
         bytes.clear();
-        let mut file = File::from(self.open_file(name, OFlag::O_RDONLY)?);
+        bytes.reserve(CHUNK);
+        let file = File::from(self.open_file(name, OFlag::O_RDONLY)?);
+        // `take` keeps it from being asked for its size, which no file of proc knows.
+        let mut file = file.take(u64::MAX);
         file.read_to_end(bytes).map(drop).map_err(|error| {
             let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
             self.error("read", name, errno)
@@ -128,18 +134,19 @@ impl ProcDir {
             Err(Error::Kernel {
                 errno: Errno::ENOENT,
                 ..
-            }) => {
-                let mut all = Vec::new();
-                for tid in self.threads()? {
-                    all.extend(value::pids(
-                        "children",
-                        &self.read(&format!("task/{tid}/children"))?,
-                    )?);
-                }
-                Ok(all)
-            }
+            }) => self.children_of(&self.threads()?),
             Err(error) => Err(error),
         }
+    }
+
+    /// The children of these threads of the process.
+    pub fn children_of(&self, threads: &[Pid]) -> Result<Vec<Pid>, Error> {
+        let (mut all, mut text) = (Vec::new(), Vec::new());
+        for tid in threads {
+            self.read_into(&format!("task/{tid}/children"), &mut text)?;
+            all.extend(value::pids("children", &text)?);
+        }
+        Ok(all)
     }
 
     /// Whether the task was reaped. A zombie is not gone.

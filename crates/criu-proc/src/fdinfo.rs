@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use crate::text::{Line, lines, split_at_byte, unsigned};
-use crate::{Lock, MountId, ParseError};
+use crate::{Lock, MountId, ParseError, SignalMask};
 
 /// What fdinfo says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +100,13 @@ impl Fdinfo {
     /// The same in octal.
     pub fn oct<T: TryFrom<u64>>(&self, key: &'static str) -> Result<T, ParseError> {
         self.required(key)?.oct(key)
+    }
+
+    /// A set of signals, as signalfd has.
+    pub fn signals(&self, key: &'static str) -> Result<SignalMask, ParseError> {
+        let line = self.required(key)?;
+        let digits = line.field(key).and_then(SignalMask::parse);
+        digits.ok_or_else(|| line.error("a set of signals"))
     }
 
     fn line(&self, key: &str) -> Option<&InfoLine> {

@@ -3,7 +3,7 @@
 //! One that may run on all of them has no wish: it is left out, so that it may run on all processors of
 //! another machine too. A wish that the new machine cannot fulfil at all is dropped.
 
-use criu_kind::{Answer, Aspect, Error, Result, Saved, ThreadView};
+use criu_kind::{Answer, Aspect, Result, Saved, ThreadView};
 use criu_tracee::{Local, Program, Site};
 
 use crate::words::number;
@@ -30,9 +30,7 @@ impl Aspect for Affinity {
             while words.last() == Some(&0) {
                 words.pop();
             }
-            let online = std::fs::read_to_string("/sys/devices/system/cpu/online")
-                .map_err(Error::io("read(/sys/devices/system/cpu/online)"))?;
-            if !holds_all(&words, &online) {
+            if !holds_all(&words, view.online) {
                 draft.ext.affinity = words;
             }
             Ok(())

@@ -30,10 +30,16 @@ fn clone_args(program: &mut Program, flags: u64, exit_signal: i32, pid: i32) -> 
     args
 }
 
-/// Clones a child of `parent` with this pid (0: any), stopped and held.
-pub fn clone_child(parent: &mut Tracee, pid: i32, nursery: &Nursery) -> Result<Tracee> {
+/// Clones a child of `parent` with this pid (0: any), stopped and held; `shared` are flags of clone(2) for what it
+/// has in common with its parent.
+pub fn clone_child(
+    parent: &mut Tracee,
+    pid: i32,
+    shared: u64,
+    nursery: &Nursery,
+) -> Result<Tracee> {
     let mut program = Program::new();
-    let args = clone_args(&mut program, CLONE_PTRACE, libc::SIGCHLD, pid);
+    let args = clone_args(&mut program, CLONE_PTRACE | shared, libc::SIGCHLD, pid);
     let child = program.clone3(args, 88);
     let outcome = parent.run(&program).map_err(|error| taken(pid, error))?;
     let child = Pid::from_raw(outcome.fd(child));
@@ -60,6 +66,14 @@ pub fn clone_threads(process: &mut Tracee, tids: &[i32]) -> Result<()> {
         let tid = Pid::from_raw(outcome.fd(ret));
         process.adopt_thread(tid, tid)?;
     }
+    Ok(())
+}
+
+/// Leaves what a process shares with others, `CLONE_FILES` and `CLONE_FS`, while it has no other threads.
+pub fn unshare(process: &mut Tracee, flags: u64) -> Result<()> {
+    let mut program = Program::new();
+    program.unshare(flags);
+    process.run(&program)?;
     Ok(())
 }
 

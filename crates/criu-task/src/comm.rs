@@ -19,9 +19,9 @@ impl Aspect for Comm {
 
     fn ask(&self, _: &ThreadView<'_>, _: &mut Program) -> Result<Answer> {
         Ok(Box::new(|view, _, draft| {
-            entries::thread_of(draft).comm = Some(view.stat.comm.clone());
+            entries::thread_of(draft).comm = Some(view.status.comm.clone());
             if view.leader {
-                entries::task_of(draft).comm = view.stat.comm.clone();
+                entries::task_of(draft).comm = view.status.comm.clone();
             }
             Ok(())
         }))

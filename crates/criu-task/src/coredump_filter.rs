@@ -9,8 +9,6 @@ use criu_tracee::Program;
 use nix::fcntl::OFlag;
 
 const FILE: &str = "coredump_filter";
-/// From the directory of a thread.
-const FROM_THREAD: &str = "../../coredump_filter";
 
 #[derive(Debug)]
 pub(crate) struct CoredumpFilter;
@@ -23,7 +21,7 @@ impl Aspect for CoredumpFilter {
     fn ask(&self, _: &ThreadView<'_>, _: &mut Program) -> Result<Answer> {
         Ok(Box::new(|view, _, draft| {
             if view.leader {
-                draft.ext.coredump_filter = read(view.process, FILE)?;
+                draft.ext.coredump_filter = read(view.process)?;
             }
             Ok(())
         }))
@@ -33,23 +31,23 @@ impl Aspect for CoredumpFilter {
         Ok(())
     }
 
-    fn push(&self, saved: &Saved<'_>, task: &ProcDir) -> Result<()> {
+    fn push(&self, saved: &Saved<'_>, process: &ProcDir) -> Result<()> {
         let wanted = saved.ext.and_then(|ext| ext.coredump_filter);
         let Some(wanted) = wanted.filter(|_| saved.leader) else {
             return Ok(());
         };
-        if read(task, FROM_THREAD)? == Some(wanted) {
+        if read(process)? == Some(wanted) {
             return Ok(());
         }
-        File::from(task.open_file(FROM_THREAD, OFlag::O_WRONLY)?)
+        File::from(process.open_file(FILE, OFlag::O_WRONLY)?)
             .write_all(format!("{wanted:#x}").as_bytes())
             .map_err(Error::io("write(/proc/PID/coredump_filter)"))
     }
 }
 
 /// Nothing for a kernel without core files.
-fn read(proc: &ProcDir, path: &str) -> Result<Option<u32>> {
-    let text = proc.read(path)?;
+fn read(process: &ProcDir) -> Result<Option<u32>> {
+    let text = process.read(FILE)?;
     if text.trim_ascii().is_empty() {
         return Ok(None);
     }

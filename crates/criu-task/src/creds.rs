@@ -52,7 +52,7 @@ impl Aspect for Creds {
         }
         Ok(Box::new(move |view, outcome, draft| {
             let id = |blob| int(outcome.bytes(blob), 0);
-            let result = |ret| u32::try_from(outcome.value(ret)).unwrap_or(u32::MAX);
+            let result = |ret| u32::try_from(outcome.word(ret)).unwrap_or(u32::MAX);
             let groups = outcome.bytes(groups);
             let status = view.status;
             let creds = entries::thread_of(draft).creds.get_or_insert_default();
@@ -86,7 +86,7 @@ impl Aspect for Creds {
             return Ok(());
         };
         let caps = Caps::of(creds);
-        let missing = caps.permitted & !saved.now.cap_permitted;
+        let missing = caps.permitted & !saved.now.status.cap_permitted;
         if missing != 0 {
             let fact = format!(
                 "capability {} is not ours to give",
@@ -97,11 +97,11 @@ impl Aspect for Creds {
                 "restore with all capabilities of the task",
             ));
         }
-        let same_ids = same_ids(creds, saved.now);
+        let same_ids = same_ids(creds, &saved.now.status);
         if !same_ids {
             change_ids(creds, program);
         }
-        let now = Caps::now(saved.now);
+        let now = Caps::now(&saved.now.status);
         if caps != now {
             // Everything the thread has stays in force until the end.
             let all = Caps {

@@ -32,7 +32,7 @@ impl Aspect for Loginuid {
     }
 
     fn dress(&self, saved: &Saved<'_>, program: &mut Program) -> Result<()> {
-        let Some(wanted) = entries::task(saved)?.loginuid else {
+        let Some(wanted) = wanted(saved)? else {
             return Ok(());
         };
         let path = program.cstr("/proc/thread-self/loginuid");
@@ -48,26 +48,27 @@ impl Aspect for Loginuid {
         Ok(())
     }
 
-    fn push(&self, saved: &Saved<'_>, task: &ProcDir) -> Result<()> {
-        let wanted = entries::task(saved)?.loginuid;
-        if let (Some(wanted), Some(is)) = (wanted, read(task)?)
+    fn push(&self, saved: &Saved<'_>, process: &ProcDir) -> Result<()> {
+        if let Some(wanted) = wanted(saved)?.filter(|_| saved.leader)
+            && let Some(is) = read(process)?
             && wanted != is
         {
-            tracing::warn!(
-                pid = saved.vpid,
-                tid = saved.vtid,
-                wanted,
-                is,
-                "loginuid cannot be set"
-            );
+            let pid = saved.vpid;
+            tracing::warn!(pid, wanted, is, "loginuid cannot be set");
         }
         Ok(())
     }
 }
 
-/// `None` on kernels without audit.
-fn read(task: &ProcDir) -> Result<Option<u32>> {
-    match task.read(FILE) {
+/// What is to be set, if the thread was not born with it.
+fn wanted(saved: &Saved<'_>) -> Result<Option<u32>> {
+    let loginuid = entries::task(saved)?.loginuid;
+    Ok(loginuid.filter(|wanted| saved.now.loginuid != Some(*wanted)))
+}
+
+/// The login of a process; `None` on kernels without audit.
+pub fn read(process: &ProcDir) -> Result<Option<u32>> {
+    match process.read(FILE) {
         Ok(text) => {
             let uid = criu_proc::dec(FILE, &text).map_err(criu_proc::Error::from)?;
             Ok(Some(uid))

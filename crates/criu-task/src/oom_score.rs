@@ -36,15 +36,15 @@ impl Aspect for OomScore {
         Ok(())
     }
 
-    fn push(&self, saved: &Saved<'_>, task: &ProcDir) -> Result<()> {
+    fn push(&self, saved: &Saved<'_>, process: &ProcDir) -> Result<()> {
         let wanted = entries::task(saved)?.oom_score_adj.filter(|_| saved.leader);
         let Some(wanted) = wanted else {
             return Ok(());
         };
-        if read(task)? == wanted {
+        if read(process)? == wanted {
             return Ok(());
         }
-        let mut file = File::from(task.open_file(FILE, OFlag::O_WRONLY)?);
+        let mut file = File::from(process.open_file(FILE, OFlag::O_WRONLY)?);
         match file.write_all(wanted.to_string().as_bytes()) {
             Err(error) if error.raw_os_error() == Some(Errno::EACCES as i32) => {
                 tracing::warn!(

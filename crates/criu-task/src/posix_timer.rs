@@ -15,7 +15,7 @@ use criu_tracee::{Arg, Program};
 use nix::unistd::Pid;
 
 use crate::entries;
-use crate::words::{WORD, ints, put, word, words};
+use crate::words::{TIME, WORD, ints, number, put, times};
 
 const SIGEV_SIGNAL: u32 = 0;
 const SIGEV_NONE: u32 = 1;
@@ -47,7 +47,7 @@ impl Aspect for PosixTimers {
         all.sort_by_key(|timer| timer.id);
         let mut asked = Vec::new();
         for timer in all {
-            let value = program.room(4 * WORD);
+            let value = program.room(4 * TIME);
             program.timer_gettime(timer.id, value);
             let overrun = program.timer_getoverrun(timer.id);
             asked.push((timer, notified(view, &timer)?, value, overrun));
@@ -62,10 +62,10 @@ impl Aspect for PosixTimers {
                     it_sigev_notify: notify(&timer),
                     sival_ptr: timer.value,
                     overrun: u32::try_from(outcome.value(overrun)).unwrap_or(0),
-                    isec: word(bytes, 0),
-                    insec: word(bytes, WORD),
-                    vsec: word(bytes, 2 * WORD),
-                    vnsec: word(bytes, 3 * WORD),
+                    isec: number(bytes, 0, TIME),
+                    insec: number(bytes, TIME, TIME),
+                    vsec: number(bytes, 2 * TIME, TIME),
+                    vnsec: number(bytes, 3 * TIME, TIME),
                     notify_thread_id: thread,
                 }
             });
@@ -110,7 +110,7 @@ impl Aspect for PosixTimers {
             .iter()
             .filter(|timer| (timer.vsec, timer.vnsec) != (0, 0))
         {
-            let value = words(&[timer.isec, timer.insec, timer.vsec, timer.vnsec]);
+            let value = times(&[timer.isec, timer.insec, timer.vsec, timer.vnsec]);
             let value = program.bytes(value);
             program.timer_settime(timer.it_id, 0, value, 0);
         }

@@ -52,13 +52,13 @@ impl Aspect for Rseq {
     }
 
     /// A section that wants to go on: any call made in the thread would have made the kernel forget it.
-    fn push(&self, saved: &Saved<'_>, task: &ProcDir) -> Result<()> {
+    fn push(&self, saved: &Saved<'_>, process: &ProcDir) -> Result<()> {
         let rseq = entries::thread(saved)?.rseq_entry;
         let Some((rseq, section)) = rseq.and_then(|rseq| Some((rseq, rseq.rseq_cs_pointer?)))
         else {
             return Ok(());
         };
-        let memory = File::from(task.open_file("mem", OFlag::O_RDWR)?);
+        let memory = File::from(process.open_file("mem", OFlag::O_RDWR)?);
         memory
             .write_all_at(&section.to_ne_bytes(), rseq.rseq_abi_pointer + RSEQ_CS)
             .map_err(Error::io("pwrite(/proc/PID/mem)"))

@@ -12,6 +12,7 @@ use crate::words::{int, number, put};
 
 /// `struct sched_attr` of its first version: size, policy, flags, nice, priority, three times.
 const ATTR: usize = 48;
+const PRIO_PROCESS: i32 = 0;
 const SCHED_DEADLINE: u32 = 6;
 /// In an image the flag is part of the policy, as sched_getscheduler(2) tells it.
 const SCHED_RESET_ON_FORK: u32 = 0x4000_0000;
@@ -30,6 +31,7 @@ impl Aspect for Sched {
             let mut program = Program::new();
             let attr = program.room(ATTR);
             program.sched_getattr(view.thread.tid().as_raw(), attr, ATTR, 0);
+            let priority = program.getpriority(PRIO_PROCESS, view.thread.tid().as_raw());
             let outcome = Local.run(&program)?;
             let attr = outcome.bytes(attr);
             let (policy, flags) = (int(attr, 4), number(attr, 8, 8));
@@ -44,8 +46,10 @@ impl Aspect for Sched {
             let reset = flags & SCHED_FLAG_RESET_ON_FORK != 0;
             let thread = entries::thread_of(draft);
             thread.sched_policy = Some(policy | if reset { SCHED_RESET_ON_FORK } else { 0 });
-            // Real-time threads have a nice value too, for when they are so no more; stat tells it.
-            thread.sched_nice = Some(view.stat.nice);
+            // Real-time threads have a nice value too, for when they are so no more. The call gives
+            // 40 to 1 for -20 to 19.
+            let priority = i32::try_from(outcome.value(priority)).unwrap_or(20);
+            thread.sched_nice = Some(20 - priority);
             thread.sched_prio = Some(int(attr, 20)).filter(|priority| *priority != 0);
             Ok(())
         }))

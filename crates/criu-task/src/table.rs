@@ -10,6 +10,7 @@ pub const ASPECTS: &[&dyn Aspect] = &[
     &crate::comm::Comm,
     &crate::personality::Personality,
     &crate::clear_tid::ClearTid,
+    &crate::tls::Tls,
     &crate::robust_list::RobustList,
     &crate::altstack::Altstack,
     &crate::thp::Thp,
@@ -134,11 +135,14 @@ pub fn dress(saved: &Saved<'_>, program: &mut Program) -> Result<Dressed> {
     Ok(dressed)
 }
 
-/// Gives a new thread what can only be given from outside, after its last program has run.
-pub fn push(saved: &Saved<'_>, task: &ProcDir) -> Result<()> {
+/// Gives a new thread what can only be given from outside, after its last program has run: through the
+/// directory of its process.
+pub fn push(saved: &Saved<'_>, process: &ProcDir) -> Result<()> {
     for aspect in ASPECTS {
         let name = aspect.name();
-        aspect.push(saved, task).within(|| Subject::Aspect(name))?;
+        aspect
+            .push(saved, process)
+            .within(|| Subject::Aspect(name))?;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Threads on paper, and what they are dressed in.
 
 use criu_image::pb;
-use criu_kind::{Aspect, Saved};
+use criu_kind::{Aspect, Now, Saved};
 use criu_proc::Status;
 use criu_tracee::{Dry, Program, Site};
 use expect_test::Expect;
@@ -13,7 +13,7 @@ pub(crate) struct Thread {
     pub(crate) ext: pb::TaskExtEntry,
     pub(crate) mm: pb::MmEntry,
     pub(crate) filters: Vec<pb::SeccompFilter>,
-    pub(crate) now: Status,
+    pub(crate) now: Now,
 }
 
 const STATUS: &[u8] = include_bytes!("../fixtures/status.root");
@@ -32,7 +32,10 @@ impl Thread {
             ext: pb::TaskExtEntry::default(),
             mm: pb::MmEntry::default(),
             filters: Vec::new(),
-            now: Status::parse(STATUS).expect("a fixture"),
+            now: Now {
+                status: Status::parse(STATUS).expect("a fixture"),
+                loginuid: None,
+            },
         }
     }
 

@@ -33,7 +33,7 @@ impl Aspect for Wait {
 
     fn ask(&self, view: &ThreadView<'_>, program: &mut Program) -> Result<Answer> {
         let natural = view.thread.natural();
-        if natural.reborn(Next::Resume).ip() == natural.ip() {
+        if !natural.is_interrupted() {
             return Ok(Box::new(|_, _, _| Ok(())));
         }
         if let Some(signal) = handled(view) {

@@ -6,6 +6,10 @@ use criu_tracee::arch::Arch;
 /// Bytes of a word.
 pub(crate) const WORD: usize = Native::WORD;
 
+/// Bytes of seconds, and of nanoseconds: calls with 32-bit times are not made
+/// ([`criu_tracee::arch::Calls::wider`]).
+pub(crate) const TIME: usize = 8;
+
 /// The word at byte `at`; 0 past the end.
 pub(crate) fn word(bytes: &[u8], at: usize) -> u64 {
     number(bytes, at, WORD)
@@ -37,6 +41,14 @@ pub(crate) fn words(values: &[u64]) -> Vec<u8> {
         put(&mut bytes, index * WORD, WORD, *value);
     }
     bytes
+}
+
+/// Halves of times one after the other.
+pub(crate) fn times(values: &[u64]) -> Vec<u8> {
+    values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect()
 }
 
 /// Ints one after the other.

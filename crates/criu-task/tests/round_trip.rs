@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 
 use criu_image::pb;
-use criu_kind::{Draft, Saved, ThreadView};
+use criu_kind::{Draft, Now, Saved, ThreadView};
 use criu_proc::{ProcDir, Stat, Status};
 use criu_task::{SeccompTable, answer, closing_signal, core, describe, dress, natural, push};
 use criu_tracee::{Hold, Nursery, Program, Site, Tracee, fp_layout, spawn_root};
@@ -47,7 +47,6 @@ impl Drop for Subject {
 
 /// What a view borrows.
 struct Seen {
-    task: ProcDir,
     stat: Stat,
     status: Status,
 }
@@ -56,7 +55,7 @@ fn see(process: &ProcDir, tid: Pid) -> Seen {
     let task = process.thread(tid).expect("it lives");
     let stat = Stat::parse(&task.read("stat").expect("it lives")).expect("a stat");
     let status = Status::parse(&task.read("status").expect("it lives")).expect("a status");
-    Seen { task, stat, status }
+    Seen { stat, status }
 }
 
 fn view<'a>(
@@ -67,10 +66,10 @@ fn view<'a>(
 ) -> ThreadView<'a> {
     ThreadView {
         process,
-        task: &seen.task,
         stat: &seen.stat,
         status: &seen.status,
         thread: &tracee.threads()[index],
+        online: "0-4095",
         leader: index == 0,
     }
 }
@@ -164,13 +163,17 @@ fn restore(drafts: &[Draft], filters: &[pb::SeccompFilter], ids: &[i32]) -> Trac
     };
     for index in (0..ids.len()).rev() {
         let seen = see(&process, tracee.threads()[index].tid());
+        let now = Now {
+            status: seen.status,
+            loginuid: None,
+        };
         let saved = Saved {
             core: &drafts[index].core,
             leader_core: &drafts[0].core,
             ext: Some(&drafts[index].ext),
             mm: &mm,
             filters,
-            now: &seen.status,
+            now: &now,
             leader: index == 0,
             vtid: ids[index],
             vpid: ids[0],
@@ -183,7 +186,7 @@ fn restore(drafts: &[Draft], filters: &[pb::SeccompFilter], ids: &[i32]) -> Trac
         let new = natural(&saved, &fp_layout()).expect("registers");
         new.set(tracee.threads()[index].stopped().expect("held"))
             .expect("ptrace");
-        push(&saved, &seen.task).expect("push");
+        push(&saved, &process).expect("push");
     }
     tracee
 }

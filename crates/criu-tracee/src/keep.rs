@@ -1,9 +1,10 @@
 //! A few bytes that a task keeps when it is let go: the rest of a time to wait.
 //!
 //! A call that is issued again reads its timeout from memory. The program's own time must not change:
-//! it may be a constant of a loop. So what is left of it lies in the tail of the vdso, below the place
-//! of the stub, and the argument points there. Nothing else uses these bytes, the page is the task's own
-//! copy from then on, and no mapping is added. There is room for some; who finds none waits longer.
+//! it may be a constant of a loop. So what is left of it lies at the very end of the vdso, where neither
+//! the image nor the place of the stub reach, and the argument points there. Nothing else uses these
+//! bytes, the page is the task's own copy from then on, and no mapping is added. There is room for some;
+//! who finds none waits longer.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -14,16 +15,16 @@ use nix::unistd::Pid;
 use crate::memory::Memory;
 use crate::place;
 
-const PAGE: usize = 4096;
 /// Bytes of a time.
-const SLOT: u64 = 16;
-/// Zeros at the end of the image that are left alone: they may be part of it.
-const MARGIN: usize = 64;
+const SLOT: usize = 16;
+/// Bytes at the end of the vdso for such times.
+pub(crate) const SIZE: usize = 16 * SLOT;
 
-/// The free tail of a vdso, filled from its end.
+/// The end of a vdso.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Tail {
-    free: Range<u64>,
+    /// Where there is room for a time.
+    free: Vec<u64>,
     /// The whole vdso.
     vdso: Range<u64>,
 }
@@ -36,10 +37,11 @@ impl Tail {
         let (start, end) = line.split_ascii_whitespace().next()?.split_once('-')?;
         let start = u64::from_str_radix(start, 16).ok()?;
         let end = u64::from_str_radix(end, 16).ok()?;
-        let mut page = vec![0; PAGE];
-        memory.read(end - PAGE as u64, &mut page).ok()?;
+        place::tail(memory, &(start..end))?;
+        let mut bytes = [0; SIZE];
+        memory.read(end - SIZE as u64, &mut bytes).ok()?;
         Some(Self {
-            free: free(&page, place::SIZE, end - PAGE as u64),
+            free: free(&bytes, end - SIZE as u64),
             vdso: start..end,
         })
     }
@@ -54,31 +56,27 @@ impl Tail {
         let TimeoutForm::Timespec(half) = timeout.form else {
             return None;
         };
+        // Zeros would count as free.
+        let rest = rest.max(Duration::from_nanos(1));
         let mut bytes = rest.as_secs().to_le_bytes()[..half].to_vec();
         bytes.extend(&u64::from(rest.subsec_nanos()).to_le_bytes()[..half]);
         // It was let go with one before, and still waits.
-        let again = self.vdso.contains(&timeout.value).then_some(timeout.value);
-        let at = match again {
-            Some(at) => at,
-            None if self.free.end - self.free.start >= SLOT => {
-                self.free.end -= SLOT;
-                self.free.end
-            }
-            None => return None,
+        let at = match self.vdso.contains(&timeout.value) {
+            true => timeout.value,
+            false => self.free.pop()?,
         };
         memory.write(at, &bytes).ok()?;
         Some(at)
     }
 }
 
-/// The zeros of the last page, above whatever is there.
-fn free(page: &[u8], stub: usize, at: u64) -> Range<u64> {
-    let end = page.len() - stub;
-    let used = page[..end]
-        .iter()
-        .rposition(|byte| *byte != 0)
-        .map_or(0, |last| (last + 1 + MARGIN).next_multiple_of(16));
-    at + used.min(end) as u64..at + end as u64
+/// The slots that hold zeros. One that another call has finished with stays taken.
+fn free(bytes: &[u8; SIZE], at: u64) -> Vec<u64> {
+    let slots = bytes.chunks_exact(SLOT).enumerate();
+    slots
+        .filter(|(_, slot)| slot.iter().all(|byte| *byte == 0))
+        .map(|(index, _)| at + (index * SLOT) as u64)
+        .collect()
 }
 
 /// Reads the time of a call that is not over.
@@ -104,14 +102,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_of_the_image_and_the_place_of_the_stub_are_left_alone() {
-        let mut page = vec![0; PAGE];
-        page[999] = 1;
-        page[PAGE - 1] = 1;
-        assert_eq!(free(&page, 512, 0x1000), 0x1000 + 1072..0x1000 + 3584);
-        page[3500] = 1;
-        assert_eq!(free(&page, 512, 0x1000), 0x1000 + 3568..0x1000 + 3584);
-        page[3580] = 1;
-        assert!(free(&page, 512, 0).is_empty());
+    fn what_is_not_zero_is_taken() {
+        let mut bytes = [0; SIZE];
+        (bytes[0], bytes[47]) = (1, 1);
+        let slots = free(&bytes, 0x1000);
+        assert_eq!((slots.len(), slots[0], slots[1]), (14, 0x1010, 0x1030));
     }
 }

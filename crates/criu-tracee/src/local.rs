@@ -7,11 +7,13 @@
     reason = "the one place where a program's calls are made in the tracer"
 )]
 
+use criu_arch::Arch;
 use syscalls::Sysno;
 
 use crate::encode::failure;
 use crate::error::{CallError, Error, Result};
-use crate::program::{Arg, Blob, Call, Program};
+use crate::native::Native;
+use crate::program::{Arg, Blob, Call, Program, widest};
 use crate::site::{Outcome, Site};
 
 /// Runs programs in the calling thread.
@@ -64,7 +66,6 @@ const ALLOWED: &[(Sysno, u8)] = &[
     (Sysno::fanotify_init, 0),
     (Sysno::fanotify_mark, 0b1_0000),
     (Sysno::memfd_create, 0b001),
-    (Sysno::memfd_secret, 0),
     (Sysno::userfaultfd, 0),
     (Sysno::pidfd_open, 0),
     (Sysno::pidfd_getfd, 0),
@@ -89,6 +90,7 @@ const ALLOWED: &[(Sysno, u8)] = &[
     (Sysno::gettid, 0),
     (Sysno::getrandom, 0b001),
     (Sysno::clock_gettime, 0b010),
+    (Sysno::getpriority, 0),
     (Sysno::sched_getaffinity, 0b100),
     (Sysno::sched_getattr, 0b010),
     (Sysno::ioprio_get, 0),
@@ -97,7 +99,14 @@ const ALLOWED: &[(Sysno, u8)] = &[
     (Sysno::msgget, 0),
     (Sysno::semget, 0),
     (Sysno::shmget, 0),
+    (Sysno::semop, 0b010),
+    (Sysno::msgsnd, 0b010),
+    (Sysno::msgrcv, 0b010),
     (Sysno::mq_open, 0b1001),
+    (Sysno::mq_unlink, 0b001),
+    (Sysno::mq_timedsend, 0b1_0010),
+    (Sysno::mq_timedreceive, 0b1_1010),
+    (Sysno::mq_getsetattr, 0b110),
     (Sysno::io_uring_setup, 0b010),
     (Sysno::bpf, 0b010),
     (Sysno::seccomp, 0b100),
@@ -195,26 +204,60 @@ const SIOCUNIXFILE: u64 = 0x89e0;
 
 const KCMP_EPOLL_TFD: u64 = 7;
 
+/// Commands of shmctl(2), semctl(2) and msgctl(2) with an address of a structure or of an array.
+const IPC_ADDRESSES: &[i32] = &[
+    libc::IPC_SET,
+    libc::IPC_STAT,
+    libc::IPC_SET | IPC_64,
+    libc::IPC_STAT | IPC_64,
+    libc::GETALL,
+    libc::SETALL,
+];
+
+/// Commands of theirs that take a number or nothing.
+const IPC_NUMBERS: &[i32] = &[
+    libc::IPC_RMID,
+    libc::GETPID,
+    libc::GETVAL,
+    libc::SETVAL,
+    libc::SHM_LOCK,
+    libc::SHM_UNLOCK,
+];
+
+/// What 32-bit machines add to such a command for the structures of today.
+const IPC_64: i32 = 0x100;
+
 /// Which arguments of a call are addresses; a refusal if the call may not run here.
 fn addresses(call: &Call) -> Result<u8> {
     let sysno = call.sysno;
+    if call.private.is_some() || call.compat.is_some() {
+        return Err(Error::Refused(sysno));
+    }
     let word = |index: usize| match call.args.get(index) {
         Some(Arg::Word(word)) => Ok(*word),
         _ => Err(Error::Refused(sysno)),
     };
     let among = |list: &[i32], word: u64| list.iter().any(|one| u64::try_from(*one) == Ok(word));
+    let is_fcntl = sysno == widest(Sysno::fcntl);
+    let is_llseek = Native::CALLS.llseek == u32::try_from(sysno.id()).ok();
     match sysno {
-        Sysno::fcntl if among(FCNTL_NUMBERS, word(1)?) => return Ok(0),
-        Sysno::fcntl if among(FCNTL_ADDRESSES, word(1)?) => return Ok(0b100),
+        _ if is_fcntl && among(FCNTL_NUMBERS, word(1)?) => return Ok(0),
+        _ if is_fcntl && among(FCNTL_ADDRESSES, word(1)?) => return Ok(0b100),
+        _ if is_fcntl && word(1)? == u64::from(Native::CALLS.set_lock) => return Ok(0b100),
+        _ if is_llseek => return Ok(0b1000),
         Sysno::ioctl if IOCTLS.contains(&word(1)?) => return Ok(0b100),
         Sysno::ioctl if IOCTL_NUMBERS.contains(&word(1)?) => return Ok(0),
         Sysno::kcmp if word(2)? == KCMP_EPOLL_TFD => return Ok(0b1_0000),
         Sysno::kcmp => return Ok(0),
+        Sysno::shmctl | Sysno::msgctl if among(IPC_ADDRESSES, word(1)?) => return Ok(0b100),
+        Sysno::shmctl | Sysno::msgctl if among(IPC_NUMBERS, word(1)?) => return Ok(0),
+        Sysno::semctl if among(IPC_ADDRESSES, word(2)?) => return Ok(0b1000),
+        Sysno::semctl if among(IPC_NUMBERS, word(2)?) => return Ok(0),
         _ => {}
     }
     ALLOWED
         .iter()
-        .find(|(allowed, _)| *allowed == sysno)
+        .find(|(allowed, _)| widest(*allowed) == sysno)
         .map(|(_, mask)| *mask)
         .ok_or(Error::Refused(sysno))
 }

@@ -1,6 +1,7 @@
 //! What `/proc` says of tasks that are to be held or are held.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read};
 
 use nix::unistd::Pid;
 
@@ -29,9 +30,26 @@ pub(crate) fn thread_ids(pid: Pid) -> Vec<Pid> {
         .collect()
 }
 
-pub(crate) fn status(tid: Pid) -> String {
-    String::from_utf8_lossy(&fs::read(format!("/proc/{tid}/status")).unwrap_or_default())
-        .into_owned()
+/// All of a small file of proc, in one piece. `take` keeps it from being asked for its size: it has none.
+pub(crate) fn read(path: &str) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(4096);
+    File::open(path)?.take(u64::MAX).read_to_end(&mut bytes)?;
+    bytes.shrink_to_fit();
+    Ok(bytes)
+}
+
+/// The same as text.
+pub(crate) fn read_text(path: &str) -> Option<String> {
+    String::from_utf8(read(path).ok()?).ok()
+}
+
+/// What `status` says of a thread; nothing if that is gone.
+pub(crate) fn thread_status(pid: Pid, tid: Pid) -> Vec<u8> {
+    read(&format!("/proc/{pid}/task/{tid}/status")).unwrap_or_default()
+}
+
+fn status(tid: Pid) -> String {
+    String::from_utf8_lossy(&thread_status(tid, tid)).into_owned()
 }
 
 pub(crate) fn field<'a>(status: &'a str, name: &str) -> &'a str {
@@ -74,10 +92,9 @@ pub(crate) fn already_traced(tid: Pid, error: Error) -> Error {
 ///
 /// `SIGCONT` is one too, as long as nobody is stopped or about to be. If all are taken, a process whose
 /// tracer dies may see a `SIGURG` that nobody sent.
-pub(crate) fn closing_signal(pid: Pid, stop: Stop) -> i32 {
+pub(crate) fn closing_signal(status: &str, stop: Stop) -> i32 {
     const STOPS: [i32; 4] = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
-    let status = status(pid);
-    let set = |name| u64::from_str_radix(field(&status, name), 16).unwrap_or(0);
+    let set = |name| u64::from_str_radix(field(status, name), 16).unwrap_or(0);
     let pending = set("ShdPnd") | set("SigPnd");
     let busy = set("SigCgt") | pending;
     let has = |set: u64, signal: i32| set >> (signal - 1) & 1 == 1;
@@ -109,5 +126,6 @@ pub(crate) fn low_hole(pid: Pid, size: u64) -> Result<u64> {
         }
         at = at.max(end);
     }
-    Ok(at.next_multiple_of(0x1000))
+    // Of any page size.
+    Ok(at.next_multiple_of(0x1_0000))
 }

@@ -6,6 +6,18 @@ use criu_arch::Arch;
 #[cfg(target_arch = "x86_64")]
 pub type Native = criu_arch_x86_64::X86_64;
 
+/// The architecture of the tracer.
+#[cfg(target_arch = "aarch64")]
+pub type Native = criu_arch_aarch64::Aarch64;
+
+/// The architecture of the tracer.
+#[cfg(target_arch = "arm")]
+pub type Native = criu_arch_armv7::Armv7;
+
+/// The architecture of the tracer.
+#[cfg(target_arch = "mips64")]
+pub type Native = criu_arch_mips64::Mips64;
+
 /// Its registers.
 pub type NativeRegs = <Native as Arch>::Regs;
 
@@ -23,4 +35,10 @@ pub fn fp_layout() -> FpLayout {
 pub fn identify(leaf: u32, subleaf: u32) -> [u32; 4] {
     let answer = std::arch::x86_64::__cpuid_count(leaf, subleaf);
     [answer.eax, answer.ebx, answer.ecx, answer.edx]
+}
+
+/// What the processor says of itself: nothing that has a say in the layout of its registers.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn identify(_: u32, _: u32) -> [u32; 4] {
+    [0; 4]
 }

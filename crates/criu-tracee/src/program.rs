@@ -5,7 +5,10 @@
 
 use std::fmt;
 
+use criu_arch::Arch;
 use syscalls::Sysno;
+
+use crate::native::Native;
 
 /// The result of an earlier call of the same program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,6 +42,8 @@ pub struct Call {
     pub tolerate: bool,
     /// Its number in the table of 32-bit code, if it is to be made as such code makes it.
     pub compat: Option<u32>,
+    /// Its number, if this machine alone has it: `sysno` has no name for it then.
+    pub private: Option<u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -73,14 +78,42 @@ impl Program {
         self.calls.len()
     }
 
-    /// Adds a call. Prefer the typed constructors of [`crate::calls`].
+    /// Adds a call. Prefer the typed constructors of [`crate::calls`]. A machine that has the call in a
+    /// form with wider arguments gets that.
     pub fn call<const N: usize>(&mut self, sysno: Sysno, args: [Arg; N]) -> Ret {
         const { assert!(N <= 6) };
+        self.push(sysno, args.to_vec())
+    }
+
+    /// Adds a call that only some machines have, by its number there.
+    pub fn call_numbered<const N: usize>(&mut self, number: u32, args: [Arg; N]) -> Ret {
+        if let Some(sysno) = Sysno::new(number as usize) {
+            return self.call(sysno, args);
+        }
+        let ret = self.call(Sysno::restart_syscall, args);
+        if let Some(call) = self.calls.last_mut() {
+            call.private = Some(number);
+        }
+        ret
+    }
+
+    /// Adds a call whose last arguments are of 64 bits each, which machines pass differently.
+    pub(crate) fn call_wide(&mut self, sysno: Sysno, args: &[Arg], wide: &[u64]) -> Ret {
+        let mut args = args.to_vec();
+        for value in wide {
+            let split = Native::CALLS.wide.split(args.len(), *value);
+            args.extend(split.into_iter().map(Arg::Word));
+        }
+        self.push(sysno, args)
+    }
+
+    fn push(&mut self, sysno: Sysno, args: Vec<Arg>) -> Ret {
         self.calls.push(Call {
-            sysno,
-            args: args.to_vec(),
+            sysno: widest(sysno),
+            args,
             tolerate: false,
             compat: None,
+            private: None,
         });
         Ret(count(self.calls.len() - 1))
     }
@@ -161,8 +194,19 @@ impl Program {
     pub(crate) fn text(&self, index: usize) -> String {
         let call = &self.calls[index];
         let args: Vec<String> = call.args.iter().map(|arg| self.arg_text(arg)).collect();
-        let compat = if call.compat.is_some() { "compat_" } else { "" };
-        format!("{compat}{}({})", call.sysno, args.join(", "))
+        let args = args.join(", ");
+        match call {
+            Call {
+                private: Some(number),
+                ..
+            } => format!("call_{number:#x}({args})"),
+            Call {
+                compat: Some(_),
+                sysno,
+                ..
+            } => format!("compat_{sysno}({args})"),
+            Call { sysno, .. } => format!("{sysno}({args})"),
+        }
     }
 
     fn arg_text(&self, arg: &Arg) -> String {
@@ -206,6 +250,19 @@ fn blob_text(data: &Data) -> String {
             format!("<{shown}{more}>")
         }
     }
+}
+
+/// The call that takes the place of one whose arguments are too narrow.
+pub(crate) fn widest(sysno: Sysno) -> Sysno {
+    let number = sysno.id().unsigned_abs();
+    let mut all = Native::CALLS.wider.iter();
+    let wider = all.find(|(narrow, _)| *narrow as usize == number as usize);
+    wider.map_or(sysno, |(_, wide)| numbered(*wide))
+}
+
+/// A call by its number on this machine.
+pub(crate) fn numbered(number: u32) -> Sysno {
+    Sysno::new(number as usize).expect("numbers in the contract are those of calls")
 }
 
 /// Programs are far smaller than 2^32 in every count.

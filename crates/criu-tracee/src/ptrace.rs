@@ -4,11 +4,13 @@
 //! owns or borrows, with its true length.
 #![allow(unsafe_code, reason = "ptrace(2) takes raw addresses")]
 
+use criu_arch::{Arch, SetArea};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::error::{Error, Result};
+use crate::native::Native;
 
 /// Options and requests that libc does not name everywhere.
 pub(crate) const O_TRACESYSGOOD: usize = 1;
@@ -53,14 +55,14 @@ impl SigInfo {
         self.int(0)
     }
 
-    /// `si_code`. On MIPS, code and errno stand the other way round.
+    /// `si_code`.
     pub fn code(&self) -> i32 {
-        self.int(if SWAPPED { 4 } else { 8 })
+        self.int(Native::SIGINFO.code)
     }
 
     /// `si_pid` of a signal that a process sent.
     pub fn sender(&self) -> i32 {
-        self.int(if size_of::<usize>() == 8 { 16 } else { 12 })
+        self.int(Native::SIGINFO.sender)
     }
 
     fn int(&self, at: usize) -> i32 {
@@ -72,9 +74,6 @@ impl SigInfo {
         ])
     }
 }
-
-/// Whether `si_code` precedes `si_errno`.
-const SWAPPED: bool = libc::SIGCHLD == 18;
 
 impl std::fmt::Debug for SigInfo {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -108,7 +107,11 @@ fn request(call: &'static str, request: u32, tid: Pid, addr: usize, data: usize)
     // of the size that the request needs.
     let ret = unsafe { libc::ptrace(request as _, tid.as_raw(), addr, data) };
     match Errno::result(ret) {
-        Ok(value) => Ok(value),
+        #[allow(
+            clippy::useless_conversion,
+            reason = "a long has 32 bits on 32-bit machines"
+        )]
+        Ok(value) => Ok(value.into()),
         Err(Errno::ESRCH) => Err(Error::Gone(tid)),
         Err(errno) => Err(Error::Kernel { call, errno }),
     }
@@ -214,26 +217,36 @@ pub(crate) fn setregset(tid: Pid, note: u32, bytes: &[u8]) -> Result<()> {
     .map(drop)
 }
 
-/// `struct user_desc` (x86).
-const THREAD_AREA: usize = 16;
-
 pub(crate) fn get_thread_area(tid: Pid, slot: u32) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; THREAD_AREA];
+    let areas = Native::TLS;
+    let mut bytes = vec![0; areas.size];
     let at = bytes.as_mut_ptr().expose_provenance();
-    request("ptrace(PTRACE_GET_THREAD_AREA)", 25, tid, slot as usize, at)?;
+    let call = "ptrace(PTRACE_GET_THREAD_AREA)";
+    request(call, areas.get, tid, slot as usize, at)?;
     Ok(bytes)
 }
 
 pub(crate) fn set_thread_area(tid: Pid, slot: u32, bytes: &[u8]) -> Result<()> {
     let call = "ptrace(PTRACE_SET_THREAD_AREA)";
-    if bytes.len() != THREAD_AREA {
+    if bytes.len() != Native::TLS.size {
         return Err(Error::Kernel {
             call,
             errno: Errno::EINVAL,
         });
     }
-    let at = bytes.as_ptr().expose_provenance();
-    request(call, 26, tid, slot as usize, at).map(drop)
+    let slot = slot as usize;
+    match Native::TLS.set {
+        SetArea::From(number) => {
+            let at = bytes.as_ptr().expose_provenance();
+            request(call, number, tid, slot, at).map(drop)
+        }
+        SetArea::Value(number) => {
+            let mut word = [0; size_of::<usize>()];
+            word.copy_from_slice(bytes);
+            request(call, number, tid, slot, usize::from_ne_bytes(word)).map(drop)
+        }
+        SetArea::Itself => Ok(()),
+    }
 }
 
 pub(crate) fn getsigmask(tid: Pid, mask: &mut [u8]) -> Result<()> {

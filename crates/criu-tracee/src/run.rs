@@ -300,8 +300,10 @@ fn is_fault(signal: i32) -> bool {
     .contains(&signal)
 }
 
-/// Unmaps the nursery from a built process. The call is stopped at its exit, inside the kernel, so
-/// no instruction is needed behind it: the caller sets the final registers there.
+/// Unmaps the nursery from a built process. The task is stopped behind the call, still inside the kernel,
+/// so no instruction is needed there: the caller sets the final registers. The stop is one of its own, not
+/// the exit of the call: at such an exit some kernels would take the new registers for the result of
+/// `munmap` and issue that again if they look so.
 pub(crate) fn vanish(tracee: &mut Tracee, workplace: Workplace) -> Result<()> {
     let signal = tracee.signal();
     let tgid = tracee.vpid().as_raw().cast_unsigned();
@@ -343,10 +345,14 @@ pub(crate) fn vanish(tracee: &mut Tracee, workplace: Workplace) -> Result<()> {
             Stop::Signal(_) => thread.deferred.push(stopped.siginfo()?),
             Stop::Interrupt | Stop::Group(_) => {}
         }
-        if crossings == 2 {
+        running = if crossings < 2 {
+            stopped.until_syscall()?
+        } else if stop == Stop::Interrupt {
             thread.stopped = Some(stopped);
             return Ok(());
-        }
-        running = stopped.until_syscall()?;
+        } else {
+            stopped.interrupt()?;
+            stopped.cont(0)?
+        };
     }
 }

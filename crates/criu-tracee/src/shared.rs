@@ -38,7 +38,10 @@ pub fn shared_anonymous(size: u64, reserve: bool) -> Result<File> {
         Ok(file) => Ok(file),
         Err(_) => {
             let file = File::from(memfd_create("", MFdFlags::MFD_CLOEXEC).call("memfd_create")?);
-            nix::unistd::ftruncate(&file, size.cast_signed()).call("ftruncate")?;
+            file.set_len(size).map_err(|error| Error::Kernel {
+                call: "ftruncate",
+                errno: Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)),
+            })?;
             Ok(file)
         }
     }

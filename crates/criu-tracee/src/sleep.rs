@@ -13,18 +13,29 @@
 //! `kernel/sched/debug.c`, `proc_sched_show_task`; `update_curr` in `kernel/sched/fair.c`.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::time::{Duration, Instant};
 
 use criu_arch::Arch;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
+use crate::look::read_text;
 use crate::native::Native;
+
+/// A call: its number, its arguments, and the instruction pointer behind it.
+type Call = (u64, [u64; 6], u64);
+
+/// The sleep that a stop has ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sleep {
+    pub(crate) call: Call,
+    pub(crate) lasted: Duration,
+}
 
 /// A sleeper, as it was before it was stopped.
 #[derive(Clone, Copy, Debug)]
 struct Nap {
+    call: Call,
     cpu: usize,
     /// On the clock of that processor, in nanoseconds.
     since: u64,
@@ -39,11 +50,11 @@ pub(crate) struct Naps {
 }
 
 impl Naps {
-    /// Looks at threads that still run freely.
-    pub(crate) fn of(tids: impl IntoIterator<Item = Pid>) -> Self {
+    /// Looks at threads that still run freely, each given with its process.
+    pub(crate) fn of(tids: impl IntoIterator<Item = (Pid, Pid)>) -> Self {
         let all: BTreeMap<Pid, Nap> = tids
             .into_iter()
-            .filter_map(|tid| Some((tid, nap(tid)?)))
+            .filter_map(|(pid, tid)| Some((tid, nap(pid, tid)?)))
             .collect();
         let mut cpus: Vec<usize> = all.values().map(|nap| nap.cpu).collect();
         cpus.sort_unstable();
@@ -54,28 +65,32 @@ impl Naps {
         }
     }
 
-    /// How long this thread, which is stopped by now, had slept when it was stopped.
-    pub(crate) fn slept(&self, tid: Pid) -> Option<Duration> {
+    /// Which call this thread, which is stopped by now, slept in when it was stopped, and for how long.
+    pub(crate) fn of_stopped(&self, tid: Pid) -> Option<Sleep> {
         let nap = self.all.get(&tid)?;
         let (clock, read) = self.clocks.get(&nap.cpu)?;
         let (_, switches) = sched(&format!("/proc/{tid}/task/{tid}/sched"))?;
         // It went to the stop, and nowhere else.
-        (switches == nap.switches + 1)
-            .then(|| Duration::from_nanos(clock.saturating_sub(nap.since)) + read.elapsed())
+        (switches == nap.switches + 1).then(|| Sleep {
+            call: nap.call,
+            lasted: Duration::from_nanos(clock.saturating_sub(nap.since)) + read.elapsed(),
+        })
     }
 }
 
-fn nap(tid: Pid) -> Option<Nap> {
-    let call = fs::read_to_string(format!("/proc/{tid}/task/{tid}/syscall")).ok()?;
-    let (nr, args) = call_of(&call)?;
-    if !Native::may_time_out(nr, &args) {
+fn nap(pid: Pid, tid: Pid) -> Option<Nap> {
+    let call = read_text(&format!("/proc/{pid}/task/{tid}/syscall"))?;
+    let call = call_of(&call)?;
+    let (nr, args, _) = &call;
+    if !Native::CALLS.rewound && !Native::may_time_out(*nr, args) {
         return None;
     }
-    let (since, switches) = sched(&format!("/proc/{tid}/task/{tid}/sched"))?;
-    let stat = fs::read_to_string(format!("/proc/{tid}/task/{tid}/stat")).ok()?;
+    let (since, switches) = sched(&format!("/proc/{pid}/task/{tid}/sched"))?;
+    let stat = read_text(&format!("/proc/{pid}/task/{tid}/stat"))?;
     // Field 39, the 37th after the name.
     let cpu = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(36)?;
     Some(Nap {
+        call,
         cpu: cpu.parse().ok()?,
         since,
         switches,
@@ -83,19 +98,21 @@ fn nap(tid: Pid) -> Option<Nap> {
 }
 
 /// The call that a thread sleeps in: `NUMBER 0xARG … 0xSP 0xPC`.
-fn call_of(text: &str) -> Option<(u64, [u64; 6])> {
+fn call_of(text: &str) -> Option<Call> {
     let mut fields = text.split_ascii_whitespace();
     let nr = fields.next()?.parse().ok()?;
+    let mut hex = || u64::from_str_radix(fields.next()?.strip_prefix("0x")?, 16).ok();
     let mut args = [0; 6];
     for arg in &mut args {
-        *arg = u64::from_str_radix(fields.next()?.strip_prefix("0x")?, 16).ok()?;
+        *arg = hex()?;
     }
-    Some((nr, args))
+    let _sp = hex()?;
+    Some((nr, args, hex()?))
 }
 
 /// When the scheduler last looked at a thread, and how often it gave up its processor.
 fn sched(path: &str) -> Option<(u64, u64)> {
-    let text = fs::read_to_string(path).ok()?;
+    let text = read_text(path)?;
     let value = |name| {
         text.lines()
             .find_map(|line| Some(line.strip_prefix(name)?.split_once(':')?.1.trim()))
@@ -148,7 +165,8 @@ mod tests {
     #[test]
     fn a_sleeper_tells_its_call() {
         let text = "230 0x0 0x0 0x7f0 0x7f4 0x0 0x0 0x7f8 0x7f79\n";
-        assert_eq!(call_of(text), Some((230, [0, 0, 0x7f0, 0x7f4, 0, 0])));
+        let call = (230, [0, 0, 0x7f0, 0x7f4, 0, 0], 0x7f79);
+        assert_eq!(call_of(text), Some(call));
         assert_eq!(call_of("running\n"), None);
         assert_eq!(call_of("-1 0x7ffe 0x40\n"), None);
     }

@@ -6,6 +6,7 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
+use crate::memory::Memory;
 use crate::native::Native;
 use crate::stop::{Hold, Running};
 use crate::tracee::{LEADER_ROOM, THREAD_ROOM, Tracee};
@@ -57,9 +58,6 @@ impl Nursery {
             });
         }
         let nursery = Self { at, size };
-        let code = Native::STUB.code;
-        // SAFETY: the mapping is new, writable, private to this value and larger than the stub.
-        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), got.cast::<u8>(), code.len()) };
         // SAFETY: the first page is ours.
         let done = unsafe {
             libc::mprotect(
@@ -72,6 +70,8 @@ impl Nursery {
             call: "mprotect",
             errno,
         })?;
+        // Written by the kernel, which makes the processor's instruction cache see it.
+        Memory::open(Pid::this())?.write(at, Native::STUB.code)?;
         Ok(nursery)
     }
 

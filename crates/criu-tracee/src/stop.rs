@@ -158,12 +158,12 @@ impl Stopped {
         }
     }
 
-    /// One of the thread areas of [`Arch::TLS_SLOTS`].
+    /// One of the thread areas of [`Arch::TLS`].
     pub fn thread_area(&self, slot: u32) -> Result<Vec<u8>> {
         ptrace::get_thread_area(self.tid, slot)
     }
 
-    /// Sets a thread area.
+    /// Sets a thread area, where somebody else than the thread can.
     pub fn set_thread_area(&self, slot: u32, bytes: &[u8]) -> Result<()> {
         ptrace::set_thread_area(self.tid, slot, bytes)
     }
@@ -210,6 +210,11 @@ impl Stopped {
     /// Lets a task under seccomp run our calls until it is released. Needs `CAP_SYS_ADMIN`.
     pub fn suspend_seccomp(&self, hold: Hold) -> Result<()> {
         ptrace::set_options(self.tid, hold.options() | ptrace::O_SUSPEND_SECCOMP)
+    }
+
+    /// Asks for one more stop, as soon as it goes on.
+    pub(crate) fn interrupt(&self) -> Result<()> {
+        ptrace::interrupt(self.tid)
     }
 
     pub(crate) fn cont(self, signal: i32) -> Result<Running> {

@@ -1,17 +1,19 @@
 //! One thread of a held process.
 
-use std::time::Duration;
+use std::borrow::Cow;
+use std::time::{Duration, Instant};
 
-use criu_arch::{Regs, Timeout};
+use criu_arch::{Arch, Regs, Timeout};
 use nix::unistd::Pid;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, if_allowed};
 use crate::keep;
+use crate::look;
 use crate::memory::Memory;
-use crate::native::NativeRegs;
+use crate::native::{Native, NativeRegs};
 use crate::ptrace::SigInfo;
 use crate::rseq::Rseq;
-use crate::stop::{Stop, Stopped};
+use crate::stop::{Hold, Stop, Stopped};
 
 /// One thread of a held process.
 #[derive(Debug)]
@@ -22,8 +24,11 @@ pub struct Thread {
     pub(crate) stop: Stop,
     pub(crate) natural: NativeRegs,
     pub(crate) mask: Vec<u8>,
+    pub(crate) status: Vec<u8>,
     pub(crate) rseq: Option<Rseq>,
     pub(crate) slept: Duration,
+    /// Regsets as they were before any call of ours: `Arch::KEPT_NOTES`.
+    pub(crate) kept: Vec<(u32, Vec<u8>)>,
     /// Its own registers are back for good.
     pub(crate) settled: bool,
     /// Its registers are ours.
@@ -32,6 +37,30 @@ pub struct Thread {
 }
 
 impl Thread {
+    /// Lets a thread that was seized go on while it stands in code of the kernel's own making
+    /// ([`Arch::PASSING`]).
+    pub(crate) fn pass(
+        mut held: (Stopped, Stop),
+        deadline: Option<Instant>,
+    ) -> Result<(Stopped, Stop)> {
+        let Some(is_passing) = Native::PASSING else {
+            return Ok(held);
+        };
+        let memory = Memory::open(held.0.tid())?;
+        loop {
+            let mut code = [0; 8];
+            let known = memory.read(held.0.regs()?.ip(), &mut code).is_ok();
+            if !known || !is_passing(&code) {
+                return Ok(held);
+            }
+            let running = held.0.cont(0)?;
+            // A few instructions are enough, but it has to get a processor.
+            std::thread::sleep(Duration::from_millis(1));
+            running.interrupt()?;
+            held = running.wait_held(deadline)?;
+        }
+    }
+
     pub(crate) fn held(tid: Pid, vtid: Pid, (stopped, stop): (Stopped, Stop)) -> Result<Self> {
         let natural = stopped.regs()?;
         let mask = stopped.mask()?;
@@ -42,12 +71,48 @@ impl Thread {
             stop,
             natural,
             mask,
+            status: Vec::new(),
             rseq: None,
             slept: Duration::ZERO,
+            kept: Vec::new(),
             settled: false,
             hijacked: false,
             deferred: Vec::new(),
         })
+    }
+
+    /// Reads what calls of ours may destroy.
+    pub(crate) fn keep_regsets(&mut self) -> Result<()> {
+        for note in Native::KEPT_NOTES {
+            let bytes = self.stopped()?.regset_if_any(*note)?;
+            self.kept.extend(bytes.map(|bytes| (*note, bytes)));
+        }
+        Ok(())
+    }
+
+    /// A regset (`NT_*`) as it was when the thread was stopped; `None` if it has none such.
+    pub fn regset(&self, note: u32) -> Result<Option<Vec<u8>>> {
+        match self.kept.iter().find(|(known, _)| *known == note) {
+            Some((_, bytes)) => Ok(Some(bytes.clone())),
+            None => self.stopped()?.regset_if_any(note),
+        }
+    }
+
+    /// Reads what the kernel says of a thread, now that all of its process have stopped, and suspends its
+    /// filters if it has some and they may be.
+    pub(crate) fn look_at_status(&mut self, pid: Pid) -> Result<()> {
+        let status = look::thread_status(pid, self.tid);
+        let text = String::from_utf8_lossy(&status);
+        self.vtid = look::own_id(self.tid, &text);
+        if !matches!(look::field(&text, "Seccomp"), "0" | "") {
+            if_allowed(self.stopped()?.suspend_seccomp(Hold::Dump))?;
+        }
+        self.status = status;
+        Ok(())
+    }
+
+    pub(crate) fn status_text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.status)
     }
 
     /// Finds out where the thread goes on if it was stopped in a restartable sequence.
@@ -88,6 +153,11 @@ impl Thread {
         &self.mask
     }
 
+    /// `/proc/PID/task/TID/status` of a seized thread, as it was when all of its process had stopped.
+    pub fn status(&self) -> &[u8] {
+        &self.status
+    }
+
     /// The restartable sequences area that a seized thread had registered.
     pub fn rseq(&self) -> Option<&Rseq> {
         self.rseq.as_ref()
@@ -119,6 +189,9 @@ impl Thread {
             && let Some(stopped) = &self.stopped
         {
             stopped.set_mask(&self.mask)?;
+            if let Some((note, bytes)) = Native::lost_in_calls(&self.kept) {
+                stopped.set_regset(*note, bytes)?;
+            }
             stopped.set_regs(regs)?;
             self.hijacked = false;
         }

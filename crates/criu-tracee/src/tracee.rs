@@ -12,10 +12,10 @@ use crate::look;
 use crate::memory::Memory;
 use crate::native::{Native, NativeRegs};
 use crate::place::Place;
-use crate::program::{Blob, Program};
+use crate::program::{Blob, Program, numbered};
 use crate::ptrace;
 use crate::run::{self, Workplace};
-use crate::site::{Outcome, Site};
+use crate::site::{Outcome, Site, word};
 use crate::sleep::Naps;
 use crate::spawn::Nursery;
 use crate::stop::{Hold, Running, Stop, Stopped};
@@ -24,11 +24,11 @@ use crate::wait;
 
 /// Bytes of the leader's room for records and data, and of every other thread's.
 pub(crate) const LEADER_ROOM: u64 = 128 << 10;
-pub(crate) const THREAD_ROOM: u64 = 2 << 10;
+pub(crate) const THREAD_ROOM: u64 = (HEAL_ROOM + (7 << 8)).next_multiple_of(256);
 /// The end of the leader's room holds what it does first when it heals itself.
 pub(crate) const UNDO_ROOM: u64 = 2 << 10;
 /// The front of a room holds its thread's healing context.
-pub(crate) const HEAL_ROOM: u64 = 256;
+pub(crate) const HEAL_ROOM: u64 = Native::HEAL_SIZE.next_multiple_of(256) as u64;
 
 /// A held process.
 ///
@@ -58,7 +58,11 @@ impl Tracee {
     pub fn seize_all(pids: &[Pid], deadline: Option<Instant>) -> Result<Vec<Self>> {
         let mut found: Vec<(Pid, Vec<Thread>)> =
             pids.iter().map(|pid| (*pid, Vec::new())).collect();
-        let naps = Naps::of(pids.iter().flat_map(|pid| look::thread_ids(*pid)));
+        let threads = |pid: &Pid| {
+            let pid = *pid;
+            look::thread_ids(pid).into_iter().map(move |tid| (pid, tid))
+        };
+        let naps = Naps::of(pids.iter().flat_map(threads));
         loop {
             let mut fresh = Vec::new();
             for (slot, (pid, threads)) in found.iter().enumerate() {
@@ -82,14 +86,16 @@ impl Tracee {
                 gone_is_fine(running.interrupt())?;
             }
             for (slot, tid, running) in fresh {
-                match running.wait_held(deadline) {
+                let held = running.wait_held(deadline);
+                match held.and_then(|held| Thread::pass(held, deadline)) {
                     Ok(held) => {
-                        let status = look::status(tid);
-                        let mut thread = Thread::held(tid, look::own_id(tid, &status), held)?;
-                        thread.slept = naps.slept(tid).unwrap_or_default();
-                        if !matches!(look::field(&status, "Seccomp"), "0" | "") {
-                            if_allowed(thread.stopped()?.suspend_seccomp(Hold::Dump))?;
+                        let mut thread = Thread::held(tid, tid, held)?;
+                        if let Some(sleep) = naps.of_stopped(tid) {
+                            thread.slept = sleep.lasted;
+                            let (nr, args, ip) = &sleep.call;
+                            thread.natural.woken_in(*nr, args, *ip);
                         }
+                        thread.keep_regsets()?;
                         found[slot].1.push(thread);
                     }
                     Err(Error::Gone(_)) => {}
@@ -103,11 +109,12 @@ impl Tracee {
             if threads.is_empty() {
                 continue;
             }
-            let signal = look::closing_signal(pid, threads[0].stop);
             let memory = Memory::open(pid)?;
             for thread in &mut threads {
+                gone_is_fine(thread.look_at_status(pid))?;
                 gone_is_fine(thread.look_at_rseq(&memory))?;
             }
+            let signal = look::closing_signal(&threads[0].status_text(), threads[0].stop);
             let vpid = threads[0].vtid;
             all.push(Self {
                 pid,
@@ -250,7 +257,8 @@ impl Tracee {
             0
         };
         let args = [hint, size, prot.into(), flags.into(), u64::MAX, 0];
-        let rooms = run::once(self, code, heal, syscalls::Sysno::mmap, args)?.cast_unsigned();
+        let map = numbered(Native::CALLS.mmap.0);
+        let rooms = word(run::once(self, code, heal, map, args)?);
         self.workplace = Some(Workplace { code, rooms, size });
         self.write_heal(0, heal, self.unmap(), 0)?;
         for index in 1..self.threads.len() {
@@ -270,9 +278,9 @@ impl Tracee {
 
     fn write_heal(&self, index: usize, at: u64, unmap: (u64, u64), undo: u64) -> Result<()> {
         let thread = &self.threads[index];
-        let regs = thread.natural.resumed();
         let context = HealContext {
-            regs: &regs,
+            regs: &thread.natural,
+            kept: &thread.kept,
             mask: &thread.mask,
             undo,
             unmap,
@@ -363,14 +371,14 @@ impl Tracee {
     fn as_found(&mut self, index: usize) -> NativeRegs {
         let thread = &self.threads[index];
         let mut regs = thread.natural.resumed();
-        if regs.ip() == thread.natural.ip() {
+        if !thread.natural.is_interrupted() {
             return regs;
         }
         // The thread still is at the end of its call, and the kernel knows what becomes of that when a
         // handler runs or a stopped thread is continued.
-        if matches!(thread.stop, Stop::Group(_)) || look::handler_is_next(thread.tid, &thread.mask)
-        {
-            return thread.natural.clone();
+        let handler = look::handler_is_next(thread.tid, &thread.mask);
+        if handler || matches!(thread.stop, Stop::Group(_)) {
+            return thread.natural.left_to_kernel(handler);
         }
         if let Some((timeout, rest)) = thread.rest(&self.memory)
             && !timeout.remembered

@@ -398,3 +398,44 @@ fn trap_15_signals_that_come_while_a_task_is_held_come_once() {
     tracee.release().expect("release");
     assert_eq!(prey.line(), "4");
 }
+
+#[test]
+fn trap_19_a_task_that_is_traced_already_is_refused() {
+    let prey = Prey::start("print('ready')\ntime.sleep(100)");
+    let first = Tracee::seize(prey.pid()).expect("seize");
+    // A tracer is a thread, so a second one in this process is somebody else.
+    let pid = prey.pid();
+    let refused = std::thread::spawn(move || Tracee::seize(pid).map(drop))
+        .join()
+        .expect("no panic")
+        .expect_err("one tracer at a time");
+    assert!(
+        matches!(refused, criu_tracee::Error::Traced { pid: who, .. } if who == pid),
+        "{refused}"
+    );
+    first.release().expect("release");
+    Tracee::seize(pid)
+        .and_then(Tracee::release)
+        .expect("it is free again");
+}
+
+#[test]
+fn trap_19_children_that_are_not_held_are_left_to_who_waits_for_them() {
+    let prey = Prey::start("print('ready')\ntime.sleep(100)");
+    let mut tracee = Tracee::seize(prey.pid()).expect("seize");
+    let mut program = Program::new();
+    program.call(Sysno::getpid, []);
+    for status in 0..20 {
+        let mut other = Command::new("sh")
+            .args(["-c", &format!("exit {status}")])
+            .spawn()
+            .expect("sh runs");
+        // While it ends, batches wait for theirs.
+        for _ in 0..5 {
+            tracee.run(&program).expect("run");
+        }
+        let ended = other.wait().expect("it is still ours to wait for");
+        assert_eq!(ended.code(), Some(status));
+    }
+    tracee.release().expect("release");
+}

@@ -1,10 +1,12 @@
 //! Describe: every thread is asked in one batch what only it can tell, all threads at once.
 
+use std::fs;
+
 use criu_image::id::VPid;
 use criu_image::{Store, StoreExt, desc, pb};
-use criu_kind::{Draft, Result, Subject, ThreadView, Within};
+use criu_kind::{Draft, Error, Result, Subject, ThreadView, Within};
 use criu_mm::Space;
-use criu_proc::{ProcDir, Stat, Status};
+use criu_proc::Status;
 use criu_task::{Node, SeccompTable, Tree};
 use criu_tracee::{FpLayout, Job, Program, Tracee, run_all};
 
@@ -23,12 +25,13 @@ struct Process {
     threads: Vec<(u32, Draft)>,
 }
 
-/// What is read of a thread from outside.
+/// The processors that there are.
+const ONLINE: &str = "/sys/devices/system/cpu/online";
+
+/// A thread, and what was read of it from outside.
 struct Seen {
     tracee: usize,
     index: usize,
-    task: ProcDir,
-    stat: Stat,
     status: Status,
 }
 
@@ -46,16 +49,15 @@ pub(crate) fn describe(
         }
     }
     let node = |tracee: usize| nodes[tracee].expect("every held process is a node of the tree");
+    let online =
+        fs::read_to_string(ONLINE).map_err(Error::io("read(/sys/devices/system/cpu/online)"))?;
     let mut seen = Vec::new();
     for (tracee, held) in tracees.iter().enumerate() {
         for (index, thread) in held.threads().iter().enumerate() {
-            let task = node(tracee).proc.thread(thread.tid())?;
-            let (stat, status) = (task.stat()?, task.status()?);
+            let status = Status::parse(thread.status()).map_err(criu_proc::Error::from)?;
             seen.push(Seen {
                 tracee,
                 index,
-                task,
-                stat,
                 status,
             });
         }
@@ -64,7 +66,7 @@ pub(crate) fn describe(
     let mut answers = Vec::with_capacity(seen.len());
     for one in &seen {
         let mut program = Program::new();
-        let view = view(one, node(one.tracee), tracees);
+        let view = view(one, node(one.tracee), tracees, &online);
         let asked =
             criu_task::describe(&view, &mut program).within(|| node(one.tracee).subject())?;
         let questions = (one.index == 0).then(|| Space::ask(&mut program));
@@ -83,7 +85,7 @@ pub(crate) fn describe(
     let outcomes = run_all(tracees, &jobs)?;
     let mut drafts = Vec::with_capacity(seen.len());
     for ((one, (asked, questions)), outcome) in seen.iter().zip(answers).zip(&outcomes) {
-        let view = view(one, node(one.tracee), tracees);
+        let view = view(one, node(one.tracee), tracees, &online);
         let subject = || node(one.tracee).subject();
         let mut draft = criu_task::core(&view, layout).within(subject)?;
         criu_task::answer(asked, &view, outcome, &mut draft).within(subject)?;
@@ -95,16 +97,21 @@ pub(crate) fn describe(
         }
         drafts.push(draft);
     }
-    collect(tree, tracees, &seen, drafts)
+    collect(tree, tracees, &seen, drafts, &online)
 }
 
-fn view<'a>(seen: &'a Seen, node: &'a Node, tracees: &'a [Tracee]) -> ThreadView<'a> {
+fn view<'a>(
+    seen: &'a Seen,
+    node: &'a Node,
+    tracees: &'a [Tracee],
+    online: &'a str,
+) -> ThreadView<'a> {
     ThreadView {
         process: &node.proc,
-        task: &seen.task,
-        stat: &seen.stat,
+        stat: &node.stat,
         status: &seen.status,
         thread: &tracees[seen.tracee].threads()[seen.index],
+        online,
         leader: seen.index == 0,
     }
 }
@@ -114,6 +121,7 @@ fn collect(
     tracees: &[Tracee],
     seen: &[Seen],
     drafts: Vec<Draft>,
+    online: &str,
 ) -> Result<Described> {
     let mut filters = SeccompTable::new();
     let mut processes = Vec::new();
@@ -134,7 +142,7 @@ fn collect(
         let mut threads: Vec<Draft> = drafts.by_ref().take(own.len()).collect();
         let mut pairs: Vec<_> = own
             .iter()
-            .map(|one| view(one, node, tracees))
+            .map(|one| view(one, node, tracees, online))
             .zip(threads.iter_mut())
             .collect();
         filters.process(&mut pairs).within(|| node.subject())?;
@@ -161,17 +169,24 @@ fn collect(
 }
 
 impl Described {
+    /// The threads of a process, leader first; a zombie has itself alone.
+    pub(crate) fn threads(&self, pid: u32) -> Vec<u32> {
+        let process = self.processes.iter().find(|process| process.pid == pid);
+        process.map_or(vec![pid], |process| {
+            process.threads.iter().map(|(tid, _)| *tid).collect()
+        })
+    }
+
     /// Writes `core-P`, `core-TID`, `seccomp` and our extension.
     pub(crate) fn write(&self, store: &dyn Store) -> Result<()> {
         for process in &self.processes {
-            let mut ext = store.writer(desc::TASK_EXT, VPid::new(process.pid))?;
             for (tid, draft) in &process.threads {
                 store
                     .write_entry(desc::CORE, VPid::new(*tid), &draft.core)
                     .within(|| Subject::Thread(tid.cast_signed()))?;
-                ext.write(&draft.ext)?;
             }
-            ext.finish()?;
+            let ext = process.threads.iter().map(|(_, draft)| &draft.ext);
+            store.write_entries(desc::TASK_EXT, VPid::new(process.pid), ext)?;
         }
         for (pid, core) in &self.zombies {
             store.write_entry(desc::CORE, VPid::new(*pid), core)?;

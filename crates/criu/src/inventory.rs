@@ -8,8 +8,12 @@ use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{Error, Result};
 use criu_proc::{NsKind, ProcDir};
 use criu_task::{Node, Tree};
+use criu_tracee::{Kcmp, find, kcmp};
 use nix::errno::Errno;
 use nix::unistd::Pid;
+
+use crate::describe::Described;
+use crate::shares::Shares;
 
 /// The version of the image format.
 const IMG_VERSION: u32 = 2;
@@ -37,6 +41,11 @@ pub(crate) struct Identities {
     namespaces: HashMap<(&'static str, u64), u32>,
     own: pb::TaskKobjIdsEntry,
     tasks: HashMap<Pid, (pb::TaskKobjIdsEntry, pb::FsEntry)>,
+    /// The first process with each address space, table of signal actions, and working directory; in the order
+    /// of the kernel.
+    spaces: Vec<(Pid, Pid)>,
+    actions: Vec<(Pid, Pid)>,
+    directories: Vec<(Pid, u32)>,
     next: u32,
 }
 
@@ -61,6 +70,9 @@ impl Identities {
             namespaces: HashMap::new(),
             own: pb::TaskKobjIdsEntry::default(),
             tasks: HashMap::new(),
+            spaces: Vec::new(),
+            actions: Vec::new(),
+            directories: Vec::new(),
             next: 1,
         };
         let me = ProcDir::open(Pid::this())?;
@@ -81,18 +93,38 @@ impl Identities {
             .collect()
     }
 
+    /// The id of the IPC namespace of the tree.
+    pub(crate) fn ipc(&self) -> u32 {
+        crate::ipc::namespace(&self.own)
+    }
+
     /// Adds a task. A namespace that is not the dumper's own is refused.
     pub(crate) fn add(&mut self, node: &Node, table: FdTableId, fs: pb::FsEntry) -> Result<()> {
         let own = self.next;
         self.next += 1;
+        let pid = node.pid;
+        let mut problems = Vec::new();
+        for (list, what, name) in [
+            (&mut self.spaces, Kcmp::Vm, "its memory"),
+            (&mut self.actions, Kcmp::Sighand, "its signal actions"),
+        ] {
+            if let Some(other) = find(list, (pid, pid), |known| kcmp(known, pid, what))? {
+                problems.push(Error::unsupported(
+                    format!("it shares {name} with process {other}"),
+                    "let it exec another program, or end, before the dump",
+                ));
+            }
+        }
+        let fs_id = find(&mut self.directories, (pid, own), |known| {
+            kcmp(known, pid, Kcmp::Fs)
+        })?;
         let mut ids = pb::TaskKobjIdsEntry {
             vm_id: own,
             files_id: table.get(),
-            fs_id: own,
+            fs_id: fs_id.unwrap_or(own),
             sighand_id: own,
             ..Default::default()
         };
-        let mut problems = Vec::new();
         for kind in NsKind::ALL {
             let Some(inode) = namespace(&node.proc, kind)? else {
                 continue;
@@ -109,24 +141,36 @@ impl Identities {
         Error::all(problems)
     }
 
+    /// Refuses what processes share in a way that no births lead to.
+    pub(crate) fn check(&self, tree: &Tree) -> Result<()> {
+        let ids = self.tasks.iter();
+        let ids = ids.map(|(pid, (ids, _))| (pid.as_raw(), (ids.files_id, ids.fs_id)));
+        Shares::check(tree, &ids.collect())
+    }
+
     /// Writes `pstree`, `ids-P`, `fs-P` and `inventory`.
-    pub(crate) fn write(&self, tree: &Tree, store: &dyn Store) -> Result<()> {
-        let mut pstree = store.writer(desc::PSTREE, ())?;
+    pub(crate) fn write(
+        &self,
+        tree: &Tree,
+        described: &Described,
+        store: &dyn Store,
+    ) -> Result<()> {
+        let mut pstree = Vec::with_capacity(tree.nodes.len());
         for node in &tree.nodes {
-            pstree.write(&pb::PstreeEntry {
+            pstree.push(pb::PstreeEntry {
                 pid: raw(node.vpid),
                 ppid: raw(node.vppid),
                 pgid: raw(node.vpgid),
                 sid: raw(node.vsid),
-                threads: threads(node)?,
-            })?;
+                threads: described.threads(raw(node.vpid)),
+            });
             if let Some((ids, fs)) = self.tasks.get(&node.pid) {
                 let id = VPid::new(raw(node.vpid));
                 store.write_entry(desc::IDS, id, ids)?;
                 store.write_entry(desc::FS, id, fs)?;
             }
         }
-        pstree.finish()?;
+        store.write_entries(desc::PSTREE, (), &pstree)?;
         let inventory = pb::InventoryEntry {
             img_version: IMG_VERSION,
             fdinfo_per_id: Some(true),
@@ -141,27 +185,6 @@ impl Identities {
         store.write_entry(desc::INVENTORY, (), &inventory)?;
         Ok(())
     }
-}
-
-/// The threads of a task, leader first; a zombie has itself alone.
-fn threads(node: &Node) -> Result<Vec<u32>> {
-    let mut tids = vec![raw(node.vpid)];
-    if node.tracee.is_some() {
-        for tid in node
-            .proc
-            .threads()?
-            .into_iter()
-            .filter(|tid| *tid != node.pid)
-        {
-            let status = node.proc.thread(tid)?.status()?;
-            let own = status
-                .ns_pid
-                .and_then(|ids| ids.last().copied())
-                .unwrap_or(tid);
-            tids.push(raw(own.as_raw()));
-        }
-    }
-    Ok(tids)
 }
 
 fn raw(id: i32) -> u32 {

@@ -7,15 +7,19 @@
 use std::ffi::OsString;
 use std::io::Write;
 
+mod blame;
 pub mod check;
 pub mod cpuinfo;
 mod describe;
 mod dump;
 mod explain;
+mod furnish;
 mod inventory;
+mod ipc;
 mod load;
 pub mod progress;
 mod restore;
+mod shares;
 mod stats;
 mod tables;
 pub mod verbs;

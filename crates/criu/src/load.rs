@@ -4,9 +4,8 @@ use std::collections::HashMap;
 
 use criu_image::id::VPid;
 use criu_image::{Store, StoreExt, desc, pb, shmem};
-use criu_kind::{Error, Result, Saved, Subject, Within};
+use criu_kind::{Error, Now, Result, Saved, Subject, Within};
 use criu_mm::SpaceImage;
-use criu_proc::Status;
 use criu_task::{End, Plan, TaskState};
 
 /// One process of the images.
@@ -184,7 +183,7 @@ impl Model {
         &'a self,
         task: &'a Task,
         index: usize,
-        now: &'a Status,
+        now: &'a Now,
     ) -> Option<Saved<'a>> {
         let body = task.body.as_ref()?;
         let (vtid, core) = match index.checked_sub(1) {
@@ -232,6 +231,12 @@ impl Model {
             })
             .collect();
         Plan::make(&processes, shell_job)
+    }
+
+    /// The IPC namespace of the tree.
+    pub(crate) fn ipc(&self) -> u32 {
+        let body = self.tasks.first().and_then(|task| task.body.as_ref());
+        body.map_or(0, |body| crate::ipc::namespace(&body.ids))
     }
 
     /// Every pid the tree needs, threads too.

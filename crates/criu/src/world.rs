@@ -1,41 +1,45 @@
 //! The tasks on their way back: born, filled, settled, sealed, and let go together.
 
-use std::collections::HashMap;
-
-use criu_files::{Files, Sites};
+use criu_files::Files;
 use criu_image::Store;
-use criu_image::id::{FdTableId, VPid};
-use criu_kind::{Error, Result, Within};
+use criu_ipc::Objects;
+use criu_kind::{Now, Result, Within};
 use criu_mm::{FillJob, FillStats, Ground, Materials, Shared};
-use criu_proc::{ProcDir, Status};
+use criu_proc::ProcDir;
 use criu_task::{NewThread, Plan, Role, Step, TaskState, birth};
-use criu_tracee::{FpLayout, Job, Nursery, Program, Site, Tracee, run_all, spawn_root};
+use criu_tracee::{FpLayout, Job, Nursery, Program, Tracee, run_all, spawn_root};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::blame::blame;
+use crate::ipc;
 use crate::load::{Model, Task};
+use crate::shares::Shares;
 
 /// `clone3(2)`: the new task is a child of our parent.
 const CLONE_PARENT: u64 = 0x8000;
 
 /// The held tasks. Dropping it ends them all.
 pub(crate) struct World<'m> {
-    model: &'m Model,
-    files: Files<'m>,
+    pub(crate) model: &'m Model,
+    pub(crate) files: Files<'m>,
     ground: Ground,
     shared: Shared,
+    ipc: ipc::Back,
     /// What became of the pages.
     pub(crate) filled: FillStats,
     /// Processes of the images that live, parents first: index in the model, and where.
-    alive: Vec<(usize, usize)>,
+    pub(crate) alive: Vec<(usize, usize)>,
     /// All that are held, zombies and helpers gone.
-    held: Vec<Tracee>,
+    pub(crate) held: Vec<Tracee>,
     /// Helpers that must be there until descriptors are placed.
-    helpers: Vec<(usize, i32)>,
-    nursery: Nursery,
+    pub(crate) helpers: Vec<(usize, i32)>,
+    pub(crate) nursery: Nursery,
     /// Which nodes of the plan clone others.
     bears: Vec<bool>,
+    /// What processes have in common.
+    shares: Shares,
     /// Tasks whose memory nobody inherits.
     unfilled: Vec<Unfilled>,
 }
@@ -57,6 +61,7 @@ impl<'m> World<'m> {
     pub(crate) fn spawn(
         model: &'m Model,
         files: Files<'m>,
+        ipc: Objects,
         plan: &Plan,
         store: &dyn Store,
         sibling: bool,
@@ -68,6 +73,7 @@ impl<'m> World<'m> {
             .max()
             .unwrap_or(0);
         let shared = Shared::create(&model.spaces, store)?;
+        let ipc = ipc::Back::load(ipc, &model.spaces, store)?;
         let ground = Ground::find(&model.spaces, threads)?;
         let nursery = ground.nursery()?;
         let world = Self {
@@ -75,12 +81,14 @@ impl<'m> World<'m> {
             files,
             ground,
             shared,
+            ipc,
             filled: FillStats::default(),
             alive: Vec::new(),
             held: Vec::new(),
             helpers: Vec::new(),
             nursery,
             bears: plan.bears(),
+            shares: Shares::of(model, plan)?,
             unfilled: Vec::new(),
         };
         world.follow(plan, if sibling { CLONE_PARENT } else { 0 })
@@ -99,6 +107,7 @@ impl<'m> World<'m> {
             let done = self.step(*step, plan, flags, &mut at, &mut ended);
             done.within(|| self.subject(plan, node))?;
         }
+        self.leave_shared(plan, &at)?;
         let unfilled = std::mem::take(&mut self.unfilled);
         for tasks in unfilled.chunks(AT_ONCE) {
             self.fill(tasks)?;
@@ -106,6 +115,15 @@ impl<'m> World<'m> {
         self.name_reapers(!ended.is_empty())?;
         self.part_from(ended)?;
         Ok(self)
+    }
+
+    /// Who only passed a descriptor table on, or a working directory, gets one of its own.
+    fn leave_shared(&mut self, plan: &Plan, at: &[Option<usize>]) -> Result<()> {
+        for (node, flags) in self.shares.left() {
+            let here = at[node].expect("all are cloned");
+            birth::unshare(&mut self.held[here], flags).within(|| self.subject(plan, node))?;
+        }
+        Ok(())
     }
 
     /// Orphans find their reaper when whoever bore them ends.
@@ -135,11 +153,16 @@ impl<'m> World<'m> {
                     Some(creator) => {
                         let creator =
                             at[creator].expect("creators are cloned before their children");
-                        birth::clone_child(&mut self.held[creator], pid, &self.nursery)?
+                        let shared = self.shares.at_birth(node);
+                        birth::clone_child(&mut self.held[creator], pid, shared, &self.nursery)?
                     }
                 };
                 at[node] = Some(self.held.len());
                 self.held.push(born);
+                if plan.nodes[node].creator.is_none() {
+                    self.ipc
+                        .make(self.held.last_mut().expect("it was pushed"))?;
+                }
             }
             Step::Fill(node) => {
                 let image = plan.nodes[node]
@@ -205,6 +228,7 @@ impl<'m> World<'m> {
             ground: &self.ground,
             files: &self.files,
             shared: &self.shared,
+            segments: &self.ipc.segments,
         };
         let jobs: Vec<FillJob<'_>> = tasks
             .iter()
@@ -275,7 +299,7 @@ impl<'m> World<'m> {
         }
     }
 
-    fn task(&self, image: usize) -> &'m Task {
+    pub(crate) fn task(&self, image: usize) -> &'m Task {
         &self.model.tasks[image]
     }
 
@@ -311,114 +335,10 @@ impl<'m> World<'m> {
             })
             .collect();
         criu_mm::finish(&mut self.held, &jobs, &self.ground)?;
+        let pid = |image: &usize| model.tasks[*image].entry.pid;
+        let tasks = self.alive.iter().map(|(image, here)| (pid(image), *here));
+        self.ipc.settle(&mut self.held, tasks)?;
         self.place()
-    }
-
-    /// The groups in the foreground of terminals.
-    fn foreground(&mut self) -> Result<()> {
-        for (sid, fd, pgrp) in self.files.controlling_terminals() {
-            let leader = self
-                .alive
-                .iter()
-                .find(|(image, _)| self.model.tasks[*image].entry.pid == sid);
-            let lives = self.model.tasks.iter().any(|task| task.entry.pgid == pgrp);
-            if let Some((image, here)) = leader.copied()
-                && lives
-            {
-                birth::set_foreground(&mut self.held[here], fd, pgrp)
-                    .within(|| self.model.tasks[image].subject())?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Files whose makers are remembered.
-    fn open_late(&mut self) -> Result<()> {
-        let places = self.held.iter().enumerate();
-        let places = places.map(|(here, held)| (held.vpid().as_raw().unsigned_abs(), here));
-        let mut sites = Processes {
-            places: places.collect(),
-            held: &mut self.held,
-        };
-        self.files.open_late(&mut sites)
-    }
-
-    /// Processes that are dead but whose directories in `/proc` are open.
-    fn raise_helpers(&mut self) -> Result<()> {
-        let pids: Vec<i32> = self
-            .files
-            .helper_pids()
-            .map(|pid| pid.get().cast_signed())
-            .collect();
-        for pid in pids {
-            let helper = birth::clone_child(&mut self.held[0], pid, &self.nursery)?;
-            self.helpers.push((self.held.len(), pid));
-            self.held.push(helper);
-        }
-        let makers: Vec<i32> = self
-            .files
-            .maker_pids()
-            .map(|pid| pid.get().cast_signed())
-            .collect();
-        for pid in makers {
-            match birth::clone_child(&mut self.held[0], pid, &self.nursery) {
-                Ok(helper) => {
-                    self.helpers.push((self.held.len(), pid));
-                    self.held.push(helper);
-                }
-                Err(error) => {
-                    tracing::warn!(pid, %error, "sockets that this process made will say that another one did");
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn place(&mut self) -> Result<()> {
-        let mut tables: Vec<(FdTableId, usize, usize)> = Vec::new();
-        for (image, here) in &self.alive {
-            let Some(body) = &self.model.tasks[*image].body else {
-                continue;
-            };
-            let table = FdTableId::new(body.ids.files_id);
-            self.files
-                .set_tasks([(table, VPid::new(self.model.tasks[*image].entry.pid))]);
-            tables.push((table, *image, *here));
-        }
-        tables.sort_by_key(|(table, ..)| *table);
-        self.open_late()?;
-        for (table, image, here) in &tables {
-            let task = self.task(*image);
-            let Some(body) = &task.body else { continue };
-            let delivered = self.files.deliver(*table, &mut self.held[*here]);
-            delivered.within(|| task.subject())?;
-            let mut program = Program::new();
-            self.files.fs_program(&body.fs, &mut program)?;
-            self.files.place(*table, &mut program)?;
-            self.held[*here].run(&program).within(|| task.subject())?;
-        }
-        for (here, pid) in std::mem::take(&mut self.helpers).into_iter().rev() {
-            debug_assert_eq!(here, self.held.len() - 1);
-            if let Some(helper) = self.held.pop() {
-                helper.exit(0)?;
-                birth::reap(&mut self.held[0], pid)?;
-            }
-        }
-        for (table, image, here) in &tables {
-            let mut program = Program::new();
-            self.files.settle(*table, &mut program)?;
-            self.held[*here]
-                .run(&program)
-                .within(|| self.model.tasks[*image].subject())?;
-        }
-        for (table, image, here) in &tables {
-            let mut program = Program::new();
-            self.files.arm(*table, &mut program)?;
-            self.held[*here]
-                .run(&program)
-                .within(|| self.model.tasks[*image].subject())?;
-        }
-        self.files.last()
     }
 
     /// Every thread gets what makes it what it was; the last of it takes its power away.
@@ -437,20 +357,25 @@ impl<'m> World<'m> {
             self.held[here].close_with(signal);
             self.held[here].suspend_seccomp_if_allowed()?;
         }
+        let now: Vec<Now> = self
+            .alive
+            .iter()
+            .map(|(_, here)| self.now(*here))
+            .collect::<Result<_>>()?;
         // Leaders last: they set what their threads share.
         for leaders in [false, true] {
-            self.dress(leaders)?;
+            self.dress(leaders, &now)?;
         }
-        for (image, here) in self.alive.clone() {
-            self.push(image, here, layout)
+        for ((image, here), now) in self.alive.clone().into_iter().zip(&now) {
+            self.push(image, here, now, layout)
                 .within(|| self.model.tasks[image].subject())?;
         }
         Ok(())
     }
 
-    fn dress(&mut self, leaders: bool) -> Result<()> {
+    fn dress(&mut self, leaders: bool, now: &[Now]) -> Result<()> {
         let mut programs = Vec::new();
-        for (image, here) in &self.alive {
+        for ((image, here), now) in self.alive.iter().zip(now) {
             let task = self.task(*image);
             let range = if leaders {
                 0..1
@@ -458,8 +383,7 @@ impl<'m> World<'m> {
                 1..task.threads.len() + 1
             };
             for index in range {
-                let now = self.status(*here, index)?;
-                let Some(saved) = self.model.saved(task, index, &now) else {
+                let Some(saved) = self.model.saved(task, index, now) else {
                     continue;
                 };
                 let mut program = Program::new();
@@ -481,23 +405,27 @@ impl<'m> World<'m> {
         }
     }
 
-    fn status(&self, here: usize, index: usize) -> Result<Status> {
-        let held = &self.held[here];
-        Ok(ProcDir::task(held.pid(), held.threads()[index].tid())?.status()?)
+    /// What a process and its threads are before they are dressed.
+    fn now(&self, here: usize) -> Result<Now> {
+        let process = ProcDir::open(self.held[here].pid())?;
+        Ok(Now {
+            status: process.status()?,
+            loginuid: criu_task::loginuid(&process)?,
+        })
     }
 
-    fn push(&mut self, image: usize, here: usize, layout: &FpLayout) -> Result<()> {
+    fn push(&mut self, image: usize, here: usize, now: &Now, layout: &FpLayout) -> Result<()> {
         let model = self.model;
         let task = &model.tasks[image];
         let mut new: Vec<NewThread> = Vec::new();
+        let process = ProcDir::open(self.held[here].pid())?;
         for index in 0..=task.threads.len() {
-            let now = self.status(here, index)?;
-            let Some(saved) = model.saved(task, index, &now) else {
+            let Some(saved) = model.saved(task, index, now) else {
                 continue;
             };
             let held = &mut self.held[here];
             let thread = &held.threads()[index];
-            criu_task::push(&saved, &ProcDir::task(held.pid(), thread.tid())?)?;
+            criu_task::push(&saved, &process)?;
             let mut state = criu_task::natural(&saved, layout)?;
             state.set(thread.stopped()?)?;
             state.wait_on(&saved, held);
@@ -511,6 +439,7 @@ impl<'m> World<'m> {
 
     /// Lets all go, children before parents. From here on they live without us.
     pub(crate) fn wake(mut self, stopped: bool) -> Result<()> {
+        self.ipc.keep();
         let mut held: Vec<Option<Tracee>> = self.held.drain(..).map(Some).collect();
         // Whose stop the parent knows of already stops while that still is held and can forget it.
         for (image, here) in self.alive.iter().rev() {
@@ -581,24 +510,6 @@ impl<'m> World<'m> {
     }
 }
 
-/// The held processes by pid.
-struct Processes<'a> {
-    places: HashMap<u32, usize>,
-    held: &'a mut [Tracee],
-}
-
-impl Sites for Processes<'_> {
-    fn process(&mut self, pid: VPid) -> Option<(&mut dyn Site, Pid)> {
-        let held = &mut self.held[*self.places.get(&pid.get())?];
-        let real = held.pid();
-        Some((held, real))
-    }
-
-    fn root(&self) -> VPid {
-        VPid::new(self.held[0].vpid().as_raw().unsigned_abs())
-    }
-}
-
 fn let_go(tracee: Tracee) -> Result<()> {
     match tracee.detach() {
         Ok(()) | Err(criu_tracee::Error::Gone(_)) => Ok(()),
@@ -613,30 +524,6 @@ fn libc_sigchld() -> i32 {
 
 fn libc_sigstop() -> i32 {
     Signal::SIGSTOP as i32
-}
-
-type Dressing = (usize, usize, usize, Program, criu_task::Dressed);
-
-/// Which thread a failed dressing was of: the program that has such a call there.
-fn blame(error: criu_tracee::Error, programs: &[Dressing], model: &Model) -> Error {
-    let criu_tracee::Error::Call(call) = &error else {
-        return error.into();
-    };
-    let found = programs.iter().find(|(_, _, _, program, _)| {
-        program
-            .calls()
-            .get(call.index)
-            .is_some_and(|known| known.sysno == call.sysno)
-    });
-    match found {
-        Some((image, _, _, _, dressed)) => {
-            let blamed: Result<()> = Err(dressed.blame(error));
-            blamed
-                .within(|| model.tasks[*image].subject())
-                .expect_err("it is an error from the start")
-        }
-        None => error.into(),
-    }
 }
 
 /// The process of the images whose memory a node is cloned with: helpers have their creator's.

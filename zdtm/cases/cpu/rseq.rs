@@ -13,23 +13,19 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("rseq-critical-section", critical_section),
 ];
 
+unsafe extern "C" {
+    // Linked and not looked up, for a static program has no names.
+    static __rseq_offset: isize;
+    static __rseq_size: libc::c_uint;
+}
+
 /// The area libc has registered for this thread.
 fn area() -> Option<*mut u32> {
-    // SAFETY: a name; libc's variable is there or not.
-    let (offset, size) = unsafe {
-        (
-            libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()).cast::<isize>(),
-            libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_size".as_ptr()).cast::<u32>(),
-        )
-    };
-    if offset.is_null() || size.is_null() {
-        return None;
-    }
     let thread: *mut u8;
-    // SAFETY: the first word of the thread block is its own address; libc's variables are readable.
+    // SAFETY: the first word of the thread block is its own address; libc's variables do not change after the start.
     unsafe {
         asm!("mov {}, fs:[0]", out(reg) thread);
-        (*size > 0).then(|| thread.offset(*offset).cast())
+        (__rseq_size > 0).then(|| thread.offset(__rseq_offset).cast())
     }
 }
 

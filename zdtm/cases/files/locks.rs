@@ -29,8 +29,8 @@ fn range(kind: c_int, start: i64, length: i64) -> Result<flock> {
     Ok(flock {
         l_type: c_short::try_from(kind)?,
         l_whence: c_short::try_from(libc::SEEK_SET)?,
-        l_start: start,
-        l_len: length,
+        l_start: start.try_into()?,
+        l_len: length.try_into()?,
         l_pid: 0,
     })
 }
@@ -52,7 +52,9 @@ fn conflict(
     // SAFETY: the lock lives through the call.
     ret(unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut lock) })?;
     let kind = c_int::from(lock.l_type);
-    Ok((kind != libc::F_UNLCK).then_some((kind, lock.l_start, lock.l_len, lock.l_pid)))
+    #[allow(clippy::useless_conversion, reason = "widths differ between machines")]
+    let (start, length) = (i64::from(lock.l_start), i64::from(lock.l_len));
+    Ok((kind != libc::F_UNLCK).then_some((kind, start, length, lock.l_pid)))
 }
 
 /// Locks of a child, seen by the parent; several ranges and both kinds.

@@ -13,7 +13,8 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("memfd-seals", seals),
     Case::new("memfd-reopened", reopened),
     Case::new("memfd-shared", shared),
-    Case::new("memfd-no-exec", no_exec),
+    Case::new("memfd-no-exec", no_exec).stays("Linux 6.3 made this seal"),
+    Case::new("memfd-executed", executed),
 ];
 
 fn new(name: &std::ffi::CStr, flags: u32) -> Result<File> {
@@ -29,6 +30,36 @@ fn new(name: &std::ffi::CStr, flags: u32) -> Result<File> {
 fn link(file: &File) -> Result<String> {
     let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
     Ok(link.to_string_lossy().into_owned())
+}
+
+/// A memfd that nobody has opened a second time is not open for writing as far as execve(2) cares.
+fn executed() -> Result<()> {
+    fn execute(file: &File) -> std::io::Error {
+        let none: [*const libc::c_char; 1] = [std::ptr::null()];
+        // SAFETY: the path and both lists are terminated; on success there is no way back.
+        unsafe {
+            libc::syscall(
+                libc::SYS_execveat,
+                file.as_raw_fd(),
+                c"".as_ptr(),
+                none.as_ptr(),
+                none.as_ptr(),
+                libc::AT_EMPTY_PATH,
+            )
+        };
+        std::io::Error::last_os_error()
+    }
+    let mut file = new(c"program", libc::MFD_CLOEXEC)?;
+    file.write_all(b"no program for any machine")?;
+    check_eq!(execute(&file).raw_os_error(), Some(libc::ENOEXEC));
+    zdtm::checkpoint()?;
+    check_eq!(execute(&file).raw_os_error(), Some(libc::ENOEXEC));
+    let reopened = OpenOptions::new()
+        .write(true)
+        .open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    check_eq!(execute(&file).raw_os_error(), Some(libc::ETXTBSY));
+    drop(reopened);
+    Ok(())
 }
 
 fn content() -> Result<()> {

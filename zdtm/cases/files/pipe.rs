@@ -11,6 +11,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("pipe", data),
     Case::new("pipe-size", size),
     Case::new("pipe-full", full),
+    Case::new("pipe-larger-than-allowed", larger),
     Case::new("pipe-closed-end", closed_end),
     Case::new("pipe-many", many),
     Case::new("pipe-packets", packets).refused("CRIU has no field for the packet mode"),
@@ -81,6 +82,33 @@ fn full() -> Result<()> {
     }
     check_eq!(found.len(), written);
     verify(&found[..written & !7], 5)
+}
+
+/// Larger than /proc/sys/fs/pipe-max-size, and full: only CAP_SYS_RESOURCE gets one.
+fn larger() -> Result<()> {
+    let (reader, writer) = pipe2(OFlag::O_NONBLOCK)?;
+    let size: i32 = 4 << 20;
+    match fcntl(&writer, FcntlArg::F_SETPIPE_SZ(size)) {
+        Err(Errno::EPERM) => return zdtm::skip("a pipe of 4 MiB needs CAP_SYS_RESOURCE"),
+        got => check_eq!(got?, size),
+    }
+    let mut bytes = vec![0; 4 << 20];
+    fill(&mut bytes, 6);
+    let mut written = 0;
+    while written < bytes.len() {
+        written += write(&writer, &bytes[written..])?;
+    }
+    check_eq!(write(&writer, b"x"), Err(Errno::EAGAIN));
+    zdtm::checkpoint()?;
+    check_eq!(fcntl(&reader, FcntlArg::F_GETPIPE_SZ)?, size);
+    check_eq!(write(&writer, b"x"), Err(Errno::EAGAIN), "it is full");
+    let mut found = vec![0; 4 << 20];
+    let mut length = 0;
+    while length < found.len() {
+        length += read(&reader, &mut found[length..])?;
+    }
+    check_eq!(read(&reader, &mut [0; 1]), Err(Errno::EAGAIN));
+    verify(&found, 6)
 }
 
 /// With no writer there is an end; with no reader there is EPIPE.

@@ -53,7 +53,7 @@ fn thousand() -> Result<()> {
 }
 
 /// Numbers far apart, up to the limit of this process if that is lower.
-fn numbers(most: u64) -> Result<()> {
+fn numbers(most: libc::rlim_t) -> Result<()> {
     let (limit, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
     let limit = c_int::try_from(limit.min(most))?;
     let wanted: Vec<c_int> = (4..29)

@@ -27,8 +27,8 @@ fn new(clock: i32) -> Result<File> {
 fn arm(file: &File, flags: i32, value: Duration, interval: Duration) -> Result<()> {
     let time = |duration: Duration| -> Result<timespec> {
         Ok(timespec {
-            tv_sec: i64::try_from(duration.as_secs())?,
-            tv_nsec: i64::from(duration.subsec_nanos()),
+            tv_sec: duration.as_secs().try_into()?,
+            tv_nsec: duration.subsec_nanos().try_into()?,
         })
     };
     let value = itimerspec {

@@ -1,4 +1,5 @@
 //! Unix sockets with connections: streams, and packets in sequence.
+// tidy: long: one table of cases, which share their ways to connect
 
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;

@@ -25,19 +25,22 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("blocked-futex-absolute", || timed(futex_absolute)),
     Case::new("blocked-epoll-wait", || timed(epoll)),
     Case::new("blocked-sigtimedwait", || timed(sigtimedwait)),
-    Case::new("blocked-semtimedop", || timed(semtimedop)),
+    Case::new("blocked-semtimedop", || timed(semtimedop)).stays(OUTSIDE),
     Case::new("blocked-poll-forever", || woken(Waker::Pipe, poll_pipe)),
     Case::new("blocked-read-pipe", || woken(Waker::Pipe, read_pipe)),
     Case::new("blocked-epoll-forever", || woken(Waker::Pipe, epoll_pipe)),
     Case::new("blocked-splice", || woken(Waker::Pipe, splice)),
     Case::new("blocked-wait", || woken(Waker::Child, wait4)),
     Case::new("blocked-flock", || woken(Waker::Lock, flock)).options(&["--file-locks"]),
-    Case::new("blocked-msgrcv", || woken(Waker::Message, msgrcv)),
+    Case::new("blocked-msgrcv", || woken(Waker::Message, msgrcv)).stays(OUTSIDE),
     Case::new("blocked-futex", || woken(Waker::Futex, futex_forever)),
     Case::new("blocked-pause", || woken(Waker::Signal, pause)),
     Case::new("blocked-sigsuspend", || woken(Waker::Signal, sigsuspend)),
     Case::new("blocked-sigwait", || woken(Waker::Blocked, sigwait)),
 ];
+
+/// Why some stay where they are.
+const OUTSIDE: &str = "its IPC namespace is not dumped with it";
 
 /// How long the timed sleeps take, and how much of that is over when the dump begins.
 const LENGTH: Duration = Duration::from_millis(1200);
@@ -48,6 +51,14 @@ fn raw(number: c_long, arguments: [usize; 6]) -> i64 {
     // SAFETY: the callers below pass addresses of locals that live through the call.
     unsafe { zdtm::syscall(number, arguments) }
         .unwrap_or_else(|error| -i64::from(error.raw_os_error().unwrap_or(0)))
+}
+
+/// The same of a call that not every machine has: whatever its C library makes of it.
+fn by_libc(returned: c_int) -> i64 {
+    match zdtm::ret(returned) {
+        Ok(value) => value.into(),
+        Err(error) => -i64::from(error.raw_os_error().unwrap_or(0)),
+    }
 }
 
 fn address<T>(value: &T) -> usize {
@@ -88,10 +99,19 @@ fn timed(sleep: fn(Duration) -> (i64, i64)) -> Result<()> {
 }
 
 /// The signal that means "check": it is for the main thread, and would interrupt a sleeper.
-const TERM: u64 = 1 << (libc::SIGTERM - 1);
+const TERM: u128 = 1 << (libc::SIGTERM - 1);
 
-fn block(set: u64) {
-    raw(libc::SYS_rt_sigprocmask, [0, address(&set), 0, 8, 0, 0]); // SIG_BLOCK
+/// Bytes of a set of signals, as the kernel has it: MIPS has twice as many signals as the others.
+fn set_size() -> usize {
+    usize::try_from(libc::SIGRTMAX()).map_or(0, |last| last.div_ceil(8))
+}
+
+fn block(set: u128) {
+    let how = usize::try_from(libc::SIG_BLOCK).unwrap_or(0);
+    raw(
+        libc::SYS_rt_sigprocmask,
+        [how, address(&set), 0, set_size(), 0, 0],
+    );
 }
 
 fn join<T>(thread: JoinHandle<T>) -> Result<T> {
@@ -102,8 +122,8 @@ fn join<T>(thread: JoinHandle<T>) -> Result<T> {
 
 fn spec(duration: Duration) -> timespec {
     timespec {
-        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(0),
-        tv_nsec: i64::from(duration.subsec_nanos()),
+        tv_sec: duration.as_secs().try_into().unwrap_or(0),
+        tv_nsec: duration.subsec_nanos().try_into().unwrap_or(0),
     }
 }
 
@@ -115,15 +135,16 @@ fn from_now(duration: Duration) -> timespec {
     };
     // SAFETY: the time lives through the call.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    let nanos = now.tv_nsec + i64::from(duration.subsec_nanos());
+    let more = spec(duration);
+    let nanos = now.tv_nsec + more.tv_nsec;
     timespec {
-        tv_sec: now.tv_sec + i64::try_from(duration.as_secs()).unwrap_or(0) + nanos / 1_000_000_000,
+        tv_sec: now.tv_sec + more.tv_sec + libc::time_t::from(nanos >= 1_000_000_000),
         tv_nsec: nanos % 1_000_000_000,
     }
 }
 
-fn millis(length: Duration) -> usize {
-    usize::try_from(length.as_millis()).unwrap_or(0)
+fn millis(length: Duration) -> c_int {
+    c_int::try_from(length.as_millis()).unwrap_or(0)
 }
 
 const AGAIN: i64 = -(libc::EAGAIN as i64);
@@ -145,7 +166,9 @@ fn clock_nanosleep(length: Duration) -> (i64, i64) {
 }
 
 fn poll(length: Duration) -> (i64, i64) {
-    (raw(libc::SYS_poll, [0, 0, millis(length), 0, 0, 0]), 0)
+    // SAFETY: no descriptors.
+    let found = unsafe { libc::poll(std::ptr::null_mut(), 0, millis(length)) };
+    (by_libc(found), 0)
 }
 
 fn ppoll(length: Duration) -> (i64, i64) {
@@ -153,18 +176,22 @@ fn ppoll(length: Duration) -> (i64, i64) {
     (
         raw(
             libc::SYS_ppoll,
-            [0, 0, address(&time), address(&mask), 8, 0],
+            [0, 0, address(&time), address(&mask), set_size(), 0],
         ),
         0,
     )
 }
 
 fn select(length: Duration) -> (i64, i64) {
-    let time = libc::timeval {
+    let micros = (length - Duration::from_secs(1)).subsec_micros();
+    let mut time = libc::timeval {
         tv_sec: 1,
-        tv_usec: i64::from((length - Duration::from_secs(1)).subsec_micros()),
+        tv_usec: micros.try_into().unwrap_or(0),
     };
-    (raw(libc::SYS_select, [0, 0, 0, 0, address(&time), 0]), 0)
+    let none = std::ptr::null_mut();
+    // SAFETY: no descriptors, and a time that lives through the call.
+    let found = unsafe { libc::select(0, none, none, none, &raw mut time) };
+    (by_libc(found), 0)
 }
 
 fn pselect(length: Duration) -> (i64, i64) {
@@ -198,23 +225,21 @@ fn futex_absolute(length: Duration) -> (i64, i64) {
 }
 
 fn epoll(length: Duration) -> (i64, i64) {
-    let fd = usize::try_from(raw(libc::SYS_epoll_create1, [0; 6])).unwrap_or(usize::MAX);
-    let event = libc::epoll_event { events: 0, u64: 0 };
-    (
-        raw(
-            libc::SYS_epoll_wait,
-            [fd, address(&event), 1, millis(length), 0, 0],
-        ),
-        0,
-    )
+    let mut event = libc::epoll_event { events: 0, u64: 0 };
+    // SAFETY: room for one event.
+    let found = unsafe {
+        let fd = libc::epoll_create1(0);
+        libc::epoll_wait(fd, &raw mut event, 1, millis(length))
+    };
+    (by_libc(found), 0)
 }
 
 fn sigtimedwait(length: Duration) -> (i64, i64) {
-    let set = 1u64 << (libc::SIGUSR2 - 1);
+    let set = 1u128 << (libc::SIGUSR2 - 1);
     (
         raw(
             libc::SYS_rt_sigtimedwait,
-            [address(&set), 0, address(&spec(length)), 8, 0, 0],
+            [address(&set), 0, address(&spec(length)), set_size(), 0, 0],
         ),
         AGAIN,
     )
@@ -342,15 +367,13 @@ fn woken(waker: Waker, sleep: fn(usize) -> (i64, i64)) -> Result<()> {
 const INTERRUPTED: i64 = -(libc::EINTR as i64);
 
 fn poll_pipe(fd: usize) -> (i64, i64) {
-    let entry = libc::pollfd {
+    let mut entry = libc::pollfd {
         fd: c_int::try_from(fd).unwrap_or(-1),
         events: libc::POLLIN,
         revents: 0,
     };
-    (
-        raw(libc::SYS_poll, [address(&entry), 1, usize::MAX, 0, 0, 0]),
-        1,
-    )
+    // SAFETY: one entry, which lives through the call.
+    (by_libc(unsafe { libc::poll(&raw mut entry, 1, -1) }), 1)
 }
 
 fn read_pipe(fd: usize) -> (i64, i64) {
@@ -359,16 +382,15 @@ fn read_pipe(fd: usize) -> (i64, i64) {
 }
 
 fn epoll_pipe(fd: usize) -> (i64, i64) {
-    let epoll = usize::try_from(raw(libc::SYS_epoll_create1, [0; 6])).unwrap_or(usize::MAX);
-    let event = libc::epoll_event { events: 1, u64: 7 };
-    raw(libc::SYS_epoll_ctl, [epoll, 1, fd, address(&event), 0, 0]);
-    (
-        raw(
-            libc::SYS_epoll_wait,
-            [epoll, address(&event), 1, usize::MAX, 0, 0],
-        ),
-        1,
-    )
+    let mut event = libc::epoll_event { events: 1, u64: 7 };
+    let fd = c_int::try_from(fd).unwrap_or(-1);
+    // SAFETY: the event lives through the calls, which have room for one.
+    let found = unsafe {
+        let epoll = libc::epoll_create1(0);
+        libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd, &raw mut event);
+        libc::epoll_wait(epoll, &raw mut event, 1, -1)
+    };
+    (by_libc(found), 1)
 }
 
 fn splice(fd: usize) -> (i64, i64) {
@@ -422,21 +444,28 @@ fn msgrcv(_: usize) -> (i64, i64) {
 }
 
 fn pause(_: usize) -> (i64, i64) {
-    (raw(libc::SYS_pause, [0; 6]), INTERRUPTED)
+    // SAFETY: takes nothing.
+    (by_libc(unsafe { libc::pause() }), INTERRUPTED)
 }
 
 fn sigsuspend(_: usize) -> (i64, i64) {
     let mask = TERM | 1 << (libc::SIGUSR2 - 1);
     (
-        raw(libc::SYS_rt_sigsuspend, [address(&mask), 8, 0, 0, 0, 0]),
+        raw(
+            libc::SYS_rt_sigsuspend,
+            [address(&mask), set_size(), 0, 0, 0, 0],
+        ),
         INTERRUPTED,
     )
 }
 
 fn sigwait(_: usize) -> (i64, i64) {
-    let set = 1u64 << (libc::SIGUSR1 - 1);
+    let set = 1u128 << (libc::SIGUSR1 - 1);
     (
-        raw(libc::SYS_rt_sigtimedwait, [address(&set), 0, 0, 8, 0, 0]),
+        raw(
+            libc::SYS_rt_sigtimedwait,
+            [address(&set), 0, 0, set_size(), 0, 0],
+        ),
         i64::from(libc::SIGUSR1),
     )
 }

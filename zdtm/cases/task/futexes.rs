@@ -7,6 +7,7 @@ use zdtm::{Case, Child, Mapping, PAGE, Result, Team, check, check_eq, ret};
 pub(crate) const CASES: &[Case] = &[
     Case::new("mutex-contended", contended),
     Case::new("condvar", condvar),
+    Case::new("clear-child-tid", clear_child_tid),
     Case::new("robust-list", robust_list),
     Case::new("robust-mutex", robust_mutex),
 ];
@@ -53,6 +54,37 @@ fn condvar() -> Result<()> {
     pair.1.notify_all();
     check_eq!(waiter.join().ok().flatten(), Some(true));
     Ok(())
+}
+
+/// The word that the kernel clears when a thread ends: a thread is waited for by it, and its address is told
+/// by prctl(2) per thread.
+fn clear_child_tid() -> Result<()> {
+    fn get() -> Result<usize> {
+        let mut address = 0usize;
+        // SAFETY: the word lives through the call.
+        ret(unsafe { libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut address) })?;
+        Ok(address)
+    }
+    let team = Team::start(3, |_, set_up| {
+        let before = get()?;
+        check!(before != 0, "libc registers one for each thread");
+        set_up();
+        zdtm::wait();
+        check_eq!(get()?, before);
+        Ok(())
+    })?;
+    // A process of its own may have none; one is registered here, and its own word is no libc's.
+    let word = Mapping::anonymous(PAGE)?;
+    let child = Child::spawn("registers another", move || {
+        // SAFETY: the mapping lives for as long as this process.
+        ret(unsafe { libc::syscall(libc::SYS_set_tid_address, word.pointer()) })?;
+        Child::checkpoint();
+        check_eq!(get()?, word.address());
+        Ok(())
+    })?;
+    zdtm::checkpoint()?;
+    team.join()?;
+    child.finish()
 }
 
 /// The address and length that set_robust_list(2) was told, per thread.

@@ -84,24 +84,24 @@ fn queue(target: Option<Pid>, signal: c_int, value: usize) -> Result<Arrival> {
         uid: getuid().as_raw(),
         value,
     };
-    // errno sits between number and code on all machines but MIPS, and is zero here.
-    let mut info = [0u32; 32];
-    info[0] = u32::try_from(signal)?;
-    info[2] = arrival.code.cast_unsigned();
-    info[4] = u32::try_from(arrival.pid)?;
-    info[5] = arrival.uid;
-    let bytes = value.to_ne_bytes();
-    info[6] = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    info[7] = u32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+    let word = size_of::<usize>();
+    // What comes with a signal begins at a word behind three ints.
+    let with = 12usize.next_multiple_of(word);
+    // SAFETY: all zeroes is a valid siginfo.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    (info.si_signo, info.si_code) = (signal, arrival.code);
+    let at = (&raw mut info).cast::<u8>();
+    // SAFETY: a siginfo has 128 bytes: pid, uid and value lie side by side, each aligned.
+    unsafe {
+        at.add(with).cast::<i32>().write(arrival.pid);
+        at.add(with + 4).cast::<u32>().write(arrival.uid);
+        at.add(with + 8).cast::<usize>().write(value);
+    }
+    let info = &raw const info;
     match target {
         // SAFETY: a siginfo is 128 bytes, which this is.
         None => ret(unsafe {
-            libc::syscall(
-                libc::SYS_rt_sigqueueinfo,
-                getpid().as_raw(),
-                signal,
-                info.as_ptr(),
-            )
+            libc::syscall(libc::SYS_rt_sigqueueinfo, getpid().as_raw(), signal, info)
         }),
         // SAFETY: as above.
         Some(thread) => ret(unsafe {
@@ -110,7 +110,7 @@ fn queue(target: Option<Pid>, signal: c_int, value: usize) -> Result<Arrival> {
                 getpid().as_raw(),
                 thread.as_raw(),
                 signal,
-                info.as_ptr(),
+                info,
             )
         }),
     }?;
@@ -125,7 +125,7 @@ fn process() -> Result<()> {
     block(&all)?;
     let mut wanted = Vec::new();
     for value in 1..=5 {
-        wanted.push(queue(None, low, 0x1_0000_0000 * value + 7)?);
+        wanted.push(queue(None, low, value << (usize::BITS - 8) | 7)?);
     }
     for value in 1..=3 {
         wanted.push(queue(None, high, value)?);

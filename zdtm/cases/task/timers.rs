@@ -52,13 +52,15 @@ fn arrives(signal: c_int) -> Option<libc::siginfo_t> {
 }
 
 fn set_itimer(which: c_int, seconds: i64, interval: i64) -> Result<()> {
-    let time = |micros: i64| libc::timeval {
-        tv_sec: micros / 1_000_000,
-        tv_usec: micros % 1_000_000,
+    let time = |micros: i64| -> Result<libc::timeval> {
+        Ok(libc::timeval {
+            tv_sec: (micros / 1_000_000).try_into()?,
+            tv_usec: (micros % 1_000_000).try_into()?,
+        })
     };
     let value = itimerval {
-        it_value: time(seconds),
-        it_interval: time(interval),
+        it_value: time(seconds)?,
+        it_interval: time(interval)?,
     };
     // SAFETY: the value lives through the call.
     ret(unsafe { libc::syscall(libc::SYS_setitimer, which, &raw const value, 0usize) })?;
@@ -76,7 +78,8 @@ fn itimer(which: c_int) -> Result<(i64, i64)> {
     };
     // SAFETY: the value lives through the call.
     ret(unsafe { libc::syscall(libc::SYS_getitimer, which, &raw mut value) })?;
-    let micros = |time: libc::timeval| time.tv_sec * 1_000_000 + time.tv_usec;
+    #[allow(clippy::useless_conversion, reason = "widths differ between machines")]
+    let micros = |time: libc::timeval| i64::from(time.tv_sec) * 1_000_000 + i64::from(time.tv_usec);
     Ok((micros(value.it_value), micros(value.it_interval)))
 }
 
@@ -152,8 +155,8 @@ fn create(
 fn arm(id: timer_t, value: Duration, interval: Duration) -> Result<()> {
     let time = |duration: Duration| -> Result<libc::timespec> {
         Ok(libc::timespec {
-            tv_sec: i64::try_from(duration.as_secs())?,
-            tv_nsec: i64::from(duration.subsec_nanos()),
+            tv_sec: duration.as_secs().try_into()?,
+            tv_nsec: duration.subsec_nanos().try_into()?,
         })
     };
     let value = itimerspec {
@@ -232,7 +235,7 @@ fn notify() -> Result<()> {
         libc::CLOCK_MONOTONIC,
         libc::SIGEV_SIGNAL,
         signal,
-        0x1234_5678_9abc,
+        usize::MAX / 3,
         0,
     )?;
     let silent = create(libc::CLOCK_MONOTONIC, libc::SIGEV_NONE, 0, 0, 0)?;
@@ -259,7 +262,7 @@ fn notify() -> Result<()> {
     check_eq!(info.si_code, libc::SI_TIMER);
     // SAFETY: a timer's siginfo carries its value.
     let value = unsafe { info.si_value() };
-    check_eq!(value.sival_ptr.addr(), 0x1234_5678_9abc);
+    check_eq!(value.sival_ptr.addr(), usize::MAX / 3);
     let info = zdtm::Context::context(arrives(libc::SIGUSR2), "no signal to the thread")?;
     // SAFETY: as above.
     check_eq!(unsafe { info.si_value() }.sival_ptr.addr(), 77);

@@ -88,7 +88,7 @@ impl Mapping {
         );
         let hint = std::ptr::without_provenance_mut(hint);
         // SAFETY: without MAP_FIXED a new mapping takes only free addresses.
-        let start = unsafe { libc::mmap(hint, length, protection, flags, fd, offset) };
+        let start = unsafe { libc::mmap64(hint, length, protection, flags, fd, offset) };
         match NonNull::new(start.cast::<u8>()) {
             Some(_) if start == libc::MAP_FAILED => Err(io::Error::last_os_error().into()),
             Some(start) => Ok(Self { start, length }),

@@ -1,16 +1,20 @@
 //! Child processes that set up, report ready, wait for the end and check, like the root does.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
-use crate::{Context, Result, protocol};
+use crate::{Context, Mapping, PAGE, Result, protocol, ret};
 
 /// The write end of the pipe on which this process tells its parent "set up"; -1 once told.
 static TELL: AtomicI32 = AtomicI32::new(-1);
+
+/// The same for a child that shares descriptors with its parent: a word in shared memory, 1 once told.
+static TELL_WORD: AtomicPtr<AtomicU32> = AtomicPtr::new(std::ptr::null_mut());
 
 /// A forked child. [`Child::spawn`] returns when it is set up.
 #[derive(Debug)]
@@ -41,17 +45,49 @@ impl Child {
                 // A parent that is itself not set up yet has its pipe open; it is not ours to hold.
                 close(TELL.swap(tell.as_raw_fd(), Ordering::SeqCst));
                 std::mem::forget(tell);
-                let code = match protocol::attempt(body) {
-                    Ok(()) => 0,
-                    Err(error) => {
-                        protocol::report(&label, &error);
-                        1
-                    }
-                };
-                // SAFETY: ends the process without running the parent's exit handlers.
-                unsafe { libc::_exit(code) }
+                TELL_WORD.store(std::ptr::null_mut(), Ordering::SeqCst);
+                end(&label, body)
             }
         }
+    }
+
+    /// Like [`Child::spawn`], with `flags` of clone(2) for what parent and child have in common: `CLONE_FILES`,
+    /// `CLONE_FS`. Memory is not among it.
+    pub fn sharing(
+        label: impl Into<String>,
+        flags: i32,
+        body: impl FnOnce() -> Result<()>,
+    ) -> Result<Self> {
+        let label = label.into();
+        let told = Mapping::shared(PAGE)?;
+        // SAFETY: without CLONE_VM and a stack this is fork(2), of a process with one thread; all other arguments
+        // are null on every machine.
+        let pid = ret(unsafe {
+            libc::syscall(
+                libc::SYS_clone,
+                flags | libc::SIGCHLD,
+                0usize,
+                0usize,
+                0usize,
+                0usize,
+            )
+        })?;
+        if pid == 0 {
+            protocol::forget();
+            // The pipe is the parent's: here and there it has the same number.
+            TELL.store(-1, Ordering::SeqCst);
+            TELL_WORD.store(told.pointer().cast(), Ordering::SeqCst);
+            end(&label, body)
+        }
+        let pid = Pid::from_raw(i32::try_from(pid)?);
+        let dead = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+        while told.words()[0].load(Ordering::SeqCst) == 0
+            && waitid(Id::Pid(pid), dead)? == WaitStatus::StillAlive
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        told.unmap()?;
+        Ok(Self { pid, label })
     }
 
     /// A child that came to us in another way: an orphan that a subreaper got.
@@ -65,6 +101,12 @@ impl Child {
     /// In a child: tells the parent that the state is there.
     pub fn set_up() {
         close(TELL.swap(-1, Ordering::SeqCst));
+        let word = TELL_WORD.swap(std::ptr::null_mut(), Ordering::SeqCst);
+        // SAFETY: the word is a mapping that this process was born with and that only its parent unmaps, in its
+        // own memory.
+        if let Some(word) = unsafe { word.as_ref() } {
+            word.store(1, Ordering::SeqCst);
+        }
     }
 
     /// In a child: [`Child::set_up`], then [`crate::wait`].
@@ -106,6 +148,19 @@ impl Child {
         );
         Ok(())
     }
+}
+
+/// The life of a child from its birth on.
+fn end(label: &str, body: impl FnOnce() -> Result<()>) -> ! {
+    let code = match protocol::attempt(body) {
+        Ok(()) => 0,
+        Err(error) => {
+            protocol::report(label, &error);
+            1
+        }
+    };
+    // SAFETY: ends the process without running the parent's exit handlers.
+    unsafe { libc::_exit(code) }
 }
 
 /// The living and dead children of the calling process, lowest pid first. For the main thread.

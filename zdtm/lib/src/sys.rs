@@ -18,5 +18,10 @@ pub fn ret<T: From<i8> + PartialEq>(value: T) -> io::Result<T> {
 pub unsafe fn syscall(number: libc::c_long, arguments: [usize; 6]) -> io::Result<i64> {
     let [a, b, c, d, e, f] = arguments;
     // SAFETY: passed on to our caller.
-    ret(unsafe { libc::syscall(number, a, b, c, d, e, f) })
+    let value = ret(unsafe { libc::syscall(number, a, b, c, d, e, f) })?;
+    #[allow(
+        clippy::useless_conversion,
+        reason = "a long has 32 bits on 32-bit machines"
+    )]
+    Ok(value.into())
 }

@@ -15,9 +15,10 @@ use criu_kind::{
     DumpCx, Error, FileEntry, FileKind, Inode, Kernel, OpenFile, Opened, RestoreCx, Result, Slot,
 };
 use criu_proc::{Dev, ProcDir};
+use criu_tracee::stat::fstat;
 use criu_tracee::{Local, Program, Site};
 use nix::fcntl::{OFlag, open, readlink};
-use nix::sys::stat::{Mode, fstat};
+use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
 use crate::handle;

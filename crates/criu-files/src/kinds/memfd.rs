@@ -111,13 +111,22 @@ impl FileKind for Memfd {
         }
         let path = program.cstr(format!("/proc/self/fd/{made}"));
         let mut opened = Vec::with_capacity(entries.len());
-        for entry in entries {
+        // What memfd_create gave is no opening for writing, which would forbid to execute it: one entry is that.
+        let original = entries
+            .iter()
+            .position(|entry| entry.flags & (O_ACCMODE | O_PATH) == libc::O_RDWR.cast_unsigned());
+        for (at, entry) in entries.iter().enumerate() {
             let always = (libc::O_CLOEXEC | libc::O_NOCTTY).cast_unsigned();
             let never = (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC)
                 .cast_unsigned()
                 | libc::O_NOFOLLOW.cast_unsigned();
             let flags = entry.flags & !never | always;
-            let fd = program.openat(libc::AT_FDCWD, path, flags, 0);
+            let fd = if original == Some(at) {
+                program.fcntl(made, libc::F_SETFL, flags & !O_ACCMODE & !always);
+                program.fcntl(made, libc::F_DUPFD_CLOEXEC, 0)
+            } else {
+                program.openat(libc::AT_FDCWD, path, flags, 0)
+            };
             if entry.pos != 0 && entry.flags & O_PATH == 0 {
                 program.lseek(fd, entry.pos, libc::SEEK_SET);
             }
@@ -325,14 +334,15 @@ mod tests {
             $0 = ftruncate(100, 0x1000)
             $0 = fchown(100, 0, 0)
             $1 = fchmod(100, 511)
-            $2 = openat(-100, "/proc/self/fd/100", 0x80102, 0)
-            $3 = lseek($2, 7, 0)
-            $4 = openat(-100, "/proc/self/fd/100", 0x80100, 0)
-            $5 = close(100)
-            is 104
+            $2 = fcntl(100, 4, 0)
+            $3 = fcntl(100, 1030, 0)
+            $4 = lseek($3, 7, 0)
+            $5 = openat(-100, "/proc/self/fd/100", 0x80100, 0)
+            $6 = close(100)
+            is 105
             last:
             $0 = fcntl(3, 1033, 6)
-            is 106
+            is 107
         "#]]
         .assert_eq(
             &listing(&[&opening(1, 2, 7), &opening(2, 0, 0)], |inode| {

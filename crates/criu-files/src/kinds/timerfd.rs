@@ -34,8 +34,13 @@ impl FileKind for Timerfd {
 
     fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
         let info = &up_to_date(file)?;
-        let (vsec, vnsec) = pair(info, "it_value", "it_value: (seconds, nanoseconds)")?;
-        let (isec, insec) = pair(info, "it_interval", "it_interval: (seconds, nanoseconds)")?;
+        let mut left = pair(info, "it_value", "it_value: (seconds, nanoseconds)")?;
+        let interval = pair(info, "it_interval", "it_interval: (seconds, nanoseconds)")?;
+        // It has rung again since it was asked, and stands still: it is no timer that was stopped.
+        if left == (0, 0) && info.dec::<u64>("ticks")? != 0 {
+            left = interval;
+        }
+        let ((vsec, vnsec), (isec, insec)) = (left, interval);
         let entry = pb::TimerfdEntry {
             id: file.number(),
             flags: file.flags(),
@@ -84,7 +89,7 @@ impl FileKind for Timerfd {
                 None if is_absolute(entry) => from_now(entry)?,
                 None => (entry.vsec, entry.vnsec),
             };
-            let words = [entry.isec, entry.insec, vsec, vnsec].map(long);
+            let words = [entry.isec, entry.insec, vsec, vnsec].map(u64::to_ne_bytes);
             let setting = program.bytes(words.concat());
             program.timerfd_settime(fd, entry.settime_flags, setting, 0);
         }
@@ -118,9 +123,12 @@ fn from_now(entry: &pb::TimerfdEntry) -> Result<(u64, u64)> {
         other => ClockId::from_raw(other),
     };
     let now = clock_gettime(clock).map_err(Error::kernel("clock_gettime"))?;
-    let word = |word: i64| u64::try_from(word).unwrap_or(0);
-    let nanos = word(now.tv_nsec()).saturating_add(entry.vnsec);
-    let seconds = word(now.tv_sec()).saturating_add(entry.vsec);
+    let nanos = u64::try_from(now.tv_nsec())
+        .unwrap_or(0)
+        .saturating_add(entry.vnsec);
+    let seconds = u64::try_from(now.tv_sec())
+        .unwrap_or(0)
+        .saturating_add(entry.vsec);
     Ok((seconds.saturating_add(nanos / NANOS), nanos % NANOS))
 }
 
@@ -140,17 +148,6 @@ impl Times {
     }
 }
 
-/// A word of `struct itimerspec` as this machine has it.
-fn long(value: u64) -> Vec<u8> {
-    let bytes = value.to_ne_bytes();
-    let width = size_of::<libc::c_long>();
-    if cfg!(target_endian = "big") {
-        bytes[8 - width..].to_vec()
-    } else {
-        bytes[..width].to_vec()
-    }
-}
-
 fn low_word(clock: i64) -> u32 {
     u32::try_from(clock & 0xffff_ffff).unwrap_or(0)
 }
@@ -158,7 +155,7 @@ fn low_word(clock: i64) -> u32 {
 /// The kernel counts the expirations of an interval only when it is asked; till then the timer stands still.
 fn up_to_date(file: &OpenFile) -> Result<Fdinfo> {
     let mut program = Program::new();
-    let setting = program.room(4 * size_of::<libc::c_long>());
+    let setting = program.room(32);
     let asked = program.timerfd_gettime(file.fd.as_raw_fd(), setting);
     program.tolerate();
     if Local.run(&program)?.get(asked).is_err() {
@@ -211,6 +208,22 @@ mod tests {
             $1 = ioctl(3, 0x40085400, <0200000000000000>)
         "#]]
         .assert_eq(&restored(&Timerfd, &entry).expect("a program"));
+    }
+
+    #[test]
+    fn one_that_has_rung_while_it_was_looked_at_goes_on() {
+        let text = |ticks| {
+            format!(
+                "pos:\t0\nflags:\t02\nmnt_id:\t15\nino:\t1063\nclockid: 1\nticks: {ticks}\n\
+                settime flags: 00\nit_value: (0, 0)\nit_interval: (0, 7)\n"
+            )
+        };
+        let left = |ticks| {
+            let file = open_file("anon_inode:[timerfd]", 0o600, &text(ticks));
+            let entry = dumped(&Timerfd, &file).expect("known");
+            (entry.vsec, entry.vnsec)
+        };
+        assert_eq!((left(1), left(0)), ((0, 7), (0, 0)));
     }
 
     #[test]

@@ -40,6 +40,17 @@ Field { number: 6, name: "magic", label: Optional, ty: String, display: Plain },
 Field { number: 7, name: "mask", label: Optional, ty: String, display: Plain },
 Field { number: 8, name: "offset", label: Optional, ty: Int32, display: Plain },
 ] },
+Message { name: "bpf_ext_entry", file: "criu-rs-bpf", fields: &[
+Field { number: 1, name: "map_id", label: Optional, ty: Uint32, display: Plain },
+Field { number: 2, name: "map", label: Optional, ty: Message("bpfmap_file_entry"), display: Plain },
+Field { number: 3, name: "pins", label: Repeated, ty: Bytes, display: Plain },
+Field { number: 4, name: "btf", label: Optional, ty: Bytes, display: Plain },
+Field { number: 5, name: "btf_key_type_id", label: Optional, ty: Uint32, display: Plain },
+Field { number: 6, name: "btf_value_type_id", label: Optional, ty: Uint32, display: Plain },
+Field { number: 7, name: "cpus", label: Optional, ty: Uint32, display: Plain },
+Field { number: 8, name: "file_id", label: Optional, ty: Uint32, display: Plain },
+Field { number: 9, name: "tag", label: Optional, ty: Bytes, display: Plain },
+] },
 Message { name: "bpfmap_data_entry", file: "bpfmap-data", fields: &[
 Field { number: 1, name: "map_id", label: Required, ty: Uint32, display: Plain },
 Field { number: 2, name: "keys_bytes", label: Required, ty: Uint32, display: Plain },
@@ -428,6 +439,7 @@ Field { number: 4, name: "timerfd", label: Optional, ty: Message("timerfd_ext_en
 Field { number: 5, name: "inotify", label: Optional, ty: Message("inotify_ext_entry"), display: Plain },
 Field { number: 6, name: "unix", label: Optional, ty: Message("unix_ext_entry"), display: Plain },
 Field { number: 7, name: "packet", label: Optional, ty: Message("packet_ext_entry"), display: Plain },
+Field { number: 8, name: "signalfd", label: Optional, ty: Message("signalfd_ext_entry"), display: Plain },
 ] },
 Message { name: "fown_entry", file: "fown", fields: &[
 Field { number: 1, name: "uid", label: Required, ty: Uint32, display: Plain },
@@ -554,6 +566,11 @@ Field { number: 5, name: "cgid", label: Required, ty: Uint32, display: Plain },
 Field { number: 6, name: "mode", label: Required, ty: Uint32, display: Plain },
 Field { number: 7, name: "id", label: Required, ty: Uint32, display: Plain },
 ] },
+Message { name: "ipc_ext_entry", file: "criu-rs-ipc", fields: &[
+Field { number: 1, name: "shm", label: Optional, ty: Message("ipc_shm_ext_entry"), display: Plain },
+Field { number: 2, name: "sem", label: Optional, ty: Message("ipc_sem_ext_entry"), display: Plain },
+Field { number: 3, name: "msg", label: Optional, ty: Message("ipc_msg_ext_entry"), display: Plain },
+] },
 Message { name: "ipc_msg", file: "ipc-msg", fields: &[
 Field { number: 1, name: "mtype", label: Required, ty: Uint64, display: Plain },
 Field { number: 2, name: "msize", label: Required, ty: Uint32, display: Plain },
@@ -563,15 +580,39 @@ Field { number: 1, name: "desc", label: Required, ty: Message("ipc_desc_entry"),
 Field { number: 2, name: "qbytes", label: Required, ty: Uint32, display: Plain },
 Field { number: 3, name: "qnum", label: Required, ty: Uint32, display: Plain },
 ] },
+Message { name: "ipc_msg_ext_entry", file: "criu-rs-ipc", fields: &[
+Field { number: 1, name: "id", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "ctime", label: Required, ty: Int64, display: Plain },
+Field { number: 3, name: "stime", label: Required, ty: Int64, display: Plain },
+Field { number: 4, name: "rtime", label: Required, ty: Int64, display: Plain },
+Field { number: 5, name: "lspid", label: Required, ty: Uint32, display: Plain },
+Field { number: 6, name: "lrpid", label: Required, ty: Uint32, display: Plain },
+] },
 Message { name: "ipc_sem_entry", file: "ipc-sem", fields: &[
 Field { number: 1, name: "desc", label: Required, ty: Message("ipc_desc_entry"), display: Plain },
 Field { number: 2, name: "nsems", label: Required, ty: Uint32, display: Plain },
+] },
+Message { name: "ipc_sem_ext_entry", file: "criu-rs-ipc", fields: &[
+Field { number: 1, name: "id", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "ctime", label: Required, ty: Int64, display: Plain },
+Field { number: 3, name: "pids", label: Repeated, ty: Uint32, display: Plain },
+Field { number: 4, name: "undo", label: Repeated, ty: Message("ipc_undo_entry"), display: Plain },
 ] },
 Message { name: "ipc_shm_entry", file: "ipc-shm", fields: &[
 Field { number: 1, name: "desc", label: Required, ty: Message("ipc_desc_entry"), display: Plain },
 Field { number: 2, name: "size", label: Required, ty: Uint64, display: Plain },
 Field { number: 3, name: "in_pagemaps", label: Optional, ty: Bool, display: Plain },
 Field { number: 4, name: "hugetlb_flag", label: Optional, ty: Uint32, display: Plain },
+] },
+Message { name: "ipc_shm_ext_entry", file: "criu-rs-ipc", fields: &[
+Field { number: 1, name: "id", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "ctime", label: Required, ty: Int64, display: Plain },
+Field { number: 3, name: "cpid", label: Required, ty: Uint32, display: Plain },
+] },
+Message { name: "ipc_undo_entry", file: "criu-rs-ipc", fields: &[
+Field { number: 1, name: "pid", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "num", label: Required, ty: Uint32, display: Plain },
+Field { number: 3, name: "adj", label: Required, ty: Sint32, display: Plain },
 ] },
 Message { name: "ipc_var_entry", file: "ipc-var", fields: &[
 Field { number: 1, name: "sem_ctls", label: Repeated, ty: Uint32, display: Plain },
@@ -652,6 +693,8 @@ Field { number: 17, name: "thp_disabled", label: Optional, ty: Bool, display: Pl
 Message { name: "mm_ext_entry", file: "criu-rs-ext", fields: &[
 Field { number: 1, name: "pid", label: Required, ty: Uint32, display: Plain },
 Field { number: 2, name: "vma_names", label: Repeated, ty: Message("vma_name_entry"), display: Plain },
+Field { number: 3, name: "locked_on_fault", label: Repeated, ty: Message("vma_range_entry"), display: Plain },
+Field { number: 4, name: "lock_future", label: Optional, ty: Uint32, display: Plain },
 ] },
 Message { name: "mnt_entry", file: "mnt", fields: &[
 Field { number: 1, name: "fstype", label: Required, ty: Uint32, display: Plain },
@@ -861,6 +904,10 @@ Field { number: 12, name: "checksum", label: Optional, ty: Uint32, display: Plai
 Field { number: 13, name: "checksum_config", label: Optional, ty: Uint32, display: Plain },
 Field { number: 14, name: "checksum_parameter", label: Optional, ty: Uint32, display: Plain },
 ] },
+Message { name: "regset_entry", file: "criu-rs-ext", fields: &[
+Field { number: 1, name: "note", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "content", label: Required, ty: Bytes, display: Plain },
+] },
 Message { name: "remap_file_path_entry", file: "remap-file-path", fields: &[
 Field { number: 1, name: "orig_id", label: Required, ty: Uint32, display: Plain },
 Field { number: 2, name: "remap_id", label: Required, ty: Uint32, display: Plain },
@@ -920,6 +967,10 @@ Field { number: 1, name: "id", label: Required, ty: Uint32, display: Plain },
 Field { number: 2, name: "flags", label: Required, ty: Uint32, display: Hex },
 Field { number: 3, name: "fown", label: Required, ty: Message("fown_entry"), display: Plain },
 Field { number: 4, name: "sigmask", label: Required, ty: Uint64, display: Hex },
+] },
+Message { name: "signalfd_ext_entry", file: "criu-rs-files", fields: &[
+Field { number: 1, name: "signalfd_id", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "sigmask_extended", label: Required, ty: Uint64, display: Plain },
 ] },
 Message { name: "sit_entry", file: "sit", fields: &[
 Field { number: 1, name: "link", label: Optional, ty: Uint32, display: Plain },
@@ -1017,6 +1068,7 @@ Field { number: 8, name: "speculation", label: Repeated, ty: Message("speculatio
 Field { number: 9, name: "compat_robust_list", label: Optional, ty: Uint32, display: Plain },
 Field { number: 10, name: "mce_kill", label: Optional, ty: Uint32, display: Plain },
 Field { number: 11, name: "io_flusher", label: Optional, ty: Bool, display: Plain },
+Field { number: 12, name: "regsets", label: Repeated, ty: Message("regset_entry"), display: Plain },
 Field { number: 16, name: "coredump_filter", label: Optional, ty: Uint32, display: Plain },
 Field { number: 17, name: "memory_merge", label: Optional, ty: Bool, display: Plain },
 Field { number: 18, name: "mdwe", label: Optional, ty: Uint32, display: Plain },
@@ -1590,6 +1642,10 @@ Message { name: "vma_name_entry", file: "criu-rs-ext", fields: &[
 Field { number: 1, name: "start", label: Required, ty: Uint64, display: Plain },
 Field { number: 2, name: "end", label: Required, ty: Uint64, display: Plain },
 Field { number: 3, name: "name", label: Required, ty: Bytes, display: Plain },
+] },
+Message { name: "vma_range_entry", file: "criu-rs-ext", fields: &[
+Field { number: 1, name: "start", label: Required, ty: Uint64, display: Plain },
+Field { number: 2, name: "end", label: Required, ty: Uint64, display: Plain },
 ] },
 Message { name: "wait_entry", file: "criu-rs-ext", fields: &[
 Field { number: 1, name: "argument", label: Required, ty: Uint32, display: Plain },

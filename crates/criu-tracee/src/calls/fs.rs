@@ -1,5 +1,12 @@
 //! Files and descriptors.
 
+use criu_arch::Arch;
+use syscalls::Sysno;
+
+use crate::native::Native;
+use crate::program::numbered;
+use crate::{Arg, Program, Ret};
+
 super::calls! {
     /// `openat(2)`.
     openat(dirfd, path, flags, mode);
@@ -11,16 +18,10 @@ super::calls! {
     read(fd, buf, count);
     /// `write(2)`.
     write(fd, buf, count);
-    /// `pread64(2)`.
-    pread64(fd, buf, count, offset);
-    /// `pwrite64(2)`.
-    pwrite64(fd, buf, count, offset);
     /// `preadv(2)`: the offset is split in two words on 32-bit machines.
     preadv(fd, iov, iovcnt, pos_low, pos_high);
     /// `pwritev(2)`.
     pwritev(fd, iov, iovcnt, pos_low, pos_high);
-    /// `lseek(2)`.
-    lseek(fd, offset, whence);
     /// `dup3(2)`.
     dup3(old, new, flags);
     /// `dup(2)`.
@@ -29,8 +30,6 @@ super::calls! {
     fcntl(fd, command, arg);
     /// `ioctl(2)`.
     ioctl(fd, request, arg);
-    /// `ftruncate(2)`.
-    ftruncate(fd, length);
     /// `fchmod(2)`.
     fchmod(fd, mode);
     /// `fchown(2)`.
@@ -69,4 +68,58 @@ super::calls! {
     mount(source, target, fstype, flags, data);
     /// `umount2(2)`.
     umount2(target, flags);
+}
+
+/// Calls with arguments of 64 bits.
+impl Program {
+    /// `pread64(2)`.
+    pub fn pread64(
+        &mut self,
+        fd: impl Into<Arg>,
+        buf: impl Into<Arg>,
+        count: impl Into<Arg>,
+        offset: u64,
+    ) -> Ret {
+        let args = [fd.into(), buf.into(), count.into()];
+        self.call_wide(Sysno::pread64, &args, &[offset])
+    }
+
+    /// `pwrite64(2)`.
+    pub fn pwrite64(
+        &mut self,
+        fd: impl Into<Arg>,
+        buf: impl Into<Arg>,
+        count: impl Into<Arg>,
+        offset: u64,
+    ) -> Ret {
+        let args = [fd.into(), buf.into(), count.into()];
+        self.call_wide(Sysno::pwrite64, &args, &[offset])
+    }
+
+    /// `ftruncate(2)`.
+    pub fn ftruncate(&mut self, fd: impl Into<Arg>, length: u64) -> Ret {
+        self.call_wide(Sysno::ftruncate, &[fd.into()], &[length])
+    }
+
+    /// `lseek(2)`, whose result is the new offset only on 64-bit machines.
+    pub fn lseek(&mut self, fd: impl Into<Arg>, offset: u64, whence: impl Into<Arg>) -> Ret {
+        let Some(llseek) = Native::CALLS.llseek else {
+            return self.call(Sysno::lseek, [fd.into(), offset.into(), whence.into()]);
+        };
+        let result = self.bytes([0; 8]);
+        let (high, low) = (offset >> 32, offset & 0xffff_ffff);
+        let args = [
+            fd.into(),
+            high.into(),
+            low.into(),
+            result.into(),
+            whence.into(),
+        ];
+        self.call(numbered(llseek), args)
+    }
+
+    /// `fcntl(F_SETLK)` with a `struct flock` of 64-bit offsets.
+    pub fn set_lock(&mut self, fd: impl Into<Arg>, lock: impl Into<Arg>) -> Ret {
+        self.fcntl(fd, Native::CALLS.set_lock, lock)
+    }
 }

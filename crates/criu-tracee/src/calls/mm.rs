@@ -1,8 +1,12 @@
 //! Memory of the site's own address space: never for [`crate::Local`].
 
+use criu_arch::Arch;
+
+use crate::native::Native;
+use crate::program::numbered;
+use crate::{Arg, Program, Ret};
+
 super::calls! {
-    /// `mmap(2)`; offset in bytes.
-    mmap(addr, length, prot, flags, fd, offset);
     /// `munmap(2)`.
     munmap(addr, length);
     /// `mremap(2)`.
@@ -19,6 +23,8 @@ super::calls! {
     mlockall(flags);
     /// `brk(2)`.
     brk(addr);
+    /// `msync(2)`.
+    msync(addr, length, flags);
     /// `mincore(2)`.
     mincore(addr, length, vec);
     /// `io_setup(2)`.
@@ -37,4 +43,29 @@ super::calls! {
     set_tid_address(address);
     /// `shmat(2)`.
     shmat(id, addr, flags);
+}
+
+impl Program {
+    /// `mmap(2)`; offset in bytes.
+    pub fn mmap(
+        &mut self,
+        addr: impl Into<Arg>,
+        length: impl Into<Arg>,
+        prot: impl Into<Arg>,
+        flags: impl Into<Arg>,
+        fd: impl Into<Arg>,
+        offset: u64,
+    ) -> Ret {
+        let (number, unit) = Native::CALLS.mmap;
+        let (length, fd) = (length.into(), fd.into());
+        let args = [
+            addr.into(),
+            length,
+            prot.into(),
+            flags.into(),
+            fd,
+            (offset / unit).into(),
+        ];
+        self.call(numbered(number), args)
+    }
 }

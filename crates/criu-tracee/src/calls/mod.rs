@@ -1,7 +1,9 @@
 //! Typed constructors: one method of [`crate::Program`] a call, named and ordered as in the kernel.
 //!
 //! Arguments are whatever becomes an [`Arg`]: a number, a [`Ret`] of an earlier call, a
-//! [`crate::Blob`]. Architectures differ in which calls exist; only those that exist on all four are here.
+//! [`crate::Blob`]. Architectures differ in which calls exist; only
+//! those that exist on all four are here. A machine that has one in a wider form gets that
+//! ([`criu_arch::Calls`]): `fchown` is `fchown32` on 32-bit ARM.
 
 mod event;
 mod fs;

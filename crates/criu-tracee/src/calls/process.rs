@@ -45,6 +45,8 @@ super::calls! {
     ioprio_get(which, who);
     /// `sched_setattr(2)`.
     sched_setattr(pid, attributes, flags);
+    /// `getpriority(2)`.
+    getpriority(which, who);
     /// `sched_getattr(2)`.
     sched_getattr(pid, attributes, size, flags);
     /// `sched_setaffinity(2)`.

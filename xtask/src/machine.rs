@@ -1,0 +1,94 @@
+//! The machines that have guests: a row each.
+
+use anyhow::{Result, bail};
+
+/// A machine, by the names that everybody else has for it.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) name: &'static str,
+    /// Debian's name, and what its kernels of ours end in.
+    pub(crate) debian: &'static str,
+    pub(crate) flavours: &'static [&'static str],
+    pub(crate) kernels: &'static [&'static str],
+    /// Rust's name, the C compiler that links for it, and the package of that.
+    pub(crate) target: &'static str,
+    pub(crate) linker: (&'static str, &'static str),
+    /// The emulator, its package, and what machine it shall be.
+    pub(crate) qemu: (&'static str, &'static str),
+    pub(crate) board: &'static [&'static str],
+    pub(crate) cpu: &'static str,
+    pub(crate) cpus: usize,
+    pub(crate) console: &'static str,
+}
+
+/// All of them. More than one processor pays nowhere but on x86_64 and aarch64; malta does not boot with two.
+pub(crate) const MACHINES: &[Machine] = &[
+    Machine {
+        name: "x86_64",
+        debian: "amd64",
+        flavours: &["cloud-amd64", "amd64"],
+        kernels: &["6.1", "6.12"],
+        target: "x86_64-unknown-linux-gnu",
+        linker: ("cc", "gcc"),
+        qemu: ("qemu-system-x86_64", "qemu-system-x86"),
+        board: &["-machine", "q35"],
+        cpu: "max",
+        cpus: 2,
+        console: "ttyS0",
+    },
+    Machine {
+        name: "aarch64",
+        debian: "arm64",
+        flavours: &["cloud-arm64", "arm64"],
+        kernels: &["6.1", "6.12"],
+        target: "aarch64-unknown-linux-gnu",
+        linker: ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
+        qemu: ("qemu-system-aarch64", "qemu-system-arm"),
+        board: &["-machine", "virt,gic-version=3"],
+        cpu: "max,pauth-impdef=on",
+        cpus: 2,
+        console: "ttyAMA0",
+    },
+    Machine {
+        name: "armv7",
+        debian: "armhf",
+        flavours: &["armmp-lpae"],
+        kernels: &["6.1", "6.12"],
+        target: "armv7-unknown-linux-gnueabihf",
+        linker: ("arm-linux-gnueabihf-gcc", "gcc-arm-linux-gnueabihf"),
+        qemu: ("qemu-system-arm", "qemu-system-arm"),
+        board: &["-machine", "virt,highmem=off"],
+        cpu: "cortex-a15",
+        cpus: 1,
+        console: "ttyAMA0",
+    },
+    Machine {
+        name: "mips64",
+        debian: "mips64el",
+        flavours: &["5kc-malta"],
+        kernels: &["6.1"],
+        target: "mips64el-unknown-linux-gnuabi64",
+        linker: ("mips64el-linux-gnuabi64-gcc", "gcc-mips64el-linux-gnuabi64"),
+        qemu: ("qemu-system-mips64el", "qemu-system-mips"),
+        board: &["-machine", "malta"],
+        cpu: "5KEc",
+        cpus: 1,
+        console: "ttyS0",
+    },
+];
+
+/// The machines of `NAME[,NAME]...` or `all`.
+pub(crate) fn named(text: &str) -> Result<Vec<&'static Machine>> {
+    if text == "all" {
+        return Ok(MACHINES.iter().collect());
+    }
+    let mut machines = Vec::new();
+    for name in text.split(',') {
+        let Some(machine) = MACHINES.iter().find(|machine| machine.name == name) else {
+            let known: Vec<&str> = MACHINES.iter().map(|machine| machine.name).collect();
+            bail!("no machine {name}; there are {} and all", known.join(", "));
+        };
+        machines.push(machine);
+    }
+    Ok(machines)
+}
