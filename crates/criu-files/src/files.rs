@@ -14,11 +14,11 @@ use criu_tracee::{Local, Program, Site, Sysno};
 
 use prost::{Message, Name};
 
-use crate::kinds::Controlling;
 use crate::late::Passage;
 use crate::open::Numbers;
 use crate::options::RestoreOptions;
 use crate::raise::Raised;
+use crate::terminal_open::Controlling;
 use crate::{legacy, path};
 
 /// An open file of the images.
@@ -459,8 +459,10 @@ impl RestoreCx for Files<'_> {
     }
 
     fn beside(&self, id: FileId, fd: i32) -> Option<FileId> {
-        let (home, _) = self.homes.get(&id)?;
-        let entries = self.tables.get(home)?;
+        // What is only in flight has no home.
+        let home = self.homes.get(&id).map(|(home, _)| *home);
+        let home = home.or_else(|| self.tables.keys().next().copied())?;
+        let entries = self.tables.get(&home)?;
         let at = entries
             .binary_search_by_key(&fd.cast_unsigned(), |entry| entry.fd)
             .ok()?;

@@ -16,24 +16,25 @@ use nix::sys::termios::{
 use nix::unistd::{Pid, getpid, getsid, read, setpgid, setsid, tcgetpgrp, write};
 use zdtm::{Case, Child, Result, check, check_eq};
 
+// Alone: their numbers must be free when they come back.
 pub(crate) const CASES: &[Case] = &[
-    Case::new("tty-pair", pair),
-    Case::new("tty-data", data),
-    Case::new("tty-data-lines", lines),
-    Case::new("tty-packet-mode", packet_mode),
-    Case::new("tty-exclusive", exclusive),
-    Case::new("tty-locked", locked),
-    Case::new("tty-master-alone", alone),
-    Case::new("tty-hung-up", hung_up),
-    Case::new("tty-several", several),
-    Case::new("tty-crossed", crossed),
-    Case::new("tty-controlling", controlling),
-    Case::new("tty-controlling-no-slave", no_slave),
-    Case::new("tty-current", current),
-    Case::new("tty-foreground", foreground),
-    Case::new("tty-background", background),
-    Case::new("tty-hangup-signal", hangup),
-    Case::new("tty-owner", owner),
+    Case::new("tty-pair", pair).exclusive(),
+    Case::new("tty-data", data).exclusive(),
+    Case::new("tty-data-lines", lines).exclusive(),
+    Case::new("tty-packet-mode", packet_mode).exclusive(),
+    Case::new("tty-exclusive", exclusive).exclusive(),
+    Case::new("tty-locked", locked).exclusive(),
+    Case::new("tty-master-alone", alone).exclusive(),
+    Case::new("tty-hung-up", hung_up).exclusive(),
+    Case::new("tty-several", several).exclusive(),
+    Case::new("tty-crossed", crossed).exclusive(),
+    Case::new("tty-controlling", controlling).exclusive(),
+    Case::new("tty-controlling-no-slave", no_slave).exclusive(),
+    Case::new("tty-current", current).exclusive(),
+    Case::new("tty-foreground", foreground).exclusive(),
+    Case::new("tty-background", background).exclusive(),
+    Case::new("tty-hangup-signal", hangup).exclusive(),
+    Case::new("tty-owner", owner).exclusive(),
 ];
 
 struct Ends {

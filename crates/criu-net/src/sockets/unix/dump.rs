@@ -20,7 +20,7 @@ use crate::sockets::queue::{self, Packet, SO_PASSPIDFD};
 use crate::sockets::{options, unix::kind};
 
 /// `SIOCUNIXFILE` of `include/uapi/linux/un.h`, Linux 4.12.
-const SIOCUNIXFILE: u32 = 0x89e0;
+pub(crate) const SIOCUNIXFILE: u32 = 0x89e0;
 /// `SO_PASSRIGHTS` of `include/uapi/asm-generic/socket.h`, Linux 6.16.
 pub(crate) const SO_PASSRIGHTS: i32 = 83;
 const DELETED: &[u8] = b" (deleted)";
@@ -114,17 +114,12 @@ pub(crate) fn describe(cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::UnixS
             keep(cx, entry.id, queue::peek(&file.fd, is_stream, most)?)?;
         }
     }
-    let bare = pb::UnixExtEntry {
-        unix_id: entry.id,
-        ..pb::UnixExtEntry::default()
+    // There is one of every socket: so a restore knows that it was not CRIU who wrote the images.
+    let ext = pb::FilesExtEntry {
+        unix: Some(ext),
+        ..pb::FilesExtEntry::default()
     };
-    if ext != bare {
-        let ext = pb::FilesExtEntry {
-            unix: Some(ext),
-            ..pb::FilesExtEntry::default()
-        };
-        cx.append(desc::FILES_EXT, (), &ext, &[])?;
-    }
+    cx.append(desc::FILES_EXT, (), &ext, &[])?;
     Ok(entry)
 }
 
