@@ -374,7 +374,11 @@ impl Space {
     /// Writes `mm-P.img` and, where there is something for it, the extension beside it.
     pub fn write(&self, store: &dyn Store) -> Result<()> {
         store.write_entry(desc::MM, self.id, &self.mm)?;
-        if !self.ext.vma_names.is_empty() {
+        let empty = pb::MmExtEntry {
+            pid: self.ext.pid,
+            ..pb::MmExtEntry::default()
+        };
+        if self.ext != empty {
             store.write_entry(desc::MM_EXT, self.id, &self.ext)?;
         }
         Ok(())

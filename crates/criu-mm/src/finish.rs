@@ -89,9 +89,15 @@ pub(crate) fn plan(image: &SpaceImage, ground: &Ground) -> Result<Plan> {
         plan.advise(vma);
         if vma.flags & map::LOCKED != 0 {
             plan.program.mlock2(start, size, MLOCK_ONFAULT);
-            plan.program.mlock(start, size);
-            // It is locked now; what may not be touched cannot be brought in.
-            plan.hint("mlock");
+            let ext = image.ext.iter();
+            let on_fault = ext
+                .flat_map(|ext| &ext.locked_on_fault)
+                .any(|range| range.start <= start && vma.end <= range.end);
+            if !on_fault {
+                plan.program.mlock(start, size);
+                // It is locked now; what may not be touched cannot be brought in.
+                plan.hint("mlock");
+            }
         }
     }
     for guard in image.guards() {
@@ -111,6 +117,9 @@ pub(crate) fn plan(image: &SpaceImage, ground: &Ground) -> Result<Plan> {
         && let Some(home) = sigpage_home(image, own)?
     {
         remap(&mut plan.program, &ground.parked(own, sigpage), home);
+    }
+    if let Some(flags) = image.ext.as_ref().and_then(|ext| ext.lock_future) {
+        plan.program.mlockall(flags);
     }
     Ok(plan)
 }

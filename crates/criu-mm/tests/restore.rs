@@ -290,7 +290,8 @@ put(private, 0, b'not for children')
 shared = anon(8, 0x21, 3, 0x35000000)
 put(shared, 1, b'both see it')
 r, w = os.pipe()
-if os.fork() == 0:
+child = os.fork()
+if child == 0:
     libc.prctl(1, 9, 0, 0, 0)  # dies with the parent
     for i in range(0, 2000, 16): put(big, i, b'changed by the child')
     libc.munmap(gone, 16 * P)
@@ -305,6 +306,8 @@ if os.fork() == 0:
     time.sleep(1000)
     os._exit(0)
 os.read(r, 1)
+# Its memory is compared with what it was in the dump: it must have come to rest.
+while open('/proc/%d/stat' % child).read().split()[2] != 'S': pass
 "#;
 
 #[test]

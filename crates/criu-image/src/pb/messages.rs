@@ -2275,6 +2275,12 @@ pub struct MmExtEntry {
     pub pid: u32,
     #[prost(message, repeated, tag = "2")]
     pub vma_names: ::prost::alloc::vec::Vec<VmaNameEntry>,
+    /// Mappings locked by MLOCK_ONFAULT; without it VMA flags mean a lock that brings all pages in.
+    #[prost(message, repeated, tag = "3")]
+    pub locked_on_fault: ::prost::alloc::vec::Vec<VmaRangeEntry>,
+    /// What mlockall(2) does to mappings to come: MCL_FUTURE, perhaps with MCL_ONFAULT, as this machine numbers them.
+    #[prost(uint32, optional, tag = "4")]
+    pub lock_future: ::core::option::Option<u32>,
 }
 impl ::prost::Name for MmExtEntry {
     const NAME: &'static str = "mm_ext_entry";
@@ -2284,6 +2290,24 @@ impl ::prost::Name for MmExtEntry {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/mm_ext_entry".into()
+    }
+}
+/// A part of an address space.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VmaRangeEntry {
+    #[prost(uint64, required, tag = "1")]
+    pub start: u64,
+    #[prost(uint64, required, tag = "2")]
+    pub end: u64,
+}
+impl ::prost::Name for VmaRangeEntry {
+    const NAME: &'static str = "vma_range_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "vma_range_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/vma_range_entry".into()
     }
 }
 /// An extended attribute: user data, an ACL, file capabilities, a security label.

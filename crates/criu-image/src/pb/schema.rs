@@ -651,6 +651,8 @@ Field { number: 17, name: "thp_disabled", label: Optional, ty: Bool, display: Pl
 Message { name: "mm_ext_entry", file: "criu-rs-ext", fields: &[
 Field { number: 1, name: "pid", label: Required, ty: Uint32, display: Plain },
 Field { number: 2, name: "vma_names", label: Repeated, ty: Message("vma_name_entry"), display: Plain },
+Field { number: 3, name: "locked_on_fault", label: Repeated, ty: Message("vma_range_entry"), display: Plain },
+Field { number: 4, name: "lock_future", label: Optional, ty: Uint32, display: Plain },
 ] },
 Message { name: "mnt_entry", file: "mnt", fields: &[
 Field { number: 1, name: "fstype", label: Required, ty: Uint32, display: Plain },
@@ -1574,6 +1576,10 @@ Message { name: "vma_name_entry", file: "criu-rs-ext", fields: &[
 Field { number: 1, name: "start", label: Required, ty: Uint64, display: Plain },
 Field { number: 2, name: "end", label: Required, ty: Uint64, display: Plain },
 Field { number: 3, name: "name", label: Required, ty: Bytes, display: Plain },
+] },
+Message { name: "vma_range_entry", file: "criu-rs-ext", fields: &[
+Field { number: 1, name: "start", label: Required, ty: Uint64, display: Plain },
+Field { number: 2, name: "end", label: Required, ty: Uint64, display: Plain },
 ] },
 Message { name: "wait_entry", file: "criu-rs-ext", fields: &[
 Field { number: 1, name: "argument", label: Required, ty: Uint32, display: Plain },
