@@ -43,7 +43,11 @@ const STEPS: &[Step] = &[
             "--known=zdtm/known/criu-rs".to_owned(),
         ])
     }),
+    ("guests", guests),
 ];
+
+/// The machines on which the driver works so far.
+const GUESTS: &str = "x86_64";
 
 /// All steps, or the named ones.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
@@ -60,19 +64,17 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Some of the suite under the kernels and on the machines that this one is not.
+fn guests() -> Result<()> {
+    let junit = shell::target()?.join("guests");
+    zdtm::run(&[
+        format!("--arch={GUESTS}"),
+        format!("--junit={}", junit.display()),
+        "--quick".to_owned(),
+    ])
+}
+
 /// Installs what is missing, where there is apt to do it.
 fn programs() -> Result<()> {
-    let missing: Vec<&str> = PROGRAMS
-        .iter()
-        .filter(|(program, _)| !shell::has(program))
-        .map(|(_, package)| *package)
-        .collect();
-    if missing.is_empty() || !shell::has("apt-get") {
-        return Ok(());
-    }
-    shell::run("apt-get", &["update", "-qq"])?;
-    shell::run(
-        "apt-get",
-        &[&["install", "-y", "-qq"], missing.as_slice()].concat(),
-    )
+    shell::need(PROGRAMS)
 }

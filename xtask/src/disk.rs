@@ -21,7 +21,8 @@ const OUT: &str = "/zdtm/out";
 /// What is put onto it.
 pub(crate) struct Load<'a> {
     pub(crate) built: &'a Built,
-    pub(crate) modules: &'a Modules,
+    /// Of every kernel that will use it.
+    pub(crate) modules: &'a [Modules],
     pub(crate) known: Option<&'a Path>,
 }
 
@@ -67,9 +68,13 @@ pub(crate) fn make(dir: &Path, load: &Load<'_>) -> Result<PathBuf> {
     }
     fs::copy(&load.built.init, root.join("sbin/init"))?;
     symlink("init", root.join("sbin/modprobe"))?;
-    fs::write(root.join("lib/modules/index"), load.modules.index())?;
-    for (name, bytes) in load.modules.files() {
-        fs::write(root.join(format!("lib/modules/{name}.ko")), bytes)?;
+    for modules in load.modules {
+        let place = root.join("lib/modules").join(&modules.release);
+        fs::create_dir_all(&place)?;
+        fs::write(place.join("index"), modules.index())?;
+        for (name, bytes) in modules.files() {
+            fs::write(place.join(format!("{name}.ko")), bytes)?;
+        }
     }
     if let Some(known) = load.known {
         fs::copy(known, root.join(SUITE).join("known"))
@@ -101,13 +106,13 @@ pub(crate) fn make(dir: &Path, load: &Load<'_>) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// Copies what the suite has left to `to`. Ownership and special files stay behind.
-pub(crate) fn fetch(image: &Path, to: &Path) -> Result<()> {
-    if to.exists() {
-        fs::remove_dir_all(to).with_context(|| to.display().to_string())?;
+/// Copies what the suite has left into `dir`, as `out`. Ownership and special files stay behind.
+pub(crate) fn fetch(image: &Path, dir: &Path) -> Result<()> {
+    let out = dir.join("out");
+    if out.exists() {
+        fs::remove_dir_all(&out).with_context(|| out.display().to_string())?;
     }
-    fs::create_dir_all(to)?;
-    let command = format!("rdump {OUT} {}", to.display());
+    let command = format!("rdump {OUT} {}", dir.display());
     let output = Command::new("debugfs")
         .args(["-R", &command])
         .arg(image)

@@ -1,48 +1,38 @@
-//! `zdtm --arch`: the suite in guests, one for every machine and kernel, some at a time.
+//! `zdtm --arch`: the suite in guests, one for every machine and kernel, some at a time; or its two halves in guests that
+//! differ in their kernels or processors.
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use zdtm_runner::{Mode, Options};
 
 use crate::args::Args;
-use crate::cross::{self, Built};
-use crate::disk::{self, Load};
-use crate::kernel::{self, Kernel};
 use crate::machine::{self, Machine};
-use crate::modules::{LATER, Modules};
-use crate::qemu::{self, End, Guest};
-use crate::{initramfs, shell};
+use crate::qemu::End;
+use crate::trip::{self, Leg, Outcome, Terms, Trip};
+use crate::{cross, kernel, shell};
 
 const USAGE: &str = "zdtm --arch NAME[,NAME]...|all [OPTION]...
   --kernel SERIES   6.1 (default), 6.12, or all that the machine has
+  --upgrade A:B     dump under kernel A and restore under B, and the other way round
   --cpu MODEL       QEMU's name of the processor
+  --cpu A:B         dump on A; on B, which can do less, cases that need more are refused; and the other way round
   --jobs N          guests at a time (default: CPUs)
-  --junit DIR       write MACHINE-SERIES.xml there
+  --quick           the cases that CI runs in guests
+  --junit DIR       write a file for every guest there
 and of the runner: --filter --exclude --mode --iterations --repeat --timeout --known --keep";
 
-/// A case in a guest takes longer than on the host.
-const TIMEOUT: &str = "--timeout=180";
-
-/// One boot to make.
-struct Task {
-    machine: &'static Machine,
-    series: String,
-    kernel: Kernel,
-    built: Built,
-}
-
-/// What came of it.
-struct Outcome {
-    name: String,
-    end: End,
-    summary: String,
-    booted: Duration,
-    took: Duration,
-}
+/// What CI runs in guests: each part of the driver once, and all that the machine has a say in.
+const QUICK: &str = "cpu/,tree/group,tree/session,tree/zombie,tree/vfork,tree/wide,\
+    task/blocked,task/capabilities,task/creds,task/robust,task/pending,task/seccomp-filter,task/sigaction,task/sigaltstack,\
+    task/sigmask,task/stopped-threads,task/itimer,task/posix-timer-clocks,task/affinity,task/rlimits,task/personality,\
+    mm/anon,mm/file-shared,mm/file-private,mm/vdso,mm/brk,mm/stack,mm/arguments,mm/shared-anon,mm/cow,mm/aio,\
+    files/epoll-modes,files/eventfd,files/fifo-two,files/ghost-attributes,files/link-remap,files/inotify-queued,files/lock-,\
+    files/memfd-,files/pidfd,files/pipe-packets,files/pipe-full,files/cwd-of,files/chroot,files/regular,files/signalfd,\
+    files/fd-,files/timerfd";
 
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let mut args = Args::new(arguments);
@@ -50,148 +40,147 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         return args.finish(USAGE);
     };
     let machines = machine::named(&machines)?;
-    let series = args.value::<String>("--kernel")?;
-    let cpu = args.value::<String>("--cpu")?;
+    let way = Way {
+        series: args.value("--kernel")?,
+        upgrade: args.value("--upgrade")?,
+        cpu: args.value("--cpu")?,
+    };
     let jobs = args.value::<usize>("--jobs")?;
     let junit = args.value::<PathBuf>("--junit")?;
     let known = args.value::<PathBuf>("--known")?;
-    let words = args.rest(USAGE)?;
+    let quick = args.flag("--quick");
+    let mut words = args.rest(USAGE)?;
+    words.extend(quick.then(|| format!("--filter={QUICK}")));
     // The runner in the guest would refuse them as well, but only after a build and a boot.
     let options = Options::parse(words.clone())?.context("no help here")?;
     let criu = options.modes.is_empty() || options.modes.iter().any(|mode| *mode != Mode::None);
 
-    let mut tasks = VecDeque::new();
+    let mut trips = VecDeque::new();
     for machine in machines {
-        let built = cross::build(machine, criu)?;
-        for series in wanted(machine, series.as_deref())? {
-            let kernel = kernel::get(machine, series)?;
-            let (built, series) = (built.clone(), series.to_owned());
-            tasks.push_back(Task {
-                machine,
-                series,
-                kernel,
-                built,
-            });
-        }
+        trips.extend(way.trips(machine, criu)?);
     }
+    let known = known.unwrap_or_else(|| "zdtm/known/criu-rs".into());
+    let terms = Terms {
+        known: &shell::root()?.join(known),
+        words: &words,
+        junit: junit.as_deref(),
+        place: &shell::target()?.join("guest/runs"),
+        tag: trips.len() > 1,
+    };
     let jobs = jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let tag = tasks.len() > 1;
-    let root = shell::root()?;
-    let known = root.join(known.unwrap_or_else(|| "zdtm/known/criu-rs".into()));
-    let (queue, outcomes) = (Mutex::new(tasks), Mutex::new(Vec::new()));
+    report(&all(trips, &terms, jobs)?)
+}
+
+/// Makes all trips, some at a time; the outcomes are in the order of the trips.
+fn all(trips: VecDeque<Trip>, terms: &Terms<'_>, jobs: usize) -> Result<Vec<Outcome>> {
+    let order: Vec<String> = trips.iter().map(|trip| trip.name.clone()).collect();
+    let (queue, outcomes) = (Mutex::new(trips), Mutex::new(Vec::new()));
     let work = || -> Result<()> {
         loop {
-            let Some(task) = queue
+            let next = queue
                 .lock()
-                .map_err(|_| anyhow::anyhow!("a guest's thread died"))?
-                .pop_front()
-            else {
-                return Ok(());
-            };
-            let outcome = one(&task, cpu.as_deref(), &known, &words, tag, junit.as_deref())
-                .with_context(|| format!("{} {}", task.machine.name, task.series))?;
-            if let Ok(mut outcomes) = outcomes.lock() {
-                outcomes.push(outcome);
-            }
+                .map_err(|_| anyhow!("a thread died"))?
+                .pop_front();
+            let Some(trip) = next else { return Ok(()) };
+            let made = trip::make(&trip, terms).with_context(|| trip.name.clone())?;
+            let mut outcomes = outcomes.lock().map_err(|_| anyhow!("a thread died"))?;
+            outcomes.push((trip.name, made));
         }
     };
     std::thread::scope(|scope| -> Result<()> {
         let workers: Vec<_> = (0..jobs.max(1)).map(|_| scope.spawn(work)).collect();
         for worker in workers {
-            worker
-                .join()
-                .map_err(|_| anyhow::anyhow!("a guest's thread died"))??;
+            worker.join().map_err(|_| anyhow!("a thread died"))??;
         }
         Ok(())
     })?;
-    report(outcomes.into_inner().unwrap_or_default())
+    let mut outcomes = outcomes
+        .into_inner()
+        .map_err(|_| anyhow!("a thread died"))?;
+    outcomes.sort_by_key(|(name, _)| order.iter().position(|known| known == name));
+    Ok(outcomes.into_iter().flat_map(|(_, made)| made).collect())
 }
 
-/// The kernels to boot on a machine.
-fn wanted<'a>(machine: &'a Machine, series: Option<&'a str>) -> Result<Vec<&'a str>> {
-    match series {
-        None => Ok(vec!["6.1"]),
-        Some("all") => Ok(machine.kernels.to_vec()),
-        Some(one) if machine.kernels.contains(&one) => Ok(vec![one]),
-        Some(one) => bail!(
-            "there is no kernel {one} for {}, only {}",
+/// Which kernels and processors.
+struct Way {
+    series: Option<String>,
+    upgrade: Option<String>,
+    cpu: Option<String>,
+}
+
+impl Way {
+    fn trips(&self, machine: &'static Machine, criu: bool) -> Result<Vec<Trip>> {
+        let built = cross::build(machine, criu)?;
+        let trip = |name: String, legs| Trip {
+            name,
+            machine,
+            built: built.clone(),
+            legs,
+        };
+        let half =
+            |name: &str, what: &str, series: &str, cpu: &str, words: &[&str]| -> Result<Leg> {
+                Ok(Leg {
+                    name: format!("{name} {what}"),
+                    kernel: kernel::get(machine, series)?,
+                    cpu: cpu.to_owned(),
+                    words: words.iter().map(|word| (*word).to_owned()).collect(),
+                })
+            };
+        let mut trips = Vec::new();
+        let cpus = self.cpu.as_deref().and_then(|cpu| cpu.split_once(':'));
+        let cpu = self.cpu.as_deref().unwrap_or(machine.cpu);
+        if let Some(upgrade) = &self.upgrade {
+            let (old, new) = upgrade.split_once(':').context("--upgrade wants A:B")?;
+            for (from, to) in [(old, new), (new, old)] {
+                let (from, to) = (series(machine, from)?, series(machine, to)?);
+                let name = format!("{} {from}>{to}", machine.name);
+                let dump = half(&name, "dump", from, cpu, &["--mode=dump"])?;
+                let restore = half(&name, "restore", to, cpu, &["--mode=dumped"])?;
+                trips.push(trip(name, vec![dump, restore]));
+            }
+        } else if let Some((more, less)) = cpus {
+            let series = series(machine, self.series.as_deref().unwrap_or("6.1"))?;
+            for (from, to, how) in [(more, less, Some("--lesser-cpu")), (less, more, None)] {
+                let name = format!("{} {from}>{to}", machine.name);
+                let dump = half(&name, "dump", series, from, &["--mode=dump"])?;
+                let words: Vec<&str> = ["--mode=dumped"].into_iter().chain(how).collect();
+                let restore = half(&name, "restore", series, to, &words)?;
+                trips.push(trip(name, vec![dump, restore]));
+            }
+        } else {
+            let all = match self.series.as_deref() {
+                Some("all") => machine.kernels.to_vec(),
+                one => vec![series(machine, one.unwrap_or("6.1"))?],
+            };
+            for series in all {
+                let name = format!("{}-{series}", machine.name);
+                let mut leg = half(&name, "", series, cpu, &[])?;
+                leg.name.clone_from(&name);
+                trips.push(trip(name, vec![leg]));
+            }
+        }
+        Ok(trips)
+    }
+}
+
+/// A kernel that the machine has.
+fn series(machine: &'static Machine, wanted: &str) -> Result<&'static str> {
+    let known = machine.kernels.iter().find(|known| **known == wanted);
+    match known {
+        Some(known) => Ok(known),
+        None => bail!(
+            "there is no kernel {wanted} for {}, only {}",
             machine.name,
             machine.kernels.join(" and ")
         ),
     }
 }
 
-fn one(
-    task: &Task,
-    cpu: Option<&str>,
-    known: &Path,
-    words: &[String],
-    tag: bool,
-    junit: Option<&Path>,
-) -> Result<Outcome> {
-    let begun = Instant::now();
-    let name = format!("{}-{}", task.machine.name, task.series);
-    let dir = shell::target()?.join("guest/runs").join(&name);
-    std::fs::create_dir_all(&dir)?;
-    let modules = Modules::read(&task.kernel.modules, &[initramfs::BOOT, LATER])?;
-    let load = Load {
-        built: &task.built,
-        modules: &modules,
-        known: Some(known),
-    };
-    let guest = Guest {
-        machine: task.machine,
-        series: task.series.clone(),
-        kernel: task.kernel.clone(),
-        cpu: cpu.unwrap_or(task.machine.cpu).to_owned(),
-        initramfs: dir.join("initramfs"),
-        disk: disk::make(&dir, &load)?,
-        log: dir.join("serial.log"),
-    };
-    let mut arguments = vec![
-        TIMEOUT.to_owned(),
-        "--known=/zdtm/known".to_owned(),
-        "--junit=/zdtm/out/junit.xml".to_owned(),
-    ];
-    arguments.push(format!("--jobs={}", task.machine.cpus));
-    arguments.extend_from_slice(words);
-    initramfs::write(&guest.initramfs, &task.built.init, &modules, &arguments)?;
-    let mut summary = String::new();
-    let (end, booted) = qemu::run(&guest, &mut |line| {
-        if line.contains(" passed, ") {
-            summary = line.to_owned();
-        } else if !line.starts_with("logs and images") {
-            // Those are fetched, and named below.
-            let tag = if tag { &format!("{name}: ") } else { "" };
-            println!("{tag}{line}");
-        }
-    })?;
-    let out = dir.join("out");
-    disk::fetch(&guest.disk, &out)?;
-    if let Some(junit) = junit
-        && out.join("out/junit.xml").exists()
-    {
-        std::fs::create_dir_all(junit)?;
-        std::fs::copy(out.join("out/junit.xml"), junit.join(format!("{name}.xml")))?;
-    }
-    if !matches!(end, End::Verdict { code: 0, .. }) {
-        println!("{name}: what it left: {}", dir.display());
-    }
-    Ok(Outcome {
-        name,
-        end,
-        summary,
-        booted,
-        took: begun.elapsed(),
-    })
-}
-
 /// The table, and whether all is well.
-fn report(mut outcomes: Vec<Outcome>) -> Result<()> {
-    outcomes.sort_by(|a, b| a.name.cmp(&b.name));
-    println!("\n{:<14} {:>6} {:>7}  result", "guest", "boot", "all");
+fn report(outcomes: &[Outcome]) -> Result<()> {
+    println!("\n{:<24} {:>6} {:>7}  result", "guest", "boot", "all");
     let mut failed = 0;
-    for outcome in &outcomes {
+    for outcome in outcomes {
         let result = match &outcome.end {
             End::Verdict { code: 0, taint: 0 } => outcome.summary.clone(),
             End::Verdict { code: 0, taint } => {
@@ -207,7 +196,7 @@ fn report(mut outcomes: Vec<Outcome>) -> Result<()> {
         failed += usize::from(!matches!(outcome.end, End::Verdict { code: 0, .. }));
         let seconds = |time: Duration| format!("{:.1}s", time.as_secs_f64());
         println!(
-            "{:<14} {:>6} {:>7}  {result}",
+            "{:<24} {:>6} {:>7}  {result}",
             outcome.name,
             seconds(outcome.booted),
             seconds(outcome.took)

@@ -16,15 +16,29 @@ pub(crate) const BOOT: &[&str] = &["virtio_pci", "virtio_blk", "crc32c_generic",
 pub(crate) fn write(to: &Path, init: &Path, modules: &Modules, arguments: &[String]) -> Result<()> {
     let mut archive = Archive::default();
     let early = modules.closure(BOOT);
-    for dir in ["dev", "lib", "lib/modules", "proc", "root", "sbin", "sys"] {
+    let place = format!("lib/modules/{}", modules.release);
+    for dir in [
+        "dev",
+        "lib",
+        "lib/modules",
+        &place,
+        "proc",
+        "root",
+        "sbin",
+        "sys",
+    ] {
         archive.entry(dir, 0o040_755, &[])?;
     }
     archive.entry("init", 0o100_755, &fs::read(init)?)?;
     archive.entry("arguments", 0o100_644, arguments.join("\n").as_bytes())?;
     archive.entry("sbin/modprobe", 0o120_777, b"/init")?;
-    archive.entry("lib/modules/index", 0o100_644, early.index().as_bytes())?;
+    archive.entry(
+        &format!("{place}/index"),
+        0o100_644,
+        early.index().as_bytes(),
+    )?;
     for (name, bytes) in early.files() {
-        archive.entry(&format!("lib/modules/{name}.ko"), 0o100_644, bytes)?;
+        archive.entry(&format!("{place}/{name}.ko"), 0o100_644, bytes)?;
     }
     archive.entry("TRAILER!!!", 0, &[])?;
     fs::write(to, archive.bytes)?;

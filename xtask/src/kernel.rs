@@ -12,6 +12,8 @@ use crate::machine::Machine;
 /// A kernel, and the directory with its modules.
 #[derive(Debug, Clone)]
 pub(crate) struct Kernel {
+    /// As it was asked for: `6.1`.
+    pub(crate) series: String,
     pub(crate) image: PathBuf,
     pub(crate) modules: PathBuf,
 }
@@ -23,6 +25,7 @@ pub(crate) fn get(machine: &Machine, series: &str) -> Result<Kernel> {
     })
     .with_context(|| format!("kernel {series} of {}", machine.name))?;
     Ok(Kernel {
+        series: series.to_owned(),
         image: only(&dir.join("boot"), "vmlinu")?,
         modules: only(&dir.join("modules"), "")?,
     })

@@ -29,6 +29,7 @@ mod stub;
 mod target;
 mod tidy;
 mod toolchain;
+mod trip;
 mod zdtm;
 
 use std::process::ExitCode;

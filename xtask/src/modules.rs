@@ -65,9 +65,13 @@ struct Module {
     aliases: Vec<String>,
 }
 
-/// Modules by name.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Modules(BTreeMap<String, Module>);
+/// Modules of one kernel, by name.
+#[derive(Clone, Debug)]
+pub(crate) struct Modules {
+    /// What the kernel calls itself: they are in a directory of this name.
+    pub(crate) release: String,
+    all: BTreeMap<String, Module>,
+}
 
 impl Modules {
     /// The named modules and what they need, out of a kernel's directory. What is built in is not there.
@@ -91,7 +95,11 @@ impl Modules {
             wanted.extend(module.depends.iter().cloned());
             found.insert(name, module);
         }
-        Ok(Self(found))
+        let release = dir.file_name().context("the directory has a name")?;
+        Ok(Self {
+            release: release.to_string_lossy().into_owned(),
+            all: found,
+        })
     }
 
     /// Some of them and what they need.
@@ -99,13 +107,16 @@ impl Modules {
         let mut some = BTreeMap::new();
         let mut wanted: Vec<&str> = names.to_vec();
         while let Some(name) = wanted.pop() {
-            if let Some(module) = self.0.get(name)
+            if let Some(module) = self.all.get(name)
                 && some.insert(name.to_owned(), module.clone()).is_none()
             {
                 wanted.extend(module.depends.iter().map(String::as_str));
             }
         }
-        Self(some)
+        Self {
+            release: self.release.clone(),
+            all: some,
+        }
     }
 
     /// What init reads: a module a line, with what it needs and its aliases, between tabs.
@@ -117,12 +128,12 @@ impl Modules {
                 module.aliases.join(" ")
             )
         };
-        self.0.iter().map(line).collect()
+        self.all.iter().map(line).collect()
     }
 
     /// The modules themselves, uncompressed.
     pub(crate) fn files(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.0
+        self.all
             .iter()
             .map(|(name, module)| (name.as_str(), &*module.bytes))
     }

@@ -31,7 +31,6 @@ const SILENCE: Duration = Duration::from_secs(300);
 #[derive(Clone, Debug)]
 pub(crate) struct Guest {
     pub(crate) machine: &'static Machine,
-    pub(crate) series: String,
     pub(crate) kernel: Kernel,
     pub(crate) cpu: String,
     pub(crate) initramfs: PathBuf,
@@ -157,7 +156,7 @@ fn verdict(words: &str) -> End {
 
 fn command(guest: &Guest) -> Result<Command> {
     let machine = guest.machine;
-    let mut command = emulator::command(machine, &guest.series)?;
+    let mut command = emulator::command(machine, &guest.kernel.series)?;
     let path = |path: &Path| path.display().to_string();
     command
         .args(machine.board)

@@ -79,7 +79,8 @@ pub(crate) fn need(programs: &[(&str, &str)]) -> Result<()> {
         return Ok(());
     }
     if nix::unistd::geteuid().is_root() && has("apt-get") {
-        run("apt-get", &["update", "-qq"])?;
+        // The lists may be good enough even if they are not new.
+        let _ = run("apt-get", &["update", "-qq"]);
         let words = ["install", "-y", "-qq", "--no-install-recommends"];
         if run("apt-get", &[&words[..], &missing].concat()).is_ok() {
             return Ok(());

@@ -51,6 +51,7 @@ mod mm {
     pub(crate) mod flags;
     pub(crate) mod layout;
     pub(crate) mod shared;
+    pub(crate) mod vdso;
 }
 mod files {
     pub(crate) mod epoll;
@@ -71,6 +72,16 @@ mod files {
     pub(crate) mod special;
     pub(crate) mod table;
     pub(crate) mod timerfd;
+    pub(crate) mod tty;
+}
+
+mod net {
+    pub(crate) mod unix_creds;
+    pub(crate) mod unix_dgram;
+    pub(crate) mod unix_external;
+    pub(crate) mod unix_options;
+    pub(crate) mod unix_rights;
+    pub(crate) mod unix_stream;
 }
 
 use zdtm::Area;
@@ -130,6 +141,7 @@ pub static AREAS: &[Area] = &[
             mm::flags::CASES,
             mm::layout::CASES,
             mm::shared::CASES,
+            mm::vdso::CASES,
         ],
     },
     Area {
@@ -153,6 +165,18 @@ pub static AREAS: &[Area] = &[
             files::shared_table::CASES,
             files::table::CASES,
             files::timerfd::CASES,
+            files::tty::CASES,
+        ],
+    },
+    Area {
+        name: "net",
+        files: &[
+            net::unix_creds::CASES,
+            net::unix_dgram::CASES,
+            net::unix_external::CASES,
+            net::unix_options::CASES,
+            net::unix_rights::CASES,
+            net::unix_stream::CASES,
         ],
     },
 ];

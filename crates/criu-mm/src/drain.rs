@@ -86,7 +86,7 @@ pub fn drain(
         }
         for (draft, space) in drafts.into_iter().zip(spaces) {
             space.mm.vmas.extend(draft.guards.iter().map(guard));
-            draft.pagemap.finish()?;
+            draft.pagemap.finish(store)?;
         }
     }
     crate::shared::drain(tracees, spaces, store, options, &mut stats)?;
@@ -130,7 +130,7 @@ impl Draft {
         let (pages, file) = new_pages(store, options)?;
         Ok(Self {
             walk: Walk::new(&proc, stacks.collect())?,
-            pagemap: PagemapWriter::create(store, desc::PAGEMAP, space.id, pages, page_size())?,
+            pagemap: PagemapWriter::new(desc::PAGEMAP, space.id, pages, page_size())?,
             file,
             offset: 0,
             guards: Vec::new(),

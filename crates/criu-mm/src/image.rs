@@ -336,7 +336,7 @@ pub(crate) mod tests {
             ..pb::MmEntry::default()
         };
         store.write_entry(desc::MM, id, &mm)?;
-        let mut writer = PagemapWriter::create(&store, desc::PAGEMAP, id, 1.into(), page_size())?;
+        let mut writer = PagemapWriter::new(desc::PAGEMAP, id, 1.into(), page_size())?;
         let mut content = Vec::new();
         for (start, end, byte) in runs {
             writer.push(*start, (end - start) / page_size(), PageFlags::PRESENT)?;
@@ -345,7 +345,7 @@ pub(crate) mod tests {
                 *byte,
             );
         }
-        writer.finish()?;
+        writer.finish(&store)?;
         store.finish()?;
         store.insert("pages-1.img", &content)?;
         SpaceImage::load(&store, id)

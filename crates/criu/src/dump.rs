@@ -3,7 +3,7 @@
 //! Until *commit* every way out leaves the tasks as they were found: what holds them cures them when
 //! it is dropped, and the half-written images go with the store.
 
-use criu_files::{Collector, KINDS, Memory, Names, Validation};
+use criu_files::{Collector, Memory, Names, Validation};
 use criu_image::{Directory, Durability, Manifest, Store};
 use criu_kind::{Error, Result, Subject, Within};
 use criu_mm::{DrainOptions, Space, SurveyOptions};
@@ -18,6 +18,7 @@ use crate::options::{DumpOptions, EndState, FileValidation};
 use crate::progress::Progress;
 use crate::scripts::Action;
 use crate::stats::DumpStats;
+use crate::tables;
 
 /// Dumps the tree of `options` into its images directory.
 pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Failure> {
@@ -82,7 +83,7 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
     progress.stage("release");
     // Summing needs nobody: it goes on while the tasks end or start to run.
     let (released, summed) = std::thread::scope(|scope| {
-        let sums = scope.spawn(|| Manifest::build(images).map(drop));
+        let sums = scope.spawn(|| Manifest::complete(images));
         let released = release(tracees, end);
         stats.released();
         (released, sums.join().expect("summing does not panic"))
@@ -119,7 +120,7 @@ impl<'s> Survey<'s> {
         let files = file_options(options, tree, &identities);
         let mut survey = Self {
             spaces: Vec::with_capacity(tracees.len()),
-            files: Collector::new(files, store, KINDS.iter().copied()),
+            files: Collector::new(files, store, tables::kinds()),
             identities,
             problems: inventory::shell_job(tree, options.tree.shell_job)
                 .err()
@@ -207,7 +208,7 @@ fn file_options(
         evasive_devices: options.evasive_devices,
         mounts: false,
         validation: validation(options.tree.validation),
-        external: options.external_files.clone(),
+        external: options.outside.clone(),
     }
 }
 

@@ -18,6 +18,7 @@ pub mod progress;
 mod restore;
 mod shares;
 mod stats;
+mod tables;
 pub mod verbs;
 mod world;
 

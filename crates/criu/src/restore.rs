@@ -4,9 +4,9 @@
 
 use std::time::{Duration, Instant};
 
-use criu_files::{Files, KINDS};
-use criu_image::Directory;
+use criu_files::Files;
 use criu_image::manifest::{Depth, Manifest};
+use criu_image::{Checked, Directory, Store};
 use criu_kind::{Error, Result};
 use criu_mm::SpaceImage;
 use criu_proc::{ProcDir, TaskState};
@@ -23,6 +23,7 @@ use crate::options::RestoreOptions;
 use crate::progress::Progress;
 use crate::scripts::Action;
 use crate::stats::RestoreStats;
+use crate::tables;
 use crate::verbs::write_pidfile;
 use crate::world::World;
 
@@ -31,22 +32,11 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
     let mut stats = RestoreStats::start();
     let tree = &options.tree;
     progress.stage("load");
-    let store = at(
-        "load",
-        Directory::open(&tree.common.images).map_err(Error::from),
-    )?;
-    if options.verify {
-        at(
-            "verify",
-            Manifest::verify(&tree.common.images, Depth::Meta)
-                .map(drop)
-                .map_err(Error::from),
-        )?;
-    }
-    let model = at("load", load::model(&store))?;
+    let store = at("load", images(options).map_err(Error::from))?;
+    let model = at("load", load::model(&*store))?;
     let files = at(
         "load",
-        Files::load(&store, file_options(options), KINDS.iter().copied()),
+        Files::load(&*store, file_options(options), tables::kinds()),
     )?;
     let plan = at("plan", model.plan(tree.shell_job))?;
     let checked = preflight(&model, &files, &plan);
@@ -67,12 +57,22 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
             })
         };
         build(
-            options, progress, &mut stats, &model, files, &plan, &store, sums,
+            options, progress, &mut stats, &model, files, &plan, &*store, sums,
         )
     })?;
     progress.clear();
     tracing::info!("Restore finished successfully. Tasks resumed.");
     stats.write(&tree.common.work, tree.display_stats)
+}
+
+/// The images, compared with their manifest as they are read, unless that is not wanted.
+fn images(options: &RestoreOptions) -> Result<Box<dyn Store>, criu_image::Error> {
+    let path = &options.tree.common.images;
+    Ok(if options.verify {
+        Box::new(Checked::open(path)?)
+    } else {
+        Box::new(Directory::open(path)?)
+    })
 }
 
 /// From the first clone to the last detach.
@@ -87,7 +87,7 @@ fn build(
     model: &Model,
     mut files: Files<'_>,
     plan: &Plan,
-    store: &Directory,
+    store: &dyn Store,
     pages_are_right: impl FnOnce() -> Result<(), criu_image::Error>,
 ) -> Result<(), Failure> {
     let tree = &options.tree;
@@ -133,6 +133,7 @@ fn file_options(options: &RestoreOptions) -> criu_files::RestoreOptions {
             .iter()
             .map(|given| (given.key.clone(), given.fd))
             .collect(),
+        external: options.outside.clone(),
         root: None,
         memory: criu_mm::bring_object,
     }

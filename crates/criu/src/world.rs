@@ -1,6 +1,8 @@
 //! The tasks on their way back: born, filled, settled, sealed, and let go together.
 
-use criu_files::Files;
+use std::collections::HashMap;
+
+use criu_files::{Files, Sites};
 use criu_image::Store;
 use criu_image::id::{FdTableId, VPid};
 use criu_kind::{Error, Now, Result, Within};
@@ -172,7 +174,16 @@ impl<'m> World<'m> {
                     self.unfilled.push(task);
                 }
             }
-            Step::Setsid(node) => birth::setsid(&mut self.held[at[node].expect("cloned")])?,
+            Step::Setsid(node) => {
+                let leader = &mut self.held[at[node].expect("cloned")];
+                birth::setsid(leader)?;
+                let sid = plan.nodes[node].pid.unsigned_abs();
+                let terminals = self.files.controlling_terminals();
+                if let Some((_, fd, _)) = terminals.iter().find(|(session, ..)| *session == sid) {
+                    // Now, as its children inherit it.
+                    birth::take_terminal(leader, *fd)?;
+                }
+            }
             Step::Setpgid(node) => birth::setpgid(
                 &mut self.held[at[node].expect("cloned")],
                 plan.nodes[node].pgid,
@@ -290,6 +301,7 @@ impl<'m> World<'m> {
 
     /// Threads, final memory, descriptors.
     pub(crate) fn settle(&mut self) -> Result<()> {
+        self.foreground()?;
         if let Some(first) = self.held.first_mut() {
             self.shared.fill(first)?;
         }
@@ -317,6 +329,34 @@ impl<'m> World<'m> {
         self.place()
     }
 
+    /// The groups in the foreground of terminals.
+    fn foreground(&mut self) -> Result<()> {
+        for (sid, fd, pgrp) in self.files.controlling_terminals() {
+            let leader = self.alive.iter().find(|(image, _)| {
+                self.model.tasks[*image].entry.pid == sid
+            });
+            let lives = self.model.tasks.iter().any(|task| task.entry.pgid == pgrp);
+            if let Some((image, here)) = leader.copied()
+                && lives
+            {
+                birth::set_foreground(&mut self.held[here], fd, pgrp)
+                    .within(|| self.model.tasks[image].subject())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Files whose makers are remembered.
+    fn open_late(&mut self) -> Result<()> {
+        let places = self.held.iter().enumerate();
+        let places = places.map(|(here, held)| (held.vpid().as_raw().unsigned_abs(), here));
+        let mut sites = Processes {
+            places: places.collect(),
+            held: &mut self.held,
+        };
+        self.files.open_late(&mut sites)
+    }
+
     /// Processes that are dead but whose directories in `/proc` are open.
     fn raise_helpers(&mut self) -> Result<()> {
         let pids: Vec<i32> = self
@@ -328,6 +368,22 @@ impl<'m> World<'m> {
             let helper = birth::clone_child(&mut self.held[0], pid, 0, &self.nursery)?;
             self.helpers.push((self.held.len(), pid));
             self.held.push(helper);
+        }
+        let makers: Vec<i32> = self
+            .files
+            .maker_pids()
+            .map(|pid| pid.get().cast_signed())
+            .collect();
+        for pid in makers {
+            match birth::clone_child(&mut self.held[0], pid, 0, &self.nursery) {
+                Ok(helper) => {
+                    self.helpers.push((self.held.len(), pid));
+                    self.held.push(helper);
+                }
+                Err(error) => {
+                    tracing::warn!(pid, %error, "sockets that this process made will say that another one did");
+                }
+            }
         }
         Ok(())
     }
@@ -344,14 +400,19 @@ impl<'m> World<'m> {
             tables.push((table, *image, *here));
         }
         tables.sort_by_key(|(table, ..)| *table);
+        self.open_late()?;
         for (position, (table, image, here)) in tables.iter().enumerate() {
             let task = self.task(*image);
             let Some(body) = &task.body else { continue };
+            // Of those that share a table the last one fills it: nothing of ours is in it then.
+            let fills = tables.get(position + 1).map(|(next, ..)| next) != Some(table);
+            if fills {
+                let delivered = self.files.deliver(*table, &mut self.held[*here]);
+                delivered.within(|| task.subject())?;
+            }
             let mut program = Program::new();
             self.files.fs_program(&body.fs, &mut program)?;
-            // Of those that share a table the last one fills it: nothing of ours is in it then.
-            let next = tables.get(position + 1).map(|(next, ..)| next);
-            if next != Some(table) {
+            if fills {
                 self.files.place(*table, &mut program)?;
             }
             self.held[*here].run(&program).within(|| task.subject())?;
@@ -546,6 +607,24 @@ impl<'m> World<'m> {
                 .within(|| task.subject()),
             None => Ok(()),
         }
+    }
+}
+
+/// The held processes by pid.
+struct Processes<'a> {
+    places: HashMap<u32, usize>,
+    held: &'a mut [Tracee],
+}
+
+impl Sites for Processes<'_> {
+    fn process(&mut self, pid: VPid) -> Option<(&mut dyn Site, Pid)> {
+        let held = &mut self.held[*self.places.get(&pid.get())?];
+        let real = held.pid();
+        Some((held, real))
+    }
+
+    fn root(&self) -> VPid {
+        VPid::new(self.held[0].vpid().as_raw().unsigned_abs())
     }
 }
 

@@ -13,7 +13,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("memfd-seals", seals),
     Case::new("memfd-reopened", reopened),
     Case::new("memfd-shared", shared),
-    Case::new("memfd-no-exec", no_exec),
+    Case::new("memfd-no-exec", no_exec).stays("Linux 6.3 made this seal"),
     Case::new("memfd-executed", executed),
 ];
 

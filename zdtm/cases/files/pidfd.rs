@@ -11,7 +11,9 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("pidfd-self", own),
     Case::new("pidfd-child", child),
     Case::new("pidfd-dead", dead),
-    Case::new("pidfd-thread", thread).refused("CRIU has no PIDFD_THREAD"),
+    Case::new("pidfd-thread", thread)
+        .refused("CRIU has no PIDFD_THREAD")
+        .stays("Linux 6.9 made pidfds of threads"),
 ];
 
 fn open(pid: Pid, flags: usize) -> Result<OwnedFd> {

@@ -12,7 +12,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("mlock", mlock),
     Case::new("mlock-onfault", mlock_onfault),
     Case::new("mlockall-future", mlockall),
-    Case::new("droppable", droppable),
+    Case::new("droppable", droppable).stays("Linux 6.11 made such mappings"),
     Case::new("guard-regions", guard),
     Case::new("grows-down", grows_down),
     Case::new("no-reserve", no_reserve),

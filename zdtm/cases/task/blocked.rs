@@ -25,19 +25,22 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("blocked-futex-absolute", || timed(futex_absolute)),
     Case::new("blocked-epoll-wait", || timed(epoll)),
     Case::new("blocked-sigtimedwait", || timed(sigtimedwait)),
-    Case::new("blocked-semtimedop", || timed(semtimedop)),
+    Case::new("blocked-semtimedop", || timed(semtimedop)).stays(OUTSIDE),
     Case::new("blocked-poll-forever", || woken(Waker::Pipe, poll_pipe)),
     Case::new("blocked-read-pipe", || woken(Waker::Pipe, read_pipe)),
     Case::new("blocked-epoll-forever", || woken(Waker::Pipe, epoll_pipe)),
     Case::new("blocked-splice", || woken(Waker::Pipe, splice)),
     Case::new("blocked-wait", || woken(Waker::Child, wait4)),
     Case::new("blocked-flock", || woken(Waker::Lock, flock)).options(&["--file-locks"]),
-    Case::new("blocked-msgrcv", || woken(Waker::Message, msgrcv)),
+    Case::new("blocked-msgrcv", || woken(Waker::Message, msgrcv)).stays(OUTSIDE),
     Case::new("blocked-futex", || woken(Waker::Futex, futex_forever)),
     Case::new("blocked-pause", || woken(Waker::Signal, pause)),
     Case::new("blocked-sigsuspend", || woken(Waker::Signal, sigsuspend)),
     Case::new("blocked-sigwait", || woken(Waker::Blocked, sigwait)),
 ];
+
+/// Why some stay where they are.
+const OUTSIDE: &str = "its IPC namespace is not dumped with it";
 
 /// How long the timed sleeps take, and how much of that is over when the dump begins.
 const LENGTH: Duration = Duration::from_millis(1200);

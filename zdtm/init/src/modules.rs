@@ -1,16 +1,23 @@
-//! Loads kernel modules with what they need, by `/lib/modules/index`: name, needs and aliases a line, between tabs.
+//! Loads kernel modules with what they need, by `/lib/modules/RELEASE/index`: name, needs and aliases a line, between
+//! tabs.
 
 use std::fs::File;
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
+use nix::sys::utsname::uname;
 
-const DIR: &str = "/lib/modules";
+/// Where those of the running kernel are.
+pub(crate) fn dir() -> Result<String> {
+    let release = uname()?.release().to_string_lossy().into_owned();
+    Ok(format!("/lib/modules/{release}"))
+}
 
 /// Loads what answers to this name or alias. What is loaded already, or built in, is no error to the kernel's caller.
 pub(crate) fn load(wanted: &str) -> Result<()> {
-    let index = std::fs::read_to_string(format!("{DIR}/index"))?;
+    let dir = dir()?;
+    let index = std::fs::read_to_string(format!("{dir}/index"))?;
     let wanted = wanted.replace('-', "_");
     let names: Vec<&str> = index
         .lines()
@@ -24,10 +31,10 @@ pub(crate) fn load(wanted: &str) -> Result<()> {
     if names.is_empty() {
         bail!("nothing answers to {wanted}");
     }
-    names.iter().try_for_each(|name| insert(&index, name))
+    names.iter().try_for_each(|name| insert(&dir, &index, name))
 }
 
-fn insert(index: &str, name: &str) -> Result<()> {
+fn insert(dir: &str, index: &str, name: &str) -> Result<()> {
     let line = index
         .lines()
         .find(|line| line.split('\t').next() == Some(name));
@@ -35,9 +42,9 @@ fn insert(index: &str, name: &str) -> Result<()> {
     let Some(line) = line else { return Ok(()) };
     let needs = line.split('\t').nth(1).unwrap_or_default();
     for need in needs.split_whitespace() {
-        insert(index, need)?;
+        insert(dir, index, need)?;
     }
-    let file = File::open(format!("{DIR}/{name}.ko")).with_context(|| name.to_owned())?;
+    let file = File::open(format!("{dir}/{name}.ko")).with_context(|| name.to_owned())?;
     match finit_module(&file, c"", ModuleInitFlags::empty()) {
         Ok(()) | Err(Errno::EEXIST) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("module {name}")),

@@ -24,6 +24,10 @@ pub struct Case {
     /// Set when a dump may be refused: why. The case must then go on undisturbed; a dump that succeeds has to be
     /// restored right.
     pub refused: Option<&'static str>,
+    /// Set when another machine may be unable to restore it: why.
+    pub stays: Option<&'static str>,
+    /// What it has in use of the CPU: a restore on one without must be refused, and name it in these words.
+    pub needs: &'static [&'static str],
 }
 
 impl Case {
@@ -38,6 +42,8 @@ impl Case {
             exclusive: false,
             changes: &[],
             refused: None,
+            stays: None,
+            needs: &[],
         }
     }
 
@@ -78,6 +84,21 @@ impl Case {
     #[must_use]
     pub const fn restless(self) -> Self {
         self.changes(&["*"])
+    }
+
+    /// One that need not work on another machine, or under an older kernel.
+    #[must_use]
+    pub const fn stays(self, why: &'static str) -> Self {
+        Self {
+            stays: Some(why),
+            ..self
+        }
+    }
+
+    /// One that not every CPU can go on with.
+    #[must_use]
+    pub const fn needs(self, needs: &'static [&'static str]) -> Self {
+        Self { needs, ..self }
     }
 
     /// One whose dump may be refused.
@@ -141,6 +162,8 @@ fn listing(name: &str, case: &Case) -> String {
         if case.exclusive { "exclusive" } else { "" }.to_owned(),
         case.changes.join(" "),
         case.refused.unwrap_or_default().to_owned(),
+        case.stays.unwrap_or_default().to_owned(),
+        case.needs.join(","),
     ]
     .join("\t")
 }

@@ -16,6 +16,9 @@ pub(crate) struct Entry {
     pub(crate) exclusive: bool,
     pub(crate) changes: Vec<String>,
     pub(crate) refused: String,
+    pub(crate) stays: String,
+    /// What it uses of the CPU, in the words of a refusal.
+    pub(crate) needs: Vec<String>,
 }
 
 /// The cases that the options select, in the table's order.
@@ -53,7 +56,18 @@ pub(crate) fn load(options: &Options) -> Result<Vec<Entry>> {
 fn parse(line: &str) -> Result<Entry> {
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect();
     let columns: Vec<&str> = line.split('\t').collect();
-    let [name, options, dump, restore, exclusive, changes, refused] = columns[..] else {
+    let [
+        name,
+        options,
+        dump,
+        restore,
+        exclusive,
+        changes,
+        refused,
+        stays,
+        needs,
+    ] = columns[..]
+    else {
         bail!("not a line of --list: {line:?}");
     };
     Ok(Entry {
@@ -64,7 +78,15 @@ fn parse(line: &str) -> Result<Entry> {
         exclusive: exclusive == "exclusive",
         changes: words(changes),
         refused: refused.to_owned(),
+        stays: stays.to_owned(),
+        needs: names(needs),
     })
+}
+
+/// Names with commas between them; a name may have blanks.
+pub(crate) fn names(text: &str) -> Vec<String> {
+    let names = text.split(',').filter(|name| !name.is_empty());
+    names.map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -72,11 +94,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_has_seven_columns() {
+    fn a_line_has_nine_columns() {
         let entry =
-            parse("files/locks\t--file-locks\t\t\texclusive\tfd maps\tbecause of that").unwrap();
+            parse("files/locks\t--file-locks\t\t\texclusive\tfd maps\tbecause of that\t\ta b,c")
+                .unwrap();
         assert_eq!(entry.options, ["--file-locks"]);
         assert_eq!(entry.changes, ["fd", "maps"]);
+        assert_eq!(entry.needs, ["a b", "c"]);
         assert!(entry.exclusive);
         assert_eq!(entry.refused, "because of that");
         assert!(parse("files/locks\t").is_err());

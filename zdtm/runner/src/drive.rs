@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::carry;
 use crate::criu::{self, Call};
 use crate::job::Job;
 use crate::options::Mode;
@@ -50,6 +51,10 @@ macro_rules! fail {
 
 impl Run<'_> {
     fn course(&mut self) -> Result<Outcome> {
+        if self.job.column.mode == Mode::Dumped {
+            let outcome = self.second_half()?;
+            return Ok(carry::judge(outcome, &self.job.case.stays));
+        }
         self.start()?;
         if let Some(outcome) = self.until_ready()? {
             return Ok(outcome);
@@ -59,15 +64,54 @@ impl Run<'_> {
             if let Some(outcome) = self.checkpoint(iteration)? {
                 return Ok(outcome);
             }
-            let after = self.looks_like(&before)?;
-            let lines = before.differences(&after, &self.job.case.changes);
-            if !lines.is_empty() {
-                fail!(
-                    "looks different ({} lines)\n{}",
-                    lines.len(),
-                    lines.join("\n")
-                );
+            if self.job.column.mode == Mode::Dump && self.remark.is_empty() {
+                carry::leave(self.job, self.root, &before)?;
+                return Ok(Outcome::Pass("dumped".to_owned()));
             }
+            let changes = &self.job.case.changes;
+            if let Some(outcome) = self.differences(|after| before.differences(&after, changes))? {
+                return Ok(outcome);
+            }
+        }
+        self.verdict()
+    }
+
+    /// Restores what an earlier run has dumped, elsewhere.
+    fn second_half(&mut self) -> Result<Outcome> {
+        let needs = &self.job.case.needs;
+        if self.job.lesser_cpu && needs.is_empty() {
+            return Ok(Outcome::Skip("it is not known to need any CPU".to_owned()));
+        }
+        let (root, before) = carry::take(self.job)?;
+        carry::make_way()?;
+        self.root = root;
+        let refusal = self.restore(&self.job.dir.join("img0"))?;
+        if self.job.lesser_cpu {
+            let Some(Outcome::Fail(why)) = refusal else {
+                fail!("restored, though this CPU lacks {}", needs.join(", "));
+            };
+            if let Some(need) = needs.iter().find(|need| !why.contains(*need)) {
+                fail!("the refusal does not name {need}: {why}");
+            }
+            let left = visible::processes()?.len();
+            if left > 1 {
+                fail!("refused, but {left} processes are there");
+            }
+            let line = why.lines().nth(1).unwrap_or(&why).trim().to_owned();
+            return Ok(Outcome::Pass(line));
+        }
+        if let Some(outcome) = refusal {
+            return Ok(outcome);
+        }
+        let mut changes = self.job.case.changes.clone();
+        changes.extend(carry::ELSEWHERE.iter().map(|key| (*key).to_owned()));
+        let differences = |mut after: Visible| {
+            let mut before = before.clone();
+            before.keep_common(&mut after);
+            before.differences(&after, &changes)
+        };
+        if let Some(outcome) = self.differences(differences)? {
+            return Ok(outcome);
         }
         self.verdict()
     }
@@ -146,7 +190,7 @@ impl Run<'_> {
         match mode {
             Mode::LeaveRunning => arguments.push("--leave-running".to_owned()),
             Mode::LeaveStopped => arguments.push("--leave-stopped".to_owned()),
-            Mode::Restore | Mode::PreDump | Mode::None => {}
+            Mode::Restore | Mode::PreDump | Mode::None | Mode::Dump | Mode::Dumped => {}
         }
         let dumped = criu::call(
             &self.job.column.dump_with,
@@ -186,13 +230,18 @@ impl Run<'_> {
                     return Ok(Some(outcome));
                 }
                 self.status = None;
-                let mut arguments = vec!["-d".to_owned()];
-                arguments.extend_from_slice(&self.job.case.options);
-                arguments.extend_from_slice(&self.job.case.restore);
-                self.call("restore", &images, &arguments)
+                self.restore(&images)
             }
-            Mode::LeaveRunning | Mode::None => Ok(None),
+            Mode::Dump => self.gone(&tree),
+            Mode::LeaveRunning | Mode::None | Mode::Dumped => Ok(None),
         }
+    }
+
+    fn restore(&self, images: &Path) -> Result<Option<Outcome>> {
+        let mut arguments = vec!["-d".to_owned()];
+        arguments.extend_from_slice(&self.job.case.options);
+        arguments.extend_from_slice(&self.job.case.restore);
+        self.call("restore", images, &arguments)
     }
 
     fn call(&self, verb: &str, images: &Path, arguments: &[String]) -> Result<Option<Outcome>> {
@@ -267,15 +316,18 @@ impl Run<'_> {
         }
     }
 
-    /// Looks until it looks as before, for tasks that take a moment to get back to sleep.
-    fn looks_like(&self, before: &Visible) -> Result<Visible> {
+    /// Looks until there are no differences, for tasks that take a moment to get back to sleep.
+    fn differences(&self, between: impl Fn(Visible) -> Vec<String>) -> Result<Option<Outcome>> {
         let deadline = Instant::now() + SETTLE;
         loop {
-            let look = Visible::look(self.pid()?)?;
-            if before.differences(&look, &self.job.case.changes).is_empty()
-                || Instant::now() > deadline
-            {
-                return Ok(look);
+            let lines = between(Visible::look(self.pid()?)?);
+            if lines.is_empty() {
+                return Ok(None);
+            }
+            if Instant::now() > deadline {
+                let (count, lines) = (lines.len(), lines.join("\n"));
+                let why = format!("looks different ({count} lines)\n{lines}");
+                return Ok(Some(Outcome::Fail(why)));
             }
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::catalog::Entry;
-use crate::options::{Column, Mode, Options, Place};
+use crate::catalog::{self, Entry};
+use crate::options::{Column, MODES, Options, Place};
 
 /// Everything the driver has to know.
 #[derive(Clone, Debug)]
@@ -16,6 +16,8 @@ pub(crate) struct Job {
     pub(crate) place: Place,
     pub(crate) iterations: usize,
     pub(crate) timeout: Duration,
+    /// The CPU lacks what the case needs.
+    pub(crate) lesser_cpu: bool,
     pub(crate) cases: PathBuf,
     /// Absolute; holds `work` (the case's directory), `img` and the logs.
     pub(crate) dir: PathBuf,
@@ -40,6 +42,7 @@ impl Job {
             place: options.place,
             iterations: options.iterations.max(1),
             timeout: options.timeout,
+            lesser_cpu: options.lesser_cpu,
             cases: absolute(&options.cases)?,
             dir: absolute(&dir)?,
         })
@@ -67,12 +70,15 @@ impl Job {
             .to_owned(),
             self.iterations.to_string(),
             self.timeout.as_secs().to_string(),
+            self.lesser_cpu.to_string(),
             self.case.name.clone(),
             self.case.options.join(" "),
             self.case.dump.join(" "),
             self.case.restore.join(" "),
             self.case.changes.join(" "),
             self.case.refused.clone(),
+            self.case.stays.clone(),
+            self.case.needs.join(","),
         ]
     }
 
@@ -87,27 +93,24 @@ impl Job {
             place,
             iterations,
             timeout,
+            lesser_cpu,
             name,
             options,
             dump,
             restore,
             changes,
             refused,
+            stays,
+            needs,
         ] = arguments
         else {
             anyhow::bail!("wrong number of arguments");
         };
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect();
-        let mode = [
-            Mode::Restore,
-            Mode::LeaveRunning,
-            Mode::LeaveStopped,
-            Mode::PreDump,
-            Mode::None,
-        ]
-        .into_iter()
-        .find(|known| known.name() == mode)
-        .context("mode")?;
+        let (_, mode) = MODES
+            .iter()
+            .find(|(known, _)| known == mode)
+            .context("mode")?;
         Ok(Self {
             case: Entry {
                 name: name.clone(),
@@ -117,10 +120,12 @@ impl Job {
                 exclusive: false,
                 changes: words(changes),
                 refused: refused.clone(),
+                stays: stays.clone(),
+                needs: catalog::names(needs),
             },
             column: Column {
                 title: String::new(),
-                mode,
+                mode: *mode,
                 dump_with: dump_with.into(),
                 restore_with: restore_with.into(),
             },
@@ -131,6 +136,7 @@ impl Job {
             },
             iterations: iterations.parse()?,
             timeout: Duration::from_secs(timeout.parse()?),
+            lesser_cpu: lesser_cpu.parse()?,
             cases: cases.into(),
             dir: dir.into(),
         })

@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod carry;
 mod catalog;
 mod criu;
 mod drive;

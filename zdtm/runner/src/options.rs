@@ -18,14 +18,20 @@ pub enum Mode {
     PreDump,
     /// Nothing: what fails here is the case.
     None,
+    /// Dump, and leave images and record where they are, for [`Mode::Dumped`].
+    Dump,
+    /// Restore what [`Mode::Dump`] left, perhaps under another kernel.
+    Dumped,
 }
 
-const MODES: &[(&str, Mode)] = &[
+pub(crate) const MODES: &[(&str, Mode)] = &[
     ("restore", Mode::Restore),
     ("leave-running", Mode::LeaveRunning),
     ("leave-stopped", Mode::LeaveStopped),
     ("pre-dump", Mode::PreDump),
     ("none", Mode::None),
+    ("dump", Mode::Dump),
+    ("dumped", Mode::Dumped),
 ];
 
 impl Mode {
@@ -73,6 +79,8 @@ pub struct Options {
     pub filter: Vec<String>,
     /// But none with one of these.
     pub exclude: Vec<String>,
+    /// The CPU lacks what cases need: they must be refused for it.
+    pub lesser_cpu: bool,
     /// Print the names only.
     pub list: bool,
     /// How many times to run everything.
@@ -101,7 +109,9 @@ usage: zdtm-run [OPTION]...
   --cases PATH           the case binary (default: zdtm-cases beside this program)
   --filter TEXT          only cases with TEXT in their name; repeatable, commas too
   --exclude TEXT         but not those
-  --mode NAME            restore (default), leave-running, leave-stopped, pre-dump, none; repeatable
+  --mode NAME            restore (default), leave-running, leave-stopped, pre-dump, none; repeatable;
+                         dump, and in a later run dumped: the two halves of restore, on machines that may differ
+  --lesser-cpu           with dumped: of this CPU no case has what it needs, and must hear it
   --host                 on the host instead of in a fresh pid and mount namespace
   --iterations N         dump and restore N times before the check
   --repeat N             run everything N times
@@ -128,6 +138,7 @@ impl Options {
             place: Place::Namespace,
             filter: Vec::new(),
             exclude: Vec::new(),
+            lesser_cpu: false,
             list: false,
             repeat: 1,
             iterations: 1,
@@ -187,6 +198,7 @@ impl Options {
                 "--output" => options.output = value()?.into(),
                 "--keep" => options.keep = true,
                 "--junit" => options.junit = Some(value()?.into()),
+                "--lesser-cpu" => options.lesser_cpu = true,
                 "--list" => options.list = true,
                 "--help" | "-h" => {
                     println!("{USAGE}");

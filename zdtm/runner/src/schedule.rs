@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use crate::carry;
 use crate::catalog::Entry;
 use crate::job::Job;
 use crate::known::Known;
@@ -58,7 +59,7 @@ pub(crate) fn run(
                         case: case.name.clone(),
                         column,
                         outcome: match columns[column].mode {
-                            Mode::None => outcome,
+                            Mode::None | Mode::Dump => outcome,
                             _ => known.judge(&case.name, outcome),
                         },
                         took: started.elapsed(),
@@ -71,8 +72,12 @@ pub(crate) fn run(
 }
 
 fn one(options: &Options, case: &Entry, column: &Column, round: usize) -> Result<Outcome> {
-    let folder: String = column
-        .title
+    // The two halves of a restore share theirs.
+    let title = match column.mode {
+        Mode::Dump | Mode::Dumped => "carried",
+        _ => &column.title,
+    };
+    let folder: String = title
         .chars()
         .map(|c| if "/>:".contains(c) { '-' } else { c })
         .collect();
@@ -80,13 +85,18 @@ fn one(options: &Options, case: &Entry, column: &Column, round: usize) -> Result
         .output
         .join(&case.name)
         .join(format!("{folder}-{round}"));
-    if dir.exists() {
+    if column.mode == Mode::Dumped {
+        if let Some(outcome) = carry::nothing(&dir) {
+            return Ok(outcome);
+        }
+    } else if dir.exists() {
         std::fs::remove_dir_all(&dir).with_context(|| dir.display().to_string())?;
     }
     std::fs::create_dir_all(&dir)?;
     let job = Job::new(options, case, column, dir.clone())?;
     let outcome = place::run(&job);
-    if matches!(outcome, Outcome::Pass(_)) && !options.keep {
+    let done = matches!(outcome, Outcome::Pass(_)) && column.mode != Mode::Dump;
+    if done && !options.keep {
         std::fs::remove_dir_all(&dir)?;
         // The case's own directory too, unless another column failed in there.
         let _ = std::fs::remove_dir(options.output.join(&case.name));

@@ -2460,6 +2460,99 @@ impl ::prost::Name for SignalfdExtEntry {
         "/signalfd_ext_entry".into()
     }
 }
+/// A process as a socket remembers it: SO_PEERCRED, SCM_CREDENTIALS. The ids are those of the dumper's namespaces,
+/// the pid is that of the tree.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UcredEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub pid: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub uid: u32,
+    #[prost(uint32, required, tag = "3")]
+    pub gid: u32,
+}
+impl ::prost::Name for UcredEntry {
+    const NAME: &'static str = "ucred_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "ucred_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/ucred_entry".into()
+    }
+}
+/// What a unix socket has that its entry lacks.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnixExtEntry {
+    /// Its id.
+    #[prost(uint32, required, tag = "1")]
+    pub unix_id: u32,
+    /// SO_PEERCRED.
+    #[prost(message, optional, tag = "2")]
+    pub peer: ::core::option::Option<UcredEntry>,
+    /// Who connected it, if nobody has accepted that yet.
+    #[prost(message, optional, tag = "3")]
+    pub connected: ::core::option::Option<UcredEntry>,
+    /// Connections nobody has accepted yet, in their order: inode numbers of the sockets, 0 of those closed.
+    #[prost(uint32, repeated, packed = "false", tag = "4")]
+    pub pending: ::prost::alloc::vec::Vec<u32>,
+    /// The socket it was connected to is gone, and it has not noticed.
+    #[prost(bool, optional, tag = "5")]
+    pub orphan: ::core::option::Option<bool>,
+    /// SO_PEEK_OFF.
+    #[prost(int32, optional, tag = "6")]
+    pub peek_off: ::core::option::Option<i32>,
+    /// SO_PASSPIDFD.
+    #[prost(bool, optional, tag = "7")]
+    pub pass_pidfd: ::core::option::Option<bool>,
+    /// SO_PASSRIGHTS, if it is off.
+    #[prost(bool, optional, tag = "8")]
+    pub no_rights: ::core::option::Option<bool>,
+    /// Who owns the socket itself, whatever its name is.
+    #[prost(uint32, optional, tag = "9")]
+    pub uid: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "10")]
+    pub gid: ::core::option::Option<u32>,
+    /// What waits to be accepted, by the ids of entries that stand for it; only if that was looked into.
+    #[prost(uint32, repeated, packed = "false", tag = "11")]
+    pub waiting: ::prost::alloc::vec::Vec<u32>,
+}
+impl ::prost::Name for UnixExtEntry {
+    const NAME: &'static str = "unix_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "unix_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/unix_ext_entry".into()
+    }
+}
+/// What sk-queues.img lacks of one packet.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PacketExtEntry {
+    /// The socket in whose queue it waits.
+    #[prost(uint32, required, tag = "1")]
+    pub id_for: u32,
+    /// Its place in that queue, from 0.
+    #[prost(uint32, required, tag = "2")]
+    pub index: u32,
+    /// The address of the sender, as in an entry of a socket.
+    #[prost(bytes = "vec", optional, tag = "3")]
+    pub sender: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// SCM_CREDENTIALS.
+    #[prost(message, optional, tag = "4")]
+    pub creds: ::core::option::Option<UcredEntry>,
+}
+impl ::prost::Name for PacketExtEntry {
+    const NAME: &'static str = "packet_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "packet_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/packet_ext_entry".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FilesExtEntry {
     #[prost(message, optional, tag = "1")]
@@ -2472,9 +2565,12 @@ pub struct FilesExtEntry {
     pub timerfd: ::core::option::Option<TimerfdExtEntry>,
     #[prost(message, optional, tag = "5")]
     pub inotify: ::core::option::Option<InotifyExtEntry>,
-    /// 6 and 7 are sockets.
     #[prost(message, optional, tag = "8")]
     pub signalfd: ::core::option::Option<SignalfdExtEntry>,
+    #[prost(message, optional, tag = "6")]
+    pub unix: ::core::option::Option<UnixExtEntry>,
+    #[prost(message, optional, tag = "7")]
+    pub packet: ::core::option::Option<PacketExtEntry>,
 }
 impl ::prost::Name for FilesExtEntry {
     const NAME: &'static str = "files_ext_entry";

@@ -426,6 +426,8 @@ Field { number: 2, name: "pipe", label: Optional, ty: Message("pipe_ext_entry"),
 Field { number: 3, name: "epoll", label: Optional, ty: Message("epoll_ext_entry"), display: Plain },
 Field { number: 4, name: "timerfd", label: Optional, ty: Message("timerfd_ext_entry"), display: Plain },
 Field { number: 5, name: "inotify", label: Optional, ty: Message("inotify_ext_entry"), display: Plain },
+Field { number: 6, name: "unix", label: Optional, ty: Message("unix_ext_entry"), display: Plain },
+Field { number: 7, name: "packet", label: Optional, ty: Message("packet_ext_entry"), display: Plain },
 Field { number: 8, name: "signalfd", label: Optional, ty: Message("signalfd_ext_entry"), display: Plain },
 ] },
 Message { name: "fown_entry", file: "fown", fields: &[
@@ -745,6 +747,12 @@ Field { number: 2, name: "apgakey_hi", label: Required, ty: Uint64, display: Pla
 Message { name: "pac_keys", file: "core-aarch64", fields: &[
 Field { number: 6, name: "pac_address_keys", label: Optional, ty: Message("pac_address_keys"), display: Plain },
 Field { number: 7, name: "pac_generic_keys", label: Optional, ty: Message("pac_generic_keys"), display: Plain },
+] },
+Message { name: "packet_ext_entry", file: "criu-rs-files", fields: &[
+Field { number: 1, name: "id_for", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "index", label: Required, ty: Uint32, display: Plain },
+Field { number: 3, name: "sender", label: Optional, ty: Bytes, display: Plain },
+Field { number: 4, name: "creds", label: Optional, ty: Message("ucred_entry"), display: Plain },
 ] },
 Message { name: "packet_mclist", file: "packet-sock", fields: &[
 Field { number: 1, name: "index", label: Required, ty: Uint32, display: Plain },
@@ -1236,10 +1244,28 @@ Field { number: 2, name: "netdev", label: Optional, ty: String, display: Plain }
 Field { number: 3, name: "detached", label: Optional, ty: Bool, display: Plain },
 Field { number: 4, name: "ns_id", label: Optional, ty: Uint32, display: Plain },
 ] },
+Message { name: "ucred_entry", file: "criu-rs-files", fields: &[
+Field { number: 1, name: "pid", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "uid", label: Required, ty: Uint32, display: Plain },
+Field { number: 3, name: "gid", label: Required, ty: Uint32, display: Plain },
+] },
 Message { name: "uid_gid_extent", file: "userns", fields: &[
 Field { number: 1, name: "first", label: Required, ty: Uint32, display: Plain },
 Field { number: 2, name: "lower_first", label: Required, ty: Uint32, display: Plain },
 Field { number: 3, name: "count", label: Required, ty: Uint32, display: Plain },
+] },
+Message { name: "unix_ext_entry", file: "criu-rs-files", fields: &[
+Field { number: 1, name: "unix_id", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "peer", label: Optional, ty: Message("ucred_entry"), display: Plain },
+Field { number: 3, name: "connected", label: Optional, ty: Message("ucred_entry"), display: Plain },
+Field { number: 4, name: "pending", label: Repeated, ty: Uint32, display: Plain },
+Field { number: 5, name: "orphan", label: Optional, ty: Bool, display: Plain },
+Field { number: 6, name: "peek_off", label: Optional, ty: Int32, display: Plain },
+Field { number: 7, name: "pass_pidfd", label: Optional, ty: Bool, display: Plain },
+Field { number: 8, name: "no_rights", label: Optional, ty: Bool, display: Plain },
+Field { number: 9, name: "uid", label: Optional, ty: Uint32, display: Plain },
+Field { number: 10, name: "gid", label: Optional, ty: Uint32, display: Plain },
+Field { number: 11, name: "waiting", label: Repeated, ty: Uint32, display: Plain },
 ] },
 Message { name: "unix_sk", file: "rpc", fields: &[
 Field { number: 1, name: "inode", label: Required, ty: Uint32, display: Plain },
