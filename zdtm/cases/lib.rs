@@ -9,6 +9,12 @@
     reason = "test programs call the kernel raw; each block says why it is sound"
 )]
 
+mod bpf {
+    mod call;
+    pub(crate) mod map;
+    pub(crate) mod nested;
+    pub(crate) mod pinned;
+}
 mod cpu {
     #[cfg(target_arch = "aarch64")]
     pub(crate) mod aarch64;
@@ -44,6 +50,11 @@ mod task {
     pub(crate) mod signals;
     pub(crate) mod stopped;
     pub(crate) mod timers;
+}
+mod ipc {
+    pub(crate) mod msg;
+    pub(crate) mod sem;
+    pub(crate) mod shm;
 }
 mod mm {
     pub(crate) mod anon;
@@ -89,6 +100,10 @@ use zdtm::Area;
 /// Every case, by area.
 pub static AREAS: &[Area] = &[
     Area {
+        name: "bpf",
+        files: &[bpf::map::CASES, bpf::nested::CASES, bpf::pinned::CASES],
+    },
+    Area {
         name: "cpu",
         files: &[
             #[cfg(target_arch = "aarch64")]
@@ -132,6 +147,10 @@ pub static AREAS: &[Area] = &[
             task::stopped::CASES,
             task::timers::CASES,
         ],
+    },
+    Area {
+        name: "ipc",
+        files: &[ipc::msg::CASES, ipc::sem::CASES, ipc::shm::CASES],
     },
     Area {
         name: "mm",

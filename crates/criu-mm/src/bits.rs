@@ -75,7 +75,9 @@ pub(crate) mod prot {
     pub(crate) const READ: u32 = libc::PROT_READ.cast_unsigned();
     pub(crate) const WRITE: u32 = libc::PROT_WRITE.cast_unsigned();
     pub(crate) const EXEC: u32 = libc::PROT_EXEC.cast_unsigned();
-    pub(crate) const KNOWN: u32 = READ | WRITE | EXEC;
+    /// `PROT_BTI` of 64-bit ARM: branches must land where they may.
+    pub(crate) const BTI: u32 = 0x10;
+    pub(crate) const KNOWN: u32 = READ | WRITE | EXEC | BTI;
 }
 
 /// Advice of madvise(2).

@@ -79,7 +79,7 @@ pub(crate) fn plan(image: &SpaceImage, ground: &Ground) -> Result<Plan> {
     for vma in image.vmas() {
         let (start, size) = (vma.start, vma.end - vma.start);
         match backing(vma) {
-            Backing::Anonymous | Backing::File | Backing::Shared => {}
+            Backing::Anonymous | Backing::File | Backing::Shared | Backing::Segment => {}
             Backing::Vdso | Backing::Vvar if matches!(fate, Fate::Proxy(_)) => {}
             _ => continue,
         }

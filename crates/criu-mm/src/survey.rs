@@ -2,6 +2,7 @@
 //!
 //! Only reads: the process is as it was, and nothing of ours is in it yet.
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -159,6 +160,15 @@ pub fn survey(
 }
 
 impl Space {
+    /// The System V segments that are attached, with their ids; one whose parts differ in protection is
+    /// there several times.
+    pub fn segments(&self) -> impl Iterator<Item = (ShmId, Range<u64>)> {
+        let attached = self.mm.vmas.iter();
+        attached
+            .filter(|vma| vma.status & status::SYSVIPC != 0)
+            .map(|vma| (ShmId::new(vma.shmid), vma.start..vma.end))
+    }
+
     /// Adds the questions that only the process can answer.
     pub fn ask(program: &mut Program) -> Questions {
         let brk = program.brk(0);
@@ -279,7 +289,12 @@ fn area(entry: &pb::VmaEntry, smap: &Smap<'_>) -> Option<Area> {
     let kernel = is(status::VDSO) || smap.vma.name == MapName::Sigpage;
     let kind = if kernel || is(status::AIORING) {
         AreaKind::Whole
-    } else if is(status::VVAR) || is(status::VSYSCALL) || entry.flags & map::DROPPABLE != 0 {
+    } else if is(status::VVAR)
+        || is(status::VSYSCALL)
+        || is(status::SYSVIPC)
+        || entry.flags & map::DROPPABLE != 0
+    {
+        // Nobody's, the kernel's, or those of a segment, which belong to no process.
         return None;
     } else if is(status::ANON_SHARED) {
         AreaKind::Shared {

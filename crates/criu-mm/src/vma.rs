@@ -59,6 +59,11 @@ pub(crate) fn classify(
             shmid = vma.inode;
             status::REGULAR | status::ANON_SHARED
         }
+        // The kernel gives the inode of a segment its id as number.
+        MapName::SysV(_) if shared => {
+            shmid = vma.inode;
+            status::REGULAR | status::ANON_SHARED | status::SYSVIPC
+        }
         MapName::AnonHugepage if !shared => private,
         MapName::Aio => status::AIORING,
         // Anonymous shared memory with a name of its own is as good as a memfd: it has a link.
@@ -97,6 +102,12 @@ pub(crate) fn classify(
         return Err(Error::unsupported(
             "a shadow stack",
             "run the program without it: GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
+        ));
+    }
+    if has(VmFlags::MTE) {
+        return Err(Error::unsupported(
+            "memory with tags (MTE)",
+            "run the program without them: GLIBC_TUNABLES=glibc.mem.tagging=0",
         ));
     }
     if has(VmFlags::UFFD_MISSING) || has(VmFlags::UFFD_MINOR) {
@@ -141,8 +152,8 @@ fn refused(name: &MapName<'_>) -> Error {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (fact, remedy) = match name {
         MapName::SysV(key) => (
-            format!("System V shared memory with key {key:#x}"),
-            "detach it before the dump",
+            format!("a private mapping of System V shared memory with key {key:#x}"),
+            "unmap it before the dump",
         ),
         MapName::AnonHugepage => (
             "shared anonymous huge pages".to_owned(),
@@ -164,7 +175,12 @@ fn refused(name: &MapName<'_>) -> Error {
 fn protection(smap: &Smap<'_>) -> u32 {
     let perms = &smap.vma.perms;
     let bit = |set, bit| if set { bit } else { 0 };
-    bit(perms.read, prot::READ) | bit(perms.write, prot::WRITE) | bit(perms.exec, prot::EXEC)
+    // A vdso may have to get jumps over its landing places.
+    let guarded = smap.flags.contains(VmFlags::ARM64_BTI) && smap.vma.name != MapName::Vdso;
+    bit(perms.read, prot::READ)
+        | bit(perms.write, prot::WRITE)
+        | bit(perms.exec, prot::EXEC)
+        | bit(guarded, prot::BTI)
 }
 
 fn flags(smap: &Smap<'_>) -> u32 {
@@ -287,6 +303,11 @@ mod tests {
         );
         assert_eq!((shm.status, shm.shmid), (0x101, 99));
         assert_eq!(shm.flags, map::SHARED | map::ANONYMOUS);
+        let segment = entry(
+            "1000-3000 r--s 00000000 00:01 99 /SYSV00000007 (deleted)",
+            "rd sh",
+        );
+        assert_eq!((segment.status, segment.shmid), (0x501, 99));
         let memfd = entry(
             "1000-3000 rw-p 00000000 00:01 99 /memfd:a (deleted)",
             "rd wr",

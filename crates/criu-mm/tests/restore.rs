@@ -8,8 +8,8 @@ use std::os::unix::fs::FileExt;
 use common::{Files, Victim};
 use criu_image::{Memory, Store};
 use criu_mm::{
-    DrainOptions, FillJob, Ground, Materials, Shared, Space, SpaceImage, SurveyOptions, clear,
-    drain, fill, finish, survey,
+    DrainOptions, FillJob, Ground, Materials, Segments, Shared, Space, SpaceImage, SurveyOptions,
+    clear, drain, fill, finish, survey,
 };
 use criu_proc::{MapName, ProcDir};
 use criu_tracee::arch::Regs;
@@ -196,6 +196,7 @@ fn rebuild(image: &[SpaceImage; 1], files: &Files, store: &Memory) -> (Nursery, 
         ground: &ground,
         files,
         shared: &shared,
+        segments: &Segments::default(),
     };
     fill(&mut tracees, &jobs, &materials).expect("filled");
     finish(&mut tracees, &jobs, &ground).expect("finished");
@@ -352,6 +353,7 @@ fn a_family_comes_back_and_shares_what_it_shared() {
         ground: &ground,
         files: &files,
         shared: &shared,
+        segments: &Segments::default(),
     };
     let mut root = spawn_root(&nursery, &[], 0).expect("born");
     clear(&mut root, &ground).expect("cleared");

@@ -99,7 +99,14 @@ const ALLOWED: &[(Sysno, u8)] = &[
     (Sysno::msgget, 0),
     (Sysno::semget, 0),
     (Sysno::shmget, 0),
+    (Sysno::semop, 0b010),
+    (Sysno::msgsnd, 0b010),
+    (Sysno::msgrcv, 0b010),
     (Sysno::mq_open, 0b1001),
+    (Sysno::mq_unlink, 0b001),
+    (Sysno::mq_timedsend, 0b1_0010),
+    (Sysno::mq_timedreceive, 0b1_1010),
+    (Sysno::mq_getsetattr, 0b110),
     (Sysno::io_uring_setup, 0b010),
     (Sysno::bpf, 0b010),
     (Sysno::seccomp, 0b100),
@@ -197,6 +204,29 @@ const SIOCUNIXFILE: u64 = 0x89e0;
 
 const KCMP_EPOLL_TFD: u64 = 7;
 
+/// Commands of shmctl(2), semctl(2) and msgctl(2) with an address of a structure or of an array.
+const IPC_ADDRESSES: &[i32] = &[
+    libc::IPC_SET,
+    libc::IPC_STAT,
+    libc::IPC_SET | IPC_64,
+    libc::IPC_STAT | IPC_64,
+    libc::GETALL,
+    libc::SETALL,
+];
+
+/// Commands of theirs that take a number or nothing.
+const IPC_NUMBERS: &[i32] = &[
+    libc::IPC_RMID,
+    libc::GETPID,
+    libc::GETVAL,
+    libc::SETVAL,
+    libc::SHM_LOCK,
+    libc::SHM_UNLOCK,
+];
+
+/// What 32-bit machines add to such a command for the structures of today.
+const IPC_64: i32 = 0x100;
+
 /// Which arguments of a call are addresses; a refusal if the call may not run here.
 fn addresses(call: &Call) -> Result<u8> {
     let sysno = call.sysno;
@@ -219,6 +249,10 @@ fn addresses(call: &Call) -> Result<u8> {
         Sysno::ioctl if IOCTL_NUMBERS.contains(&word(1)?) => return Ok(0),
         Sysno::kcmp if word(2)? == KCMP_EPOLL_TFD => return Ok(0b1_0000),
         Sysno::kcmp => return Ok(0),
+        Sysno::shmctl | Sysno::msgctl if among(IPC_ADDRESSES, word(1)?) => return Ok(0b100),
+        Sysno::shmctl | Sysno::msgctl if among(IPC_NUMBERS, word(1)?) => return Ok(0),
+        Sysno::semctl if among(IPC_ADDRESSES, word(2)?) => return Ok(0b1000),
+        Sysno::semctl if among(IPC_NUMBERS, word(2)?) => return Ok(0),
         _ => {}
     }
     ALLOWED

@@ -93,6 +93,11 @@ impl Identities {
             .collect()
     }
 
+    /// The id of the IPC namespace of the tree.
+    pub(crate) fn ipc(&self) -> u32 {
+        crate::ipc::namespace(&self.own)
+    }
+
     /// Adds a task. A namespace that is not the dumper's own is refused.
     pub(crate) fn add(&mut self, node: &Node, table: FdTableId, fs: pb::FsEntry) -> Result<()> {
         let own = self.next;

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use criu_files::Files;
 use criu_image::manifest::{Depth, Manifest};
 use criu_image::{Checked, Directory, Store};
+use criu_ipc::Objects;
 use criu_kind::{Error, Result};
 use criu_mm::SpaceImage;
 use criu_proc::{ProcDir, TaskState};
 use criu_task::{Plan, birth};
-use criu_tracee::fp_layout;
+use criu_tracee::{Local, fp_layout};
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
@@ -38,8 +39,9 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
         "load",
         Files::load(&*store, file_options(options), tables::kinds()),
     )?;
+    let mut ipc = at("load", Objects::load(&*store, model.ipc()))?;
     let plan = at("plan", model.plan(tree.shell_job))?;
-    let checked = preflight(&model, &files, &plan);
+    let checked = preflight(&model, &files, &mut ipc, &plan);
     if tree.plan {
         tracing::warn!(target: "criu", "plan:\n{plan}");
         return at("plan", checked);
@@ -57,7 +59,7 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
             })
         };
         build(
-            options, progress, &mut stats, &model, files, &plan, &*store, sums,
+            options, progress, &mut stats, &model, files, ipc, &plan, &*store, sums,
         )
     })?;
     progress.clear();
@@ -86,6 +88,7 @@ fn build(
     stats: &mut RestoreStats,
     model: &Model,
     mut files: Files<'_>,
+    ipc: Objects,
     plan: &Plan,
     store: &dyn Store,
     pages_are_right: impl FnOnce() -> Result<(), criu_image::Error>,
@@ -97,7 +100,7 @@ fn build(
     progress.stage("spawn");
     let mut world = at(
         "spawn",
-        World::spawn(model, files, plan, store, options.sibling),
+        World::spawn(model, files, ipc, plan, store, options.sibling),
     )?;
     stats.forked();
     stats.filled(
@@ -144,7 +147,7 @@ fn at<T>(stage: &'static str, result: Result<T>) -> Result<T, Failure> {
 }
 
 /// All that can be seen to fail before anything is made, in one list.
-fn preflight(model: &Model, files: &Files<'_>, plan: &Plan) -> Result<()> {
+fn preflight(model: &Model, files: &Files<'_>, ipc: &mut Objects, plan: &Plan) -> Result<()> {
     let mut problems = Vec::new();
     let mut wanted = model.pids();
     wanted.extend(
@@ -162,6 +165,9 @@ fn preflight(model: &Model, files: &Files<'_>, plan: &Plan) -> Result<()> {
         ));
     }
     problems.extend(files.check().err());
+    let pids = model.pids();
+    let of_tree = |pid: i32| pids.binary_search(&pid).is_ok();
+    problems.extend(ipc.check(&mut Local, &of_tree).err());
     Error::all(problems)
 }
 

@@ -4,8 +4,6 @@ use criu_kind::AnyFileKind;
 
 /// Every kind of open file.
 pub(crate) fn kinds() -> impl Iterator<Item = &'static dyn AnyFileKind> {
-    criu_files::KINDS
-        .iter()
-        .chain(criu_net::KINDS)
-        .copied()
+    let all = [criu_bpf::KINDS, criu_files::KINDS, criu_net::KINDS];
+    all.into_iter().flatten().copied()
 }

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use criu_files::{Files, Sites};
 use criu_image::Store;
 use criu_image::id::{FdTableId, VPid};
-use criu_kind::{Error, Now, Result, Within};
+use criu_ipc::Objects;
+use criu_kind::{Now, Result, Within};
 use criu_mm::{FillJob, FillStats, Ground, Materials, Shared};
 use criu_proc::ProcDir;
 use criu_task::{NewThread, Plan, Role, Step, TaskState, birth};
@@ -14,6 +15,8 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::blame::blame;
+use crate::ipc;
 use crate::load::{Model, Task};
 use crate::shares::Shares;
 
@@ -26,6 +29,7 @@ pub(crate) struct World<'m> {
     files: Files<'m>,
     ground: Ground,
     shared: Shared,
+    ipc: ipc::Back,
     /// What became of the pages.
     pub(crate) filled: FillStats,
     /// Processes of the images that live, parents first: index in the model, and where.
@@ -60,6 +64,7 @@ impl<'m> World<'m> {
     pub(crate) fn spawn(
         model: &'m Model,
         files: Files<'m>,
+        ipc: Objects,
         plan: &Plan,
         store: &dyn Store,
         sibling: bool,
@@ -71,6 +76,7 @@ impl<'m> World<'m> {
             .max()
             .unwrap_or(0);
         let shared = Shared::create(&model.spaces, store)?;
+        let ipc = ipc::Back::load(ipc, &model.spaces, store)?;
         let ground = Ground::find(&model.spaces, threads)?;
         let nursery = ground.nursery()?;
         let world = Self {
@@ -78,6 +84,7 @@ impl<'m> World<'m> {
             files,
             ground,
             shared,
+            ipc,
             filled: FillStats::default(),
             alive: Vec::new(),
             held: Vec::new(),
@@ -155,6 +162,10 @@ impl<'m> World<'m> {
                 };
                 at[node] = Some(self.held.len());
                 self.held.push(born);
+                if plan.nodes[node].creator.is_none() {
+                    self.ipc
+                        .make(self.held.last_mut().expect("it was pushed"))?;
+                }
             }
             Step::Fill(node) => {
                 let image = plan.nodes[node]
@@ -220,6 +231,7 @@ impl<'m> World<'m> {
             ground: &self.ground,
             files: &self.files,
             shared: &self.shared,
+            segments: &self.ipc.segments,
         };
         let jobs: Vec<FillJob<'_>> = tasks
             .iter()
@@ -326,6 +338,9 @@ impl<'m> World<'m> {
             })
             .collect();
         criu_mm::finish(&mut self.held, &jobs, &self.ground)?;
+        let pid = |image: &usize| model.tasks[*image].entry.pid;
+        let tasks = self.alive.iter().map(|(image, here)| (pid(image), *here));
+        self.ipc.settle(&mut self.held, tasks)?;
         self.place()
     }
 
@@ -540,6 +555,7 @@ impl<'m> World<'m> {
 
     /// Lets all go, children before parents. From here on they live without us.
     pub(crate) fn wake(mut self, stopped: bool) -> Result<()> {
+        self.ipc.keep();
         let mut held: Vec<Option<Tracee>> = self.held.drain(..).map(Some).collect();
         // Whose stop the parent knows of already stops while that still is held and can forget it.
         for (image, here) in self.alive.iter().rev() {
@@ -642,30 +658,6 @@ fn libc_sigchld() -> i32 {
 
 fn libc_sigstop() -> i32 {
     Signal::SIGSTOP as i32
-}
-
-type Dressing = (usize, usize, usize, Program, criu_task::Dressed);
-
-/// Which thread a failed dressing was of: the program that has such a call there.
-fn blame(error: criu_tracee::Error, programs: &[Dressing], model: &Model) -> Error {
-    let criu_tracee::Error::Call(call) = &error else {
-        return error.into();
-    };
-    let found = programs.iter().find(|(_, _, _, program, _)| {
-        program
-            .calls()
-            .get(call.index)
-            .is_some_and(|known| known.sysno == call.sysno)
-    });
-    match found {
-        Some((image, _, _, _, dressed)) => {
-            let blamed: Result<()> = Err(dressed.blame(error));
-            blamed
-                .within(|| model.tasks[*image].subject())
-                .expect_err("it is an error from the start")
-        }
-        None => error.into(),
-    }
 }
 
 /// The process of the images whose memory a node is cloned with: helpers have their creator's.

@@ -2099,6 +2099,44 @@ impl ::prost::Name for CpuinfoEntry {
         "/cpuinfo_entry".into()
     }
 }
+/// A map, by the id it had; or, without one, another object that a task has open.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BpfExtEntry {
+    #[prost(uint32, optional, tag = "1")]
+    pub map_id: ::core::option::Option<u32>,
+    /// A map that no task has open, but that is an element of another.
+    #[prost(message, optional, tag = "2")]
+    pub map: ::core::option::Option<BpfmapFileEntry>,
+    /// Its names in BPF file systems.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub pins: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Types of keys and values: the whole of their BTF, and which of it they are.
+    #[prost(bytes = "vec", optional, tag = "4")]
+    pub btf: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    #[prost(uint32, optional, tag = "5")]
+    pub btf_key_type_id: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "6")]
+    pub btf_value_type_id: ::core::option::Option<u32>,
+    /// Of how many CPUs there are values.
+    #[prost(uint32, optional, tag = "7")]
+    pub cpus: ::core::option::Option<u32>,
+    /// For a program or a link: the id of the file. It is found again by its name.
+    #[prost(uint32, optional, tag = "8")]
+    pub file_id: ::core::option::Option<u32>,
+    /// The tag of that program, as text.
+    #[prost(bytes = "vec", optional, tag = "9")]
+    pub tag: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+}
+impl ::prost::Name for BpfExtEntry {
+    const NAME: &'static str = "bpf_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "bpf_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/bpf_ext_entry".into()
+    }
+}
 /// State of one thread, in `criu-rs-task-P.img`, an entry for each thread of process P.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TaskExtEntry {
@@ -2580,6 +2618,115 @@ impl ::prost::Name for FilesExtEntry {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/files_ext_entry".into()
+    }
+}
+/// A segment of shared memory. Times are in seconds, pids those of the tree or 0.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IpcShmExtEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    #[prost(int64, required, tag = "2")]
+    pub ctime: i64,
+    #[prost(uint32, required, tag = "3")]
+    pub cpid: u32,
+}
+impl ::prost::Name for IpcShmExtEntry {
+    const NAME: &'static str = "ipc_shm_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "ipc_shm_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/ipc_shm_ext_entry".into()
+    }
+}
+/// What a process takes back from a semaphore when it ends (SEM_UNDO).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IpcUndoEntry {
+    /// The process, or the thread whose list is its own.
+    #[prost(uint32, required, tag = "1")]
+    pub pid: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub num: u32,
+    #[prost(sint32, required, tag = "3")]
+    pub adj: i32,
+}
+impl ::prost::Name for IpcUndoEntry {
+    const NAME: &'static str = "ipc_undo_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "ipc_undo_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/ipc_undo_entry".into()
+    }
+}
+/// A set of semaphores.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct IpcSemExtEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    #[prost(int64, required, tag = "2")]
+    pub ctime: i64,
+    /// Who operated each semaphore last; 0 if nobody of the tree.
+    #[prost(uint32, repeated, packed = "false", tag = "3")]
+    pub pids: ::prost::alloc::vec::Vec<u32>,
+    #[prost(message, repeated, tag = "4")]
+    pub undo: ::prost::alloc::vec::Vec<IpcUndoEntry>,
+}
+impl ::prost::Name for IpcSemExtEntry {
+    const NAME: &'static str = "ipc_sem_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "ipc_sem_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/ipc_sem_ext_entry".into()
+    }
+}
+/// A message queue.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IpcMsgExtEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    #[prost(int64, required, tag = "2")]
+    pub ctime: i64,
+    #[prost(int64, required, tag = "3")]
+    pub stime: i64,
+    #[prost(int64, required, tag = "4")]
+    pub rtime: i64,
+    #[prost(uint32, required, tag = "5")]
+    pub lspid: u32,
+    #[prost(uint32, required, tag = "6")]
+    pub lrpid: u32,
+}
+impl ::prost::Name for IpcMsgExtEntry {
+    const NAME: &'static str = "ipc_msg_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "ipc_msg_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/ipc_msg_ext_entry".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct IpcExtEntry {
+    #[prost(message, optional, tag = "1")]
+    pub shm: ::core::option::Option<IpcShmExtEntry>,
+    #[prost(message, optional, tag = "2")]
+    pub sem: ::core::option::Option<IpcSemExtEntry>,
+    #[prost(message, optional, tag = "3")]
+    pub msg: ::core::option::Option<IpcMsgExtEntry>,
+}
+impl ::prost::Name for IpcExtEntry {
+    const NAME: &'static str = "ipc_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "ipc_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/ipc_ext_entry".into()
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
