@@ -321,7 +321,10 @@ fn outside(typed: &Typed, external: &[External]) -> Result<Vec<String>, Failure>
                 let second = u64::from_str_radix(second, 16).ok()?;
                 Some(format!("{kind}[{first:x}:{second:x}]"))
             }),
-            "unix" => inside.parse::<u32>().ok().map(|inode| format!("unix[{inode}]")),
+            "unix" => inside
+                .parse::<u32>()
+                .ok()
+                .map(|inode| format!("unix[{inode}]")),
             _ => return Err(not_yet(&format!("external {kind}[..]"))),
         };
         key.ok_or_else(|| bad_value("external", format!("{kind}[{inside}]").as_ref()))

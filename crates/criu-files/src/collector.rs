@@ -11,7 +11,8 @@ use std::os::unix::ffi::OsStringExt;
 use criu_image::id::{FdTableId, FileId, ShmId};
 use criu_image::{ImageWriter, Store, StoreExt, desc, pb};
 use criu_kind::{
-    AnyFileKind, Cache, DumpCx, Error, FileEntry, FileKind, Inode, OpenFile, Result, Slot, Subject, Within,
+    AnyFileKind, Cache, DumpCx, Error, FileEntry, FileKind, Inode, OpenFile, Result, Slot, Subject,
+    Within,
 };
 use criu_proc::{Fdinfo, ProcDir};
 use criu_tracee::stat::fstat;

@@ -374,7 +374,9 @@ fn makers(ext: &pb::FilesExtEntry) -> impl Iterator<Item = u32> {
     let of_socket = ext.unix.iter().flat_map(|unix| [unix.peer, unix.connected]);
     let of_packet = ext.packet.iter().map(|packet| packet.creds);
     let all: Vec<_> = of_socket.chain(of_packet).flatten().collect();
-    all.into_iter().map(|creds| creds.pid).filter(|pid| *pid != 0)
+    all.into_iter()
+        .map(|creds| creds.pid)
+        .filter(|pid| *pid != 0)
 }
 
 /// All messages of an image that may be absent.
@@ -540,7 +542,10 @@ impl Files<'_> {
     pub fn controlling_terminals(&mut self) -> Vec<(u32, i32, u32)> {
         let all = self.controlling();
         let sessions = all.sessions.borrow();
-        sessions.iter().map(|(sid, (fd, pgrp))| (*sid, *fd, *pgrp)).collect()
+        sessions
+            .iter()
+            .map(|(sid, (fd, pgrp))| (*sid, *fd, *pgrp))
+            .collect()
     }
 
     fn controlling(&mut self) -> std::rc::Rc<Controlling> {

@@ -347,9 +347,10 @@ impl<'m> World<'m> {
     /// The groups in the foreground of terminals.
     fn foreground(&mut self) -> Result<()> {
         for (sid, fd, pgrp) in self.files.controlling_terminals() {
-            let leader = self.alive.iter().find(|(image, _)| {
-                self.model.tasks[*image].entry.pid == sid
-            });
+            let leader = self
+                .alive
+                .iter()
+                .find(|(image, _)| self.model.tasks[*image].entry.pid == sid);
             let lives = self.model.tasks.iter().any(|task| task.entry.pgid == pgrp);
             if let Some((image, here)) = leader.copied()
                 && lives

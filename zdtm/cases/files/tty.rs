@@ -10,8 +10,8 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::termios::{
-    InputFlags, LocalFlags, OutputFlags, SetArg, SpecialCharacterIndices, Termios, cfmakeraw, tcgetsid,
-    tcgetattr, tcsetattr,
+    InputFlags, LocalFlags, OutputFlags, SetArg, SpecialCharacterIndices, Termios, cfmakeraw,
+    tcgetattr, tcgetsid, tcsetattr,
 };
 use nix::unistd::{Pid, getpid, getsid, read, setpgid, setsid, tcgetpgrp, write};
 use zdtm::{Case, Child, Result, check, check_eq};
@@ -69,7 +69,10 @@ fn nonblocking(fd: &impl AsFd) -> Result<()> {
 /// What comes, when it has had the time to.
 fn come(fd: &impl AsFd) -> Result<Vec<u8>, Errno> {
     let mut room = vec![0; 5000];
-    let mut asked = [nix::poll::PollFd::new(fd.as_fd(), nix::poll::PollFlags::POLLIN)];
+    let mut asked = [nix::poll::PollFd::new(
+        fd.as_fd(),
+        nix::poll::PollFlags::POLLIN,
+    )];
     nix::poll::poll(&mut asked, 200u8)?;
     let length = read(fd, &mut room)?;
     room.truncate(length);
@@ -92,7 +95,10 @@ fn size(fd: &impl AsRawFd) -> Result<(u16, u16, u16, u16)> {
 }
 
 fn name(slave: &impl AsRawFd) -> Result<std::path::PathBuf> {
-    Ok(std::fs::read_link(format!("/proc/self/fd/{}", slave.as_raw_fd()))?)
+    Ok(std::fs::read_link(format!(
+        "/proc/self/fd/{}",
+        slave.as_raw_fd()
+    ))?)
 }
 
 /// Settings and size; lines go through as the settings say.
@@ -187,7 +193,13 @@ fn locked() -> Result<()> {
     let path = format!("/dev/pts/{}", number(&master, libc::TIOCGPTN)?);
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(libc::O_NOCTTY);
-    check_eq!(options.open(&path).map_err(|error| error.raw_os_error()).err(), Some(Some(libc::EIO)));
+    check_eq!(
+        options
+            .open(&path)
+            .map_err(|error| error.raw_os_error())
+            .err(),
+        Some(Some(libc::EIO))
+    );
     nix::pty::unlockpt(&master)?;
     options.open(&path)?;
     Ok(())
@@ -410,7 +422,11 @@ extern "C" fn on_hangup(_: i32) {
 fn hangup() -> Result<()> {
     let ends = open()?;
     let leader = leader(&ends, |slave| {
-        let action = SigAction::new(SigHandler::Handler(on_hangup), SaFlags::SA_RESTART, SigSet::empty());
+        let action = SigAction::new(
+            SigHandler::Handler(on_hangup),
+            SaFlags::SA_RESTART,
+            SigSet::empty(),
+        );
         // SAFETY: the handler stores an atomic.
         unsafe { sigaction(Signal::SIGHUP, &action) }?;
         Child::set_up();

@@ -206,8 +206,10 @@ impl FileKind for Tty {
             }
         }
         for ends in pairs.into_values() {
-            let ends: Vec<(usize, &Self::Entry)> =
-                ends.into_iter().map(|index| (index, entries[index])).collect();
+            let ends: Vec<(usize, &Self::Entry)> = ends
+                .into_iter()
+                .map(|index| (index, entries[index]))
+                .collect();
             for (index, fd) in open_pair(cx, &saved, &ends)? {
                 opened[index] = Opened::Here(fd);
             }
@@ -271,12 +273,7 @@ fn instance(cx: &mut dyn DumpCx, file: &OpenFile, line: Line) -> Result<u32> {
     Ok(0)
 }
 
-fn describe(
-    cx: &mut dyn DumpCx,
-    file: &OpenFile,
-    line: Line,
-    id: u32,
-) -> Result<pb::TtyInfoEntry> {
+fn describe(cx: &mut dyn DumpCx, file: &OpenFile, line: Line, id: u32) -> Result<pb::TtyInfoEntry> {
     let fd = file.fd.as_raw_fd();
     let is_pair = matches!(line, Line::Master | Line::Slave);
     let index = match line {
@@ -286,7 +283,9 @@ fn describe(
     let (sid, pgrp) = session(cx, file, line, index)?;
     let narrow = |value: u64| u32::try_from(value).unwrap_or(0);
     let size = TERMIOS.next_multiple_of(4);
-    let settings = |request| Ok::<_, Error>(terminal::get(fd, request, size)?.map(|it| terminal::termios(&it)));
+    let settings = |request| {
+        Ok::<_, Error>(terminal::get(fd, request, size)?.map(|it| terminal::termios(&it)))
+    };
     let termios = settings(libc::TCGETS)?;
     let hung = termios.is_none();
     Ok(pb::TtyInfoEntry {
@@ -327,7 +326,11 @@ fn session(cx: &dyn DumpCx, file: &OpenFile, line: Line, index: u32) -> Result<(
         };
         if stat.tty() == Some(wanted) && cx.in_tree(stat.session) {
             let id = |pid: Pid| cx.vpid(pid).as_raw().unsigned_abs();
-            let pgrp = if stat.tpgid.as_raw() > 0 { id(stat.tpgid) } else { 0 };
+            let pgrp = if stat.tpgid.as_raw() > 0 {
+                id(stat.tpgid)
+            } else {
+                0
+            };
             return Ok((id(stat.session), pgrp));
         }
     }
@@ -344,7 +347,9 @@ fn find_other(cx: &mut dyn DumpCx, file: &OpenFile, line: Option<Line>) -> Resul
                 continue;
             };
             for fd in process.fds().unwrap_or_default() {
-                let Ok(info) = process.fdinfo(fd) else { continue };
+                let Ok(info) = process.fdinfo(fd) else {
+                    continue;
+                };
                 let Ok(link) = process.readlink(&format!("fd/{fd}")) else {
                     continue;
                 };
@@ -424,7 +429,9 @@ impl Saved {
         let data = data.unwrap_or_default().into_iter();
         Ok(Self {
             infos: infos.map(|info| (info.message.id, info.message)).collect(),
-            data: data.map(|data| (data.message.tty_id, data.message.data)).collect(),
+            data: data
+                .map(|data| (data.message.tty_id, data.message.data))
+                .collect(),
         })
     }
 
@@ -440,9 +447,12 @@ fn open_pair(
     saved: &Saved,
     ends: &[(usize, &pb::TtyFileEntry)],
 ) -> Result<Vec<(usize, i32)>> {
-    let (masters, slaves): (Vec<_>, Vec<_>) =
-        ends.iter().partition(|(_, entry)| entry.tty_info_id & 1 == 1);
-    let any = ends.first().ok_or_else(|| Error::corrupt("files.img", "no terminal"))?;
+    let (masters, slaves): (Vec<_>, Vec<_>) = ends
+        .iter()
+        .partition(|(_, entry)| entry.tty_info_id & 1 == 1);
+    let any = ends
+        .first()
+        .ok_or_else(|| Error::corrupt("files.img", "no terminal"))?;
     let info = saved.info(masters.first().unwrap_or(any).1.tty_info_id)?;
     let index = info.pty.map_or(0, |pty| pty.index);
     let hung = info.termios.is_none();
@@ -453,7 +463,9 @@ fn open_pair(
     let master = match masters.first() {
         Some((_, entry)) => {
             let path = path_of(entry)?;
-            open_master(cx, index, &mut |cx| cx.open_path(path, Some(entry.flags | O_NOCTTY)))?
+            open_master(cx, index, &mut |cx| {
+                cx.open_path(path, Some(entry.flags | O_NOCTTY))
+            })?
         }
         None => open_master(cx, index, &mut |cx| {
             let mut program = Program::new();
@@ -478,7 +490,9 @@ fn open_pair(
         let fd = cx.open_path(path_of(entry)?, Some(entry.flags | O_NOCTTY))?;
         opened.push((*place, fd));
     }
-    let slave_info = slaves.first().map(|(_, entry)| saved.info(entry.tty_info_id));
+    let slave_info = slaves
+        .first()
+        .map(|(_, entry)| saved.info(entry.tty_info_id));
     let slave_info = slave_info.transpose()?;
     if hung {
         let mut program = Program::new();
@@ -488,7 +502,10 @@ fn open_pair(
     }
     // Without a slave nobody has opened one yet; then there is nothing to set but at the master.
     let first_slave = slaves.first().and_then(|(place, _)| {
-        opened.iter().find(|(known, _)| known == place).map(|(_, fd)| *fd)
+        opened
+            .iter()
+            .find(|(known, _)| known == place)
+            .map(|(_, fd)| *fd)
     });
     let mut program = Program::new();
     terminal::set(&mut program, master, info);
@@ -502,7 +519,10 @@ fn open_pair(
     }
     cx.here().run(&program)?;
     let out = saved.data.get(&info.id).map_or(&[][..], Vec::as_slice);
-    let lines = saved.data.get(&(info.id & !1)).map_or(&[][..], Vec::as_slice);
+    let lines = saved
+        .data
+        .get(&(info.id & !1))
+        .map_or(&[][..], Vec::as_slice);
     if let (Some(slave), Some(termios)) = (first_slave, &info.termios)
         && !(out.is_empty() && lines.is_empty())
     {
@@ -555,7 +575,9 @@ fn inherit(
         let key = format!("tty[{:x}:{:x}]", info.rdev, info.dev.unwrap_or(0));
         return Err(Error::unsupported(
             "the other end of a terminal was outside, and there is no terminal here to take its place",
-            format!("restore from a terminal with --shell-job, or give one with --inherit-fd fd[N]:{key}"),
+            format!(
+                "restore from a terminal with --shell-job, or give one with --inherit-fd fd[N]:{key}"
+            ),
         ));
     }
     let mut opened = Vec::new();

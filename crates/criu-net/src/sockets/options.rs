@@ -70,7 +70,10 @@ pub(crate) fn write(program: &mut Program, fd: i32, options: &pb::SkOptsEntry) {
         (libc::SO_PRIORITY, options.so_priority.filter(|it| *it != 0)),
         (libc::SO_RCVLOWAT, options.so_rcvlowat.filter(|it| *it > 1)),
         (libc::SO_MARK, options.so_mark),
-        (libc::SO_OOBINLINE, options.so_oobinline.filter(|it| *it != 0)),
+        (
+            libc::SO_OOBINLINE,
+            options.so_oobinline.filter(|it| *it != 0),
+        ),
     ];
     for (name, value) in numbers {
         if let Some(value) = value {
@@ -109,7 +112,8 @@ pub(crate) fn write(program: &mut Program, fd: i32, options: &pb::SkOptsEntry) {
     ];
     for (name, sec, usec) in times {
         if (sec, usec) != (0, 0) {
-            let time = program.bytes([&sec.to_ne_bytes()[low()], &usec.to_ne_bytes()[low()]].concat());
+            let time =
+                program.bytes([&sec.to_ne_bytes()[low()], &usec.to_ne_bytes()[low()]].concat());
             program.setsockopt(fd, libc::SOL_SOCKET, name, time, TIMEVAL);
         }
     }
@@ -127,7 +131,13 @@ pub(crate) fn write(program: &mut Program, fd: i32, options: &pb::SkOptsEntry) {
         words[..2].copy_from_slice(&count.to_ne_bytes());
         let filter = program.bytes(words);
         program.link(filter, WORD, code);
-        program.setsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, filter, 2 * WORD);
+        program.setsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            filter,
+            2 * WORD,
+        );
     }
 }
 

@@ -24,10 +24,7 @@ use crate::sockets::unix::refill::{Queues, Saved, Sender, widen};
 const NEW: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 
 /// Makes them, in the order of the entries.
-pub(crate) fn build(
-    cx: &mut dyn RestoreCx,
-    entries: &[&pb::UnixSkEntry],
-) -> Result<Vec<Opened>> {
+pub(crate) fn build(cx: &mut dyn RestoreCx, entries: &[&pb::UnixSkEntry]) -> Result<Vec<Opened>> {
     let facts = cx.cached(Facts::load)?;
     let mut all = Builder {
         inodes: entries
@@ -54,11 +51,7 @@ pub(crate) fn build(
     for index in 0..all.sockets.len() {
         all.take_given(cx, index)?;
     }
-    for stage in [
-        Builder::alone,
-        Builder::pair,
-        Builder::half,
-    ] {
+    for stage in [Builder::alone, Builder::pair, Builder::half] {
         for index in 0..all.sockets.len() {
             let subject = all.subject(index);
             stage(&mut all, cx, index).within(|| subject)?;
@@ -297,7 +290,10 @@ impl Builder<'_> {
         if let Some(other) = self.paired(index) {
             return self.make_pair(cx, index, Some(other));
         }
-        let Some(peer) = self.peer(index).filter(|_| self.sockets[index].is_connection()) else {
+        let Some(peer) = self
+            .peer(index)
+            .filter(|_| self.sockets[index].is_connection())
+        else {
             return Ok(());
         };
         if self.sockets[peer].is_extern() {
@@ -597,9 +593,8 @@ impl Builder<'_> {
         }
         let address = self.address(index).ok()?;
         let mut connected = 0..self.sockets.len();
-        let found = connected.find(|other| {
-            may(*other) && (!sender.is_empty() || self.peer(*other) == Some(index))
-        });
+        let found = connected
+            .find(|other| may(*other) && (!sender.is_empty() || self.peer(*other) == Some(index)));
         Some((self.sockets[found?].here?, address))
     }
 
@@ -691,7 +686,10 @@ impl Builder<'_> {
         }
         let reach = to.reach.as_ref().ok_or_else(|| {
             Error::unsupported(
-                format!("socket {}, which it was connected to, has no name", to.entry.ino),
+                format!(
+                    "socket {}, which it was connected to, has no name",
+                    to.entry.ino
+                ),
                 format!(
                     "give another one with --inherit-fd fd[N]:socket:[{}]",
                     socket.entry.ino
@@ -842,4 +840,3 @@ fn two(bytes: &[u8]) -> (i32, i32) {
     };
     (word(0), word(4))
 }
-
