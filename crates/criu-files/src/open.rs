@@ -1,9 +1,10 @@
 //! Everything opened in the tracer, under numbers that no task needs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use criu_image::id::FileId;
 use criu_image::pb;
@@ -30,12 +31,15 @@ const SETTABLE: u32 =
 const SPARE: usize = 256;
 
 impl Files<'_> {
-    /// Opens or makes every file here. Tasks inherit them; [`criu_kind::FileFds::fd`] gives their numbers, which are
-    /// above every number of [`Files::numbers`] if the limit allows, and never one of them.
+    /// Opens or makes every file here. Tasks inherit them; [`criu_kind::FileFds::fd`] gives their numbers. Those are
+    /// above every number of [`Files::numbers`] if the limit allows, and never one of them but where a file has that
+    /// for itself: there it stays.
     pub fn open_all(&mut self) -> Result<()> {
-        let used = self.numbers();
-        let mut numbers = Numbers::new(used, self.all.len() + self.shared.len())?;
+        let lone = self.lone_numbers();
+        let others = self.all.len() - lone.len() + self.shared.len();
+        let mut numbers = Numbers::new(self.numbers(), lone, others)?;
         self.floor = numbers.next;
+        self.cut()?;
         if self.has_late() {
             self.passage = Some(Passage::open(&mut numbers)?);
         }
@@ -61,7 +65,8 @@ impl Files<'_> {
                 _ => path(self, id, Some(flags)),
             };
             let fd = fd.within(|| self.subject(id))?;
-            self.shared_fds.insert((id, writable), numbers.lift(fd)?);
+            self.shared_fds
+                .insert((id, writable), numbers.lift(fd, None)?);
         }
         self.raised.end()?;
         self.numbers = Some(numbers);
@@ -77,17 +82,20 @@ impl Files<'_> {
     ) -> Result<Opened> {
         Ok(match opened {
             Opened::Here(fd) => Opened::Here(self.settle_here(id, fd, numbers)?),
-            Opened::Given(fd) => Opened::Given(numbers.lift(fd)?),
+            Opened::Given(fd) => Opened::Given(numbers.lift(fd, None)?),
             Opened::There => Opened::There,
         })
     }
 
     fn open_group(&mut self, group: &[FileId]) -> Result<Vec<Opened>> {
         let kind = self.all[&group[0]].kind;
-        let entries: Vec<pb::FileEntry> =
+        let entries: Vec<Rc<pb::FileEntry>> =
             group.iter().map(|id| self.all[id].entry.clone()).collect();
         let _span = tracing::debug_span!("file", id = group[0].get(), kind = kind.name()).entered();
-        kind.open(self, &entries.iter().collect::<Vec<_>>())
+        kind.open(
+            self,
+            &entries.iter().map(|entry| &**entry).collect::<Vec<_>>(),
+        )
     }
 
     /// Files in the order of opening, twins together.
@@ -136,7 +144,7 @@ impl Files<'_> {
             owner::set_signal(&owner, fd, &mut program);
         }
         self.here().run(&program)?;
-        numbers.lift(fd)
+        numbers.lift(fd, Some(id))
     }
 }
 
@@ -187,16 +195,22 @@ impl Order<'_, '_> {
     }
 }
 
-/// Gives out descriptor numbers that no task needs.
+/// Gives out descriptor numbers that no task needs, or for one file only.
 #[derive(Debug)]
 pub(crate) struct Numbers {
     used: BTreeSet<i32>,
+    lone: HashMap<FileId, i32>,
     next: i32,
     highest: i32,
 }
 
 impl Numbers {
-    pub(crate) fn new(used: BTreeSet<i32>, count: usize) -> Result<Self> {
+    /// For `count` files besides those that have a number of their own.
+    pub(crate) fn new(
+        used: BTreeSet<i32>,
+        lone: HashMap<FileId, i32>,
+        count: usize,
+    ) -> Result<Self> {
         let highest = used.last().copied().unwrap_or(-1).max(2);
         let above = usize::try_from(highest).unwrap_or(0) + 1;
         let wanted = (above + count + SPARE) as u64;
@@ -233,6 +247,7 @@ impl Numbers {
         let next = if limit >= wanted { highest + 1 } else { 0 };
         Ok(Self {
             used,
+            lone,
             next,
             highest,
         })
@@ -243,8 +258,22 @@ impl Numbers {
         self.highest + 1
     }
 
-    /// Moves a descriptor to a number that no task needs.
-    pub(crate) fn lift(&mut self, mut fd: i32) -> Result<i32> {
+    /// Moves a descriptor to a number that no task needs, or to the one that is its file's alone.
+    pub(crate) fn lift(&mut self, mut fd: i32, id: Option<FileId>) -> Result<i32> {
+        let own = id.and_then(|id| self.lone.get(&id).copied());
+        if let Some(own) = own.filter(|own| *own != fd) {
+            let mut program = Program::new();
+            let moved = program.fcntl(fd, libc::F_DUPFD_CLOEXEC, own);
+            let moved = Local.run(&program)?.fd(moved);
+            let mut program = Program::new();
+            // It may be in use here.
+            program.close(if moved == own { fd } else { moved });
+            Local.run(&program)?;
+            fd = if moved == own { moved } else { fd };
+        }
+        if own == Some(fd) {
+            return Ok(fd);
+        }
         loop {
             while self.used.contains(&self.next) {
                 self.next += 1;
@@ -274,6 +303,9 @@ pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Res
         let mut program = Program::new();
         let fd = program.fcntl(given, libc::F_DUPFD_CLOEXEC, 0);
         return Ok(Local.run(&program)?.fd(fd)); // A part of another file, such as a FIFO.
+    }
+    if let Some(device) = files.device(&name) {
+        return openat(device, flags & !ONE_TIME | ALWAYS);
     }
     if entry.ext() {
         return Err(Error::unsupported(

@@ -262,6 +262,7 @@ fn subject(smap: &Smap<'_>) -> Subject {
         end: vma.end,
         name: match &vma.name {
             MapName::Path { path, .. } => String::from_utf8_lossy(path).into_owned(),
+            MapName::AnonInode(name) => format!("anon_inode:{}", String::from_utf8_lossy(name)),
             other => format!("{other:?}"),
         },
     }

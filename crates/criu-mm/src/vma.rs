@@ -8,6 +8,9 @@ use criu_proc::{Dev, MapName, Smap, VmFlags};
 
 use crate::bits::{madv, map, prot, status};
 
+/// Where an id of shared memory has the size of its pages, if they are huge.
+const HUGE_ID_SHIFT: u32 = 40;
+
 /// What must be known to classify mappings.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Surroundings {
@@ -65,7 +68,15 @@ pub(crate) fn classify(
             status::REGULAR | status::ANON_SHARED | status::SYSVIPC
         }
         MapName::AnonHugepage if !shared => private,
+        MapName::AnonHugepage => {
+            // Another file system numbers its inodes as it likes: the size of the pages tells them apart.
+            shmid = vma.inode | u64::from(smap.kernel_page_size.trailing_zeros()) << HUGE_ID_SHIFT;
+            status::REGULAR | status::ANON_SHARED
+        }
         MapName::Aio => status::AIORING,
+        MapName::AnonInode(name) if **name == *b"[io_uring]" && shared => {
+            status::REGULAR | status::RING
+        }
         // Anonymous shared memory with a name of its own is as good as a memfd: it has a link.
         MapName::Memfd(_) | MapName::Path { deleted: true, .. }
             if shmem || matches!(vma.name, MapName::Memfd(_)) =>
@@ -92,6 +103,7 @@ pub(crate) fn classify(
         && !kind(status::VVAR)
         && !kind(status::VSYSCALL)
         && !kind(status::FILE_SHARED)
+        && !kind(status::RING)
     {
         return Err(Error::unsupported(
             "memory of a device",
@@ -116,7 +128,7 @@ pub(crate) fn classify(
             "wait until it is all there, or end that first",
         ));
     }
-    let file = kind(status::FILE_PRIVATE) || kind(status::FILE_SHARED);
+    let file = kind(status::FILE_PRIVATE) || kind(status::FILE_SHARED) || kind(status::RING);
     if !file {
         extra |= map::ANONYMOUS;
     }
@@ -154,10 +166,6 @@ fn refused(name: &MapName<'_>) -> Error {
         MapName::SysV(key) => (
             format!("a private mapping of System V shared memory with key {key:#x}"),
             "unmap it before the dump",
-        ),
-        MapName::AnonHugepage => (
-            "shared anonymous huge pages".to_owned(),
-            "use a file in hugetlbfs",
         ),
         MapName::AnonInode(name) => (
             format!("memory of {}", text(name)),
@@ -350,8 +358,11 @@ mod tests {
     fn honest_refusals() {
         let refusal = |maps, flags| class(maps, flags).expect_err("refused").to_string();
         assert_eq!(
-            refusal("1000-3000 rw-s 0 00:10 7 anon_inode:[io_uring]", "rd wr sh"),
-            "memory of [io_uring]"
+            refusal(
+                "1000-3000 rw-s 0 00:10 7 anon_inode:[perf_event]",
+                "rd wr sh"
+            ),
+            "memory of [perf_event]"
         );
         assert_eq!(
             refusal("1000-3000 rw-p 0 00:00 0", "rd wr pf io"),
