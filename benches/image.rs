@@ -76,11 +76,11 @@ fn decode(bytes: Bytes) -> Result<pb::CoreEntry> {
 /// Every second page is there.
 fn pagemap() -> Result<Memory> {
     let store = Memory::new();
-    let mut writer = PagemapWriter::create(&store, desc::PAGEMAP, 1u32, 1.into(), PAGE)?;
+    let mut writer = PagemapWriter::new(desc::PAGEMAP, 1u32, 1.into(), PAGE)?;
     for range in 0..RANGES {
         writer.push(2 * range * PAGE, 1, PageFlags::PRESENT)?;
     }
-    writer.finish()?;
+    writer.finish(&store)?;
     store.finish()?;
     Ok(store)
 }

@@ -102,6 +102,11 @@ pub trait Arch {
     /// The result of an [`Entry::Once`] call, once the stub has stopped.
     fn once_result(regs: &Self::Regs) -> i64;
 
+    /// Whether a thread that stands before these bytes is in code that the kernel has put there for this
+    /// moment, of which it alone knows where it leads: such a thread is let run until it is past. `None`
+    /// where kernels do no such thing.
+    const PASSING: Option<fn(&[u8; 8]) -> bool>;
+
     /// Whether a regset of [`Arch::EXTRA_NOTES`] holds anything that a new thread lacks.
     fn is_extra(note: u32, bytes: &[u8]) -> bool;
 

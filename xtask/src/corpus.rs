@@ -293,11 +293,11 @@ fn pagemaps(dir: &Path) -> Result<()> {
     ];
     for (name, ranges) in [("empty", 0), ("one", 1), ("some", 9)] {
         let store = Memory::new();
-        let mut writer = PagemapWriter::create(&store, desc::PAGEMAP, 1u32, 1.into(), PAGE)?;
+        let mut writer = PagemapWriter::new(desc::PAGEMAP, 1u32, 1.into(), PAGE)?;
         for (range, flags) in (0..ranges).zip(all.iter().cycle()) {
             writer.push(range * 8 * PAGE, 1 + range % 8, *flags)?;
         }
-        writer.finish()?;
+        writer.finish(&store)?;
         store.finish()?;
         let bytes = store.read("pagemap-1.img")?.context("just written")?;
         std::fs::write(dir.join(name), bytes)?;

@@ -2,16 +2,33 @@
 //!
 //! To add one, see `zdtm/README.md`: write `AREA/KIND.rs` with a `CASES` table, name it in its area below.
 
+// Assembly of MIPS is not stable yet.
+#![cfg_attr(target_arch = "mips64", feature(asm_experimental_arch))]
 #![allow(
     unsafe_code,
     reason = "test programs call the kernel raw; each block says why it is sound"
 )]
 
-#[cfg(target_arch = "x86_64")]
+mod bpf {
+    mod call;
+    pub(crate) mod map;
+    pub(crate) mod nested;
+    pub(crate) mod pinned;
+}
 mod cpu {
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) mod aarch64;
+    #[cfg(target_arch = "arm")]
+    pub(crate) mod armv7;
+    #[cfg(target_arch = "x86_64")]
     pub(crate) mod compat;
+    #[cfg(target_arch = "x86_64")]
     pub(crate) mod cpu_cap;
+    #[cfg(target_arch = "mips64")]
+    pub(crate) mod mips64;
+    #[cfg(target_arch = "x86_64")]
     pub(crate) mod rseq;
+    #[cfg(target_arch = "x86_64")]
     pub(crate) mod x86_64;
 }
 mod tree {
@@ -35,6 +52,11 @@ mod task {
     pub(crate) mod signals;
     pub(crate) mod stopped;
     pub(crate) mod timers;
+}
+mod ipc {
+    pub(crate) mod msg;
+    pub(crate) mod sem;
+    pub(crate) mod shm;
 }
 mod mm {
     pub(crate) mod anon;
@@ -63,6 +85,16 @@ mod files {
     pub(crate) mod special;
     pub(crate) mod table;
     pub(crate) mod timerfd;
+    pub(crate) mod tty;
+}
+
+mod net {
+    pub(crate) mod unix_creds;
+    pub(crate) mod unix_dgram;
+    pub(crate) mod unix_external;
+    pub(crate) mod unix_options;
+    pub(crate) mod unix_rights;
+    pub(crate) mod unix_stream;
 }
 
 use zdtm::Area;
@@ -70,8 +102,18 @@ use zdtm::Area;
 /// Every case, by area.
 pub static AREAS: &[Area] = &[
     Area {
+        name: "bpf",
+        files: &[bpf::map::CASES, bpf::nested::CASES, bpf::pinned::CASES],
+    },
+    Area {
         name: "cpu",
         files: &[
+            #[cfg(target_arch = "aarch64")]
+            cpu::aarch64::CASES,
+            #[cfg(target_arch = "arm")]
+            cpu::armv7::CASES,
+            #[cfg(target_arch = "mips64")]
+            cpu::mips64::CASES,
             #[cfg(target_arch = "x86_64")]
             cpu::compat::CASES,
             #[cfg(target_arch = "x86_64")]
@@ -111,6 +153,10 @@ pub static AREAS: &[Area] = &[
         ],
     },
     Area {
+        name: "ipc",
+        files: &[ipc::msg::CASES, ipc::sem::CASES, ipc::shm::CASES],
+    },
+    Area {
         name: "mm",
         files: &[
             mm::anon::CASES,
@@ -142,6 +188,18 @@ pub static AREAS: &[Area] = &[
             files::shared_table::CASES,
             files::table::CASES,
             files::timerfd::CASES,
+            files::tty::CASES,
+        ],
+    },
+    Area {
+        name: "net",
+        files: &[
+            net::unix_creds::CASES,
+            net::unix_dgram::CASES,
+            net::unix_external::CASES,
+            net::unix_options::CASES,
+            net::unix_rights::CASES,
+            net::unix_stream::CASES,
         ],
     },
 ];

@@ -57,6 +57,7 @@ impl Arch for Armv7 {
     const SIGSET: usize = 8;
     const STUB: Stub = stub::STUB;
     const HEAL_SIZE: usize = stub::HEAL_SIZE;
+    const PASSING: Option<fn(&[u8; 8]) -> bool> = None;
     const COMPAT_VDSO: Option<(usize, u64)> = None;
 
     fn fp_layout(_: &dyn Fn(u32, u32) -> [u32; 4]) {}

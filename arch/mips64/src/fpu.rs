@@ -51,6 +51,16 @@ impl FpRegs {
     }
 }
 
+/// `break 514`, by which the kernel gets back to itself: `BREAK_MATH`.
+const BREAK: [u8; 4] = 0x0202_000du32.to_le_bytes();
+
+/// Whether a thread stands in a frame of the FPU's emulator (`arch/mips/math-emu/dsemul.c`). An instruction in
+/// the delay slot of an emulated branch is run in a page of its own, followed by a trap; what comes after that
+/// only the kernel knows.
+pub(crate) fn is_emulated(code: &[u8; 8]) -> bool {
+    code[4..] == BREAK || code[..4] == BREAK
+}
+
 /// Whether a regset holds anything that a new thread lacks.
 pub(crate) fn is_extra(note: u32, bytes: &[u8]) -> bool {
     note == NT_MIPS_DSP && bytes.iter().any(|byte| *byte != 0)
@@ -79,6 +89,15 @@ mod tests {
         (regs.f[0], regs.f[31]) = (1, u64::MAX - 1);
         assert_eq!(FpRegs::from_bytes(&regs.to_bytes()), Some(regs));
         assert_eq!(FpRegs::from_bytes(&[0; 256]), None);
+    }
+
+    #[test]
+    fn a_frame_of_the_emulator_ends_in_its_trap() {
+        let addiu = [1, 0, 0x4a, 0x65];
+        let code =
+            |first: [u8; 4], second: [u8; 4]| [first, second].concat().try_into().expect("8");
+        assert!(is_emulated(&code(addiu, BREAK)) && is_emulated(&code(BREAK, [0; 4])));
+        assert!(!is_emulated(&code(addiu, addiu)));
     }
 
     #[test]

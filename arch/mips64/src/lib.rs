@@ -73,6 +73,7 @@ impl Arch for Mips64 {
     const SIGSET: usize = 16;
     const STUB: Stub = stub::STUB;
     const HEAL_SIZE: usize = stub::HEAL_SIZE;
+    const PASSING: Option<fn(&[u8; 8]) -> bool> = Some(fpu::is_emulated);
     const COMPAT_VDSO: Option<(usize, u64)> = None;
 
     fn fp_layout(_identify: &dyn Fn(u32, u32) -> [u32; 4]) {}

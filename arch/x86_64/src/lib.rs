@@ -84,6 +84,7 @@ impl Arch for X86_64 {
     const SIGSET: usize = 8;
     const STUB: Stub = stub::STUB;
     const HEAL_SIZE: usize = stub::HEAL_SIZE;
+    const PASSING: Option<fn(&[u8; 8]) -> bool> = None;
     const COMPAT_VDSO: Option<(usize, u64)> = Some((158, 0x2002)); // arch_prctl(ARCH_MAP_VDSO_32)
 
     fn fp_note(layout: &XstateLayout) -> u32 {

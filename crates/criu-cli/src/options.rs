@@ -117,8 +117,8 @@ pub struct DumpOptions {
     pub ghost_fiemap: bool,
     /// Any path to a device will do.
     pub evasive_devices: bool,
-    /// Files that stay outside: mount id and inode number.
-    pub external_files: Vec<(i32, u64)>,
+    /// Objects that stay outside: `file[1f:2a]`.
+    pub outside: Vec<String>,
     /// How long collecting the tasks may take.
     pub timeout: Option<Duration>,
 }
@@ -140,6 +140,8 @@ pub struct RestoreOptions {
     pub check_permissions: bool,
     /// Check images and files before anything is made.
     pub verify: bool,
+    /// Objects that may be outside: `unix[*]`.
+    pub outside: Vec<String>,
     /// Descriptors the caller provides.
     pub inherited: Vec<Inherited>,
     /// What to become when the tasks run; empty is nothing.
@@ -244,7 +246,7 @@ impl DumpOptions {
         let seconds = typed.parsed("timeout")?.unwrap_or(10);
         let tree = Tree::read(typed, around, DUMPED)?;
         Ok(DumpOptions {
-            external_files: external_files(&tree.external)?,
+            outside: outside(typed, &tree.external)?,
             tree,
             root: Pid::from_raw(root),
             end,
@@ -266,6 +268,7 @@ impl RestoreOptions {
             return Err(not_yet(&format!("external {}[..]", external.kind)));
         }
         Ok(RestoreOptions {
+            outside: outside(typed, &[])?,
             detached: typed.switch("restore-detached", false),
             sibling: typed.switch("restore-sibling", false),
             stopped: typed.switch("leave-stopped", false),
@@ -306,20 +309,40 @@ impl CpuinfoOptions {
     }
 }
 
-/// The files among what stays outside, `file[mnt_id:inode]` in hexadecimal; nothing else can yet.
-fn external_files(external: &[External]) -> Result<Vec<(i32, u64)>, Failure> {
-    let file = |external: &External| {
-        if external.kind != "file" {
-            return Err(not_yet(&format!("external {}[..]", external.kind)));
-        }
-        let numbers = external.inside.split_once(':').and_then(|(mount, inode)| {
-            let mount = i32::from_str_radix(mount, 16).ok()?;
-            Some((mount, u64::from_str_radix(inode, 16).ok()?))
-        });
-        let text = format!("file[{}]", external.inside);
-        numbers.ok_or_else(|| bad_value("external", text.as_ref()))
+/// What stays outside, each written in one way: `file[mnt_id:inode]` and `tty[rdev:dev]` in hexadecimal,
+/// `unix[inode]` in decimal, `unix[*]` for all sockets that `--ext-unix-sk` allows, `tty[*]` for
+/// the terminal of `--shell-job`.
+fn outside(typed: &Typed, external: &[External]) -> Result<Vec<String>, Failure> {
+    let one = |external: &External| {
+        let (kind, inside) = (external.kind, external.inside.as_str());
+        let key = match kind {
+            "file" | "tty" => inside.split_once(':').and_then(|(first, second)| {
+                let first = u32::from_str_radix(first, 16).ok()?;
+                let second = u64::from_str_radix(second, 16).ok()?;
+                Some(format!("{kind}[{first:x}:{second:x}]"))
+            }),
+            "unix" => inside.parse::<u32>().ok().map(|inode| format!("unix[{inode}]")),
+            _ => return Err(not_yet(&format!("external {kind}[..]"))),
+        };
+        key.ok_or_else(|| bad_value("external", format!("{kind}[{inside}]").as_ref()))
     };
-    external.iter().map(file).collect()
+    let mut keys: Vec<String> = external.iter().map(one).collect::<Result<_, _>>()?;
+    if typed.switch("shell-job", false) {
+        keys.push("tty[*]".to_owned());
+    }
+    for value in typed.values("ext-unix-sk") {
+        let Some(text) = value.to_str() else {
+            return Err(bad_value("ext-unix-sk", value));
+        };
+        if text.is_empty() {
+            keys.push("unix[*]".to_owned());
+        }
+        for inode in text.split(',').filter(|inode| !inode.is_empty()) {
+            let inode: u32 = inode.parse().map_err(|_| bad_value("ext-unix-sk", value))?;
+            keys.push(format!("unix[{inode}]"));
+        }
+    }
+    Ok(keys)
 }
 
 fn texts<T>(
@@ -496,18 +519,23 @@ mod tests {
     fn what_lies_outside() -> Result<(), String> {
         let dump = |line: &str| {
             let options = read(line, |typed| DumpOptions::read(typed, &around()))?;
-            Ok::<_, String>(options.external_files)
+            Ok::<_, String>(options.outside)
         };
         let files = dump("dump -t 1 --external file[1f:2a] --external file[3:fffffffff]")?;
-        assert_eq!(files, [(0x1f, 0x2a), (3, 0xf_ffff_ffff)]);
+        assert_eq!(files, ["file[1f:2a]", "file[3:fffffffff]"]);
+        let others = dump("dump -t 1 --external tty[8803:1D] --external unix[12] -x -x3,4")?;
+        assert_eq!(
+            others,
+            ["tty[8803:1d]", "unix[12]", "unix[*]", "unix[3]", "unix[4]"]
+        );
         for (line, expected) in [
             (
                 "dump -t 1 --external file[1f]",
                 "options: `file[1f]` is not a value of --external; see criu --help",
             ),
             (
-                "dump -t 1 --external tty[8803:1d]",
-                "options: --external tty[..]: not implemented yet",
+                "dump -t 1 --external net[12]:n",
+                "options: --external net[..]: not implemented yet",
             ),
         ] {
             assert_eq!(dump(line), Err(expected.into()), "{line}");

@@ -160,7 +160,7 @@ pub const OPTIONS: &[(&str, &[Opt])] = &[
     ("What lies outside the tree", &[
         opt("external",          ' ', Values("RESOURCE"),  BOTH,  Works, "An object the tree uses but does not own: tty[..] file[..] dev[..] unix[..] mnt[..] net[..] pid[..] veth[..] macvlan[..] netdev[..]"),
         opt("inherit-fd",        ' ', Values("fd[N]:KEY"), BACK,  Works, "Use our descriptor N where the images say KEY"),
-        opt("ext-unix-sk",       'x', Attached("INO,.."),  BOTH,  Later, "Allow socket peers outside the tree"),
+        opt("ext-unix-sk",       'x', Attached("INO,.."),  BOTH,  Works, "Allow socket peers outside the tree"),
         opt("join-ns",           'J', Values("NS:WHERE"),  BACK,  Later, "Restore into an existing namespace"),
         opt("empty-ns",          ' ', Values("NS"),        BOTH,  Later, "Make this namespace but leave it empty"),
         opt("veth-pair",         ' ', Values("IN=OUT"),    BACK,  Later, "Name the outer end of a veth pair; see --external veth"),

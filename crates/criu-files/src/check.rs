@@ -2,6 +2,7 @@
 //!
 //! All that does not fit is told at once.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -23,7 +24,14 @@ impl Files<'_> {
     /// build-id. Changes nothing.
     pub fn check(&self) -> Result<()> {
         let mut wrong = Vec::new();
-        for (id, entry) in &self.paths {
+        // Those of terminals come to be with them.
+        let terminals: BTreeSet<FileId> = self
+            .all
+            .values()
+            .filter_map(|saved| saved.entry.tty.as_ref()?.regf_id.map(FileId::new))
+            .collect();
+        let paths = self.paths.iter().filter(|(id, _)| !terminals.contains(id));
+        for (id, entry) in paths {
             if let Err(error) = self.check_path(*id, entry) {
                 wrong.push(Error::Within {
                     subject: self.subject(*id),

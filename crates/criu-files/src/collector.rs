@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStringExt;
 use criu_image::id::{FdTableId, FileId, ShmId};
 use criu_image::{ImageWriter, Store, StoreExt, desc, pb};
 use criu_kind::{
-    AnyFileKind, DumpCx, Error, FileEntry, FileKind, Inode, OpenFile, Result, Slot, Subject, Within,
+    AnyFileKind, Cache, DumpCx, Error, FileEntry, FileKind, Inode, OpenFile, Result, Slot, Subject, Within,
 };
 use criu_proc::{Fdinfo, ProcDir};
 use criu_tracee::stat::fstat;
@@ -60,6 +60,7 @@ pub struct Collector<'s> {
     /// Descriptors that were in flight: they keep their numbers.
     pub(crate) kept: Vec<OwnedFd>,
     pub(crate) memory: Vec<Memory>,
+    pub(crate) cache: Cache,
 }
 
 /// Memory that files hold: whoever writes pages writes its pages too.
@@ -117,6 +118,7 @@ impl<'s> Collector<'s> {
             last: 0,
             kept: Vec::new(),
             memory: Vec::new(),
+            cache: Cache::new(),
         }
     }
 
@@ -168,11 +170,7 @@ impl<'s> Collector<'s> {
             }
         }
         Error::all(refused)?;
-        let mut image = self.store.writer(desc::FDINFO, id)?;
-        for entry in &slots {
-            image.write(entry)?;
-        }
-        image.finish()?;
+        self.store.write_entries(desc::FDINFO, id, &slots)?;
         Ok(FdTable { id, shared: false })
     }
 
@@ -361,18 +359,10 @@ impl<'s> Collector<'s> {
             }
         }
         Error::all(refused)?;
-        let mut image = self.store.writer(desc::FILES, ())?;
-        for entry in &self.entries {
-            image.write(entry)?;
-        }
-        image.finish()?;
+        self.store.write_entries(desc::FILES, (), &self.entries)?;
         let locks = std::mem::take(&mut self.locks).into_entries();
         if !locks.is_empty() {
-            let mut image = self.store.writer(desc::FILE_LOCKS, ())?;
-            for lock in &locks {
-                image.write(lock)?;
-            }
-            image.finish()?;
+            self.store.write_entries(desc::FILE_LOCKS, (), &locks)?;
         }
         for (_, image) in std::mem::take(&mut self.images) {
             image.finish()?;
@@ -410,11 +400,6 @@ fn unknown(file: &OpenFile) -> Error {
         (
             "a socket of a family that cannot be kept yet".to_owned(),
             "close the connection before the dump",
-        )
-    } else if format == libc::S_IFCHR && matches!(number.major, 4 | 5 | 136..=143) {
-        (
-            "a terminal".to_owned(),
-            "redirect the task's input and output, as in `setsid … < /dev/null > log 2>&1`",
         )
     } else if format == libc::S_IFCHR {
         let (major, minor) = (number.major, number.minor);

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use criu_image::id::{FileId, ShmId};
 use criu_image::{Desc, ImageId, ImageWriter, StoreExt, desc, pb};
-use criu_kind::{DumpCx, Error, Inode, OpenFile, Result, Slot};
+use criu_kind::{Cache, DumpCx, Error, Inode, OpenFile, Result, Slot};
 use criu_proc::ProcDir;
 use nix::errno::Errno;
 use nix::unistd::Pid;
@@ -34,8 +34,8 @@ impl DumpCx for Collector<'_> {
 
     fn path(&mut self, file: &OpenFile, id: FileId) -> Result<pb::RegFileEntry> {
         let mount = file.info.mount.map_or(-1, |mount| mount.0);
-        if self.options.external.contains(&(mount, file.inode.ino)) {
-            let name = format!("file[{mount:x}:{:x}]", file.inode.ino);
+        let name = format!("file[{mount:x}:{:x}]", file.inode.ino);
+        if self.options.external.contains(&name) {
             let mut entry = self.entry_of(file, id, name.into_bytes());
             entry.ext = Some(true);
             return Ok(entry);
@@ -130,6 +130,10 @@ impl DumpCx for Collector<'_> {
             .unwrap_or(pid)
     }
 
+    fn tree(&self) -> &[Pid] {
+        &self.options.tree
+    }
+
     fn in_tree(&self, pid: Pid) -> bool {
         self.options.tree.contains(&pid)
     }
@@ -138,6 +142,14 @@ impl DumpCx for Collector<'_> {
         let mut all = self.options.namespaces.iter();
         let own = all.find(|(known, number, _)| *known == kind && *number == inode);
         own.map(|(_, _, id)| *id)
+    }
+
+    fn is_external(&self, key: &str) -> bool {
+        self.options.external.iter().any(|known| known == key)
+    }
+
+    fn cache(&mut self) -> &mut Cache {
+        &mut self.cache
     }
 
     fn memory(&mut self, id: ShmId, object: OwnedFd, size: u64) {

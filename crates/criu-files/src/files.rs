@@ -13,6 +13,9 @@ use criu_tracee::{Local, Program, Site, Sysno};
 
 use prost::{Message, Name};
 
+use crate::kinds::Controlling;
+use crate::late::Passage;
+use crate::open::Numbers;
 use crate::options::RestoreOptions;
 use crate::raise::Raised;
 use crate::{legacy, path};
@@ -61,6 +64,10 @@ pub struct Files<'s> {
     pub(crate) shared_fds: BTreeMap<(FileId, bool), i32>,
     pub(crate) raised: Raised,
     pub(crate) floor: i32,
+    pub(crate) numbers: Option<Numbers>,
+    pub(crate) passage: Option<Passage>,
+    /// Pids that made files, whether or not they are of the tree.
+    makers: BTreeSet<u32>,
     cache: Cache,
     here: Local,
 }
@@ -98,10 +105,7 @@ impl<'s> Files<'s> {
             tables: BTreeMap::new(),
             homes: BTreeMap::new(),
             locks: messages(store, desc::FILE_LOCKS)?,
-            former: messages::<pb::FilesExtEntry>(store, desc::FILES_EXT)?
-                .into_iter()
-                .filter_map(|ext| ext.epoll?.tfd.map(u32::cast_signed))
-                .collect(),
+            former: Vec::new(),
             pids: BTreeSet::new(),
             helpers: BTreeSet::new(),
             tasks: BTreeMap::new(),
@@ -110,9 +114,17 @@ impl<'s> Files<'s> {
             shared_fds: BTreeMap::new(),
             raised: Raised::default(),
             floor: 0,
+            numbers: None,
+            passage: None,
+            makers: BTreeSet::new(),
             cache: Cache::new(),
             here: Local,
         };
+        for ext in messages::<pb::FilesExtEntry>(store, desc::FILES_EXT)? {
+            let former = ext.epoll.and_then(|epoll| epoll.tfd);
+            files.former.extend(former.map(u32::cast_signed));
+            files.makers.extend(makers(&ext));
+        }
         // That is memory, and no task has it as a file.
         let memory = criu_image::shmem::anonymous(store)?;
         let entries = entries
@@ -287,6 +299,13 @@ impl<'s> Files<'s> {
         self.helpers.iter().map(|pid| VPid::new(*pid))
     }
 
+    /// Processes that have gone, but are remembered by sockets and messages: if their pids are free, they are
+    /// made for the while too.
+    pub fn maker_pids(&self) -> impl Iterator<Item = VPid> {
+        let gone = self.makers.difference(&self.pids);
+        gone.map(|pid| VPid::new(*pid))
+    }
+
     /// The ids of all descriptor tables.
     pub fn tables(&self) -> impl Iterator<Item = FdTableId> {
         self.tables.keys().copied()
@@ -348,6 +367,14 @@ impl<'s> Files<'s> {
         };
         Subject::Object(name)
     }
+}
+
+/// The processes that a fact is about.
+fn makers(ext: &pb::FilesExtEntry) -> impl Iterator<Item = u32> {
+    let of_socket = ext.unix.iter().flat_map(|unix| [unix.peer, unix.connected]);
+    let of_packet = ext.packet.iter().map(|packet| packet.creds);
+    let all: Vec<_> = of_socket.chain(of_packet).flatten().collect();
+    all.into_iter().map(|creds| creds.pid).filter(|pid| *pid != 0)
 }
 
 /// All messages of an image that may be absent.
@@ -430,6 +457,33 @@ impl RestoreCx for Files<'_> {
         )
     }
 
+    fn is_external(&self, key: &str) -> bool {
+        self.options.external.iter().any(|known| known == key)
+    }
+
+    fn home(&self, id: FileId) -> Option<VPid> {
+        let (table, _) = self.homes.get(&id)?;
+        self.tasks.get(table).copied()
+    }
+
+    fn at(&mut self, _: VPid) -> Option<&mut dyn Site> {
+        None // There is none yet.
+    }
+
+    fn fetch(&mut self, pid: VPid, _: i32) -> Result<i32> {
+        Err(Error::Gone(nix::unistd::Pid::from_raw(
+            pid.get().cast_signed(),
+        )))
+    }
+
+    fn root(&self) -> VPid {
+        self.tasks
+            .values()
+            .next()
+            .copied()
+            .unwrap_or_else(|| VPid::new(0))
+    }
+
     fn store(&self) -> &dyn Store {
         self.store
     }
@@ -460,6 +514,12 @@ impl Files<'_> {
                 programs.push((id, program));
             }
         }
+        crate::late::close(self)?;
+        let mut program = Program::new();
+        for fd in self.controlling().extra.borrow_mut().drain(..) {
+            program.close(fd);
+        }
+        Local.run(&program)?;
         // CRIU's images may name a watched file so, and no watch shall see the name go.
         self.remove_names()?;
         let mut program = Program::new();
@@ -473,6 +533,20 @@ impl Files<'_> {
         }
         self.close(|_| true);
         Ok(())
+    }
+
+    /// Sessions and their terminals: the number of a descriptor that all processes have until [`Files::place`],
+    /// and the group in the foreground. After [`Files::open_all`].
+    pub fn controlling_terminals(&mut self) -> Vec<(u32, i32, u32)> {
+        let all = self.controlling();
+        let sessions = all.sessions.borrow();
+        sessions.iter().map(|(sid, (fd, pgrp))| (*sid, *fd, *pgrp)).collect()
+    }
+
+    fn controlling(&mut self) -> std::rc::Rc<Controlling> {
+        let cx: &mut dyn RestoreCx = self;
+        let all = cx.cached(|_| Ok(Controlling::default()));
+        all.expect("making nothing does not fail")
     }
 
     fn close(&mut self, which: impl Fn(FileId) -> bool) {

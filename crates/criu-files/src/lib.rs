@@ -20,6 +20,7 @@ mod files;
 mod ghost;
 mod handle;
 mod identity;
+mod late;
 mod legacy;
 mod link;
 mod locks;
@@ -32,6 +33,8 @@ mod path;
 mod pipe_data;
 mod place;
 mod raise;
+mod terminal;
+mod terminal_data;
 mod xattr;
 
 /// The kinds of open files, a file each.
@@ -47,6 +50,7 @@ pub mod kinds {
     mod regular;
     mod signalfd;
     mod timerfd;
+    mod tty;
 
     pub use epoll::Epoll;
     pub use eventfd::Eventfd;
@@ -59,6 +63,8 @@ pub mod kinds {
     pub use regular::Regular;
     pub use signalfd::Signalfd;
     pub use timerfd::Timerfd;
+    pub(crate) use tty::Controlling;
+    pub use tty::Tty;
 }
 
 /// Every kind of this crate, by name.
@@ -74,9 +80,11 @@ pub const KINDS: &[&dyn criu_kind::AnyFileKind] = &[
     &kinds::Regular,
     &kinds::Signalfd,
     &kinds::Timerfd,
+    &kinds::Tty,
 ];
 
 pub use collector::{Collector, FdTable, Memory};
 pub use files::Files;
+pub use late::Sites;
 pub use link::Names;
 pub use options::{DumpOptions, RestoreOptions, Validation};

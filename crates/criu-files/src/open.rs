@@ -14,6 +14,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::files::{Files, Remap};
+use crate::late::Passage;
 use crate::{owner, raise};
 
 const O_PATH: u32 = libc::O_PATH.cast_unsigned();
@@ -35,16 +36,18 @@ impl Files<'_> {
         let used = self.numbers();
         let mut numbers = Numbers::new(used, self.all.len() + self.shared.len())?;
         self.floor = numbers.next;
+        if self.has_late() {
+            self.passage = Some(Passage::open(&mut numbers)?);
+        }
         raise::all(self)?;
         for group in self.groups()? {
+            if self.all[&group[0]].kind.late() {
+                continue;
+            }
             let opened = self.open_group(&group);
             let opened = opened.within(|| self.subject(group[0]))?;
             for (id, opened) in group.into_iter().zip(opened) {
-                let opened = match opened {
-                    Opened::Here(fd) => Opened::Here(self.settle_here(id, fd, &mut numbers)?),
-                    Opened::Given(fd) => Opened::Given(numbers.lift(fd)?),
-                    Opened::There => Opened::There,
-                };
+                let opened = self.keep(id, opened, &mut numbers)?;
                 self.opened.insert(id, opened);
             }
         }
@@ -60,7 +63,23 @@ impl Files<'_> {
             let fd = fd.within(|| self.subject(id))?;
             self.shared_fds.insert((id, writable), numbers.lift(fd)?);
         }
-        self.raised.end()
+        self.raised.end()?;
+        self.numbers = Some(numbers);
+        Ok(())
+    }
+
+    /// Gives what was opened a number that no task needs.
+    pub(crate) fn keep(
+        &mut self,
+        id: FileId,
+        opened: Opened,
+        numbers: &mut Numbers,
+    ) -> Result<Opened> {
+        Ok(match opened {
+            Opened::Here(fd) => Opened::Here(self.settle_here(id, fd, numbers)?),
+            Opened::Given(fd) => Opened::Given(numbers.lift(fd)?),
+            Opened::There => Opened::There,
+        })
     }
 
     fn open_group(&mut self, group: &[FileId]) -> Result<Vec<Opened>> {
@@ -72,7 +91,7 @@ impl Files<'_> {
     }
 
     /// Files in the order of opening, twins together.
-    fn groups(&self) -> Result<Vec<Vec<FileId>>> {
+    pub(crate) fn groups(&self) -> Result<Vec<Vec<FileId>>> {
         let mut twins: BTreeMap<(i32, u64), Vec<FileId>> = BTreeMap::new();
         let mut groups: BTreeMap<FileId, Vec<FileId>> = BTreeMap::new();
         let mut leader: BTreeMap<FileId, FileId> = BTreeMap::new();
@@ -169,13 +188,15 @@ impl Order<'_, '_> {
 }
 
 /// Gives out descriptor numbers that no task needs.
-struct Numbers {
+#[derive(Debug)]
+pub(crate) struct Numbers {
     used: BTreeSet<i32>,
     next: i32,
+    highest: i32,
 }
 
 impl Numbers {
-    fn new(used: BTreeSet<i32>, count: usize) -> Result<Self> {
+    pub(crate) fn new(used: BTreeSet<i32>, count: usize) -> Result<Self> {
         let highest = used.last().copied().unwrap_or(-1).max(2);
         let above = usize::try_from(highest).unwrap_or(0) + 1;
         let wanted = (above + count + SPARE) as u64;
@@ -210,16 +231,26 @@ impl Numbers {
             ));
         }
         let next = if limit >= wanted { highest + 1 } else { 0 };
-        Ok(Self { used, next })
+        Ok(Self {
+            used,
+            next,
+            highest,
+        })
+    }
+
+    /// Above all that were given out.
+    pub(crate) fn above(&self) -> i32 {
+        self.highest + 1
     }
 
     /// Moves a descriptor to a number that no task needs.
-    fn lift(&mut self, mut fd: i32) -> Result<i32> {
+    pub(crate) fn lift(&mut self, mut fd: i32) -> Result<i32> {
         loop {
             while self.used.contains(&self.next) {
                 self.next += 1;
             }
             if fd >= self.next && !self.used.contains(&fd) {
+                self.highest = self.highest.max(fd);
                 return Ok(fd);
             }
             let mut program = Program::new();

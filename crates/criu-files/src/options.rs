@@ -23,8 +23,8 @@ pub struct DumpOptions {
     /// Whether paths say which mount they are on: only if the mounts are dumped too. Without them CRIU would look
     /// for the mount and not find it.
     pub mounts: bool,
-    /// Files that are given at restore: mount id and inode number (`--external file[mnt_id:inode]`).
-    pub external: Vec<(i32, u64)>,
+    /// What is outside and stays there, in the words of `--external`: `file[1f:2a]`, `unix[*]`.
+    pub external: Vec<String>,
     /// All processes and threads of the tree.
     pub tree: Vec<Pid>,
     /// The namespaces of the tree: kind, inode number, id.
@@ -40,6 +40,8 @@ pub struct RestoreOptions {
     pub skip_permissions: bool,
     /// Descriptors of ours that take the place of files: `pipe:[4711]`, `file[1f:2a]`, a path.
     pub inherited: Vec<(String, i32)>,
+    /// What may be outside: `unix[*]`.
+    pub external: Vec<String>,
     /// A directory that paths start from (`--root`), by descriptor.
     pub root: Option<i32>,
     /// Brings the pages of memory that files hold into a new object of this size.

@@ -46,23 +46,23 @@ impl Files<'_> {
 
     /// Ties files to each other, those that have their home in this table.
     fn relate(&mut self, table: FdTableId, program: &mut Program) -> Result<()> {
-        let first = self.tables.keys().next().copied();
-        let ids: Vec<FileId> = self
-            .all
-            .iter()
-            .filter(|(id, saved)| {
-                // What is only in flight has no home: any will do.
-                let home = self.homes.get(id).map(|(home, _)| *home).or(first);
-                saved.kind.relates() && home == Some(table)
-            })
-            .map(|(id, _)| *id)
-            .collect();
-        for id in ids {
+        for id in self.related_in(table) {
             let saved = &self.all[&id];
             let (kind, entry) = (saved.kind, saved.entry.clone());
             kind.relate(self, &entry, program)?;
         }
         Ok(())
+    }
+
+    /// The files that [`Files::relate`] has something to do with in this table.
+    pub(crate) fn related_in(&self, table: FdTableId) -> Vec<FileId> {
+        let first = self.tables.keys().next().copied();
+        let related = self.all.iter().filter(|(id, saved)| {
+            // What is only in flight has no home: any will do.
+            let home = self.homes.get(id).map(|(home, _)| *home).or(first);
+            saved.kind.relates() && !saved.part && home == Some(table)
+        });
+        related.map(|(id, _)| *id).collect()
     }
 
     fn source(

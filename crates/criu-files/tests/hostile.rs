@@ -36,6 +36,7 @@ fn options() -> RestoreOptions {
         validation: Validation::Size,
         skip_permissions: false,
         inherited: Vec::new(),
+        external: Vec::new(),
         root: None,
         memory: |_, _, _, _| Ok(()),
     }

@@ -209,6 +209,10 @@ images! {
     MM_EXT = "criu-rs-mm" Decimal ".img", Common 0x43524d4d, Entries [MmExtEntry];
     /// What CRIU loses about files. Ours, not theirs.
     FILES_EXT = "criu-rs-files" Single ".img", Common 0x43524653, Entries [FilesExtEntry];
+    /// What CRIU loses about BPF objects. Ours, not theirs.
+    BPF_EXT = "criu-rs-bpf" Single ".img", Common 0x43524250, Entries [BpfExtEntry];
+    /// What CRIU loses about System V IPC. Ours, not theirs.
+    IPC_EXT = "criu-rs-ipc" Decimal ".img", Common 0x43524950, Entries [IpcExtEntry];
 
     // Only read: before 3.4 each kind of file had its own image, before 1.4 so had each part of a task.
     /// Open paths; now inside `files`.

@@ -6,17 +6,20 @@
 //! That holds when the dumper dies. When the machine does, what was renamed may still be empty on
 //! disk; therefore a manifest with all sizes is made durable before the inventory appears, and a
 //! restore that finds other sizes refuses. How much more is flushed is [`Durability`].
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, openat, renameat};
+use nix::sys::stat::Mode;
 use prost::bytes::Bytes;
 
 use crate::desc;
 use crate::error::{Error, Result, Why};
-use crate::manifest::{self, Manifest};
+use crate::manifest::{self, Manifest, Record};
 use crate::store::{Store, plain};
 
 /// Start of the name of the hidden directory of a dump in progress.
@@ -53,7 +56,10 @@ pub struct Directory {
 struct Partial {
     path: PathBuf,
     durability: Durability,
-    _lock: File,
+    /// Itself, locked.
+    dir: File,
+    /// What was written in one go, and so is known.
+    known: Mutex<BTreeMap<String, Record>>,
 }
 
 impl Directory {
@@ -117,15 +123,27 @@ impl Directory {
         Ok(())
     }
 
+    /// An image and its length.
+    fn open_sized(&self, name: &str) -> Result<Option<(File, u64)>> {
+        // Nonblocking, because a FIFO put in place of an image would stop the restore here.
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(self.path.join(plain(name)?));
+        let file = match opened {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(|error| Error::io(name, "open", error))?,
+        };
+        match file.metadata() {
+            Ok(meta) if meta.is_file() => Ok(Some((file, meta.len()))),
+            Ok(_) => Err(Error::io(name, "open", io::ErrorKind::InvalidInput.into())),
+            Err(error) => Err(Error::io(name, "open", error)),
+        }
+    }
+
     fn writable(&self, name: &str) -> Result<&Partial> {
         let refused = || Error::io(name, "create", io::ErrorKind::ReadOnlyFilesystem.into());
         self.partial.as_ref().ok_or_else(refused)
-    }
-
-    /// Renames a file to its place.
-    fn publish(&self, partial: &Partial, name: &str) -> Result<()> {
-        fs::rename(partial.path.join(name), self.path.join(name))
-            .map_err(|error| Error::io(name, "rename", error))
     }
 
     /// Removes what says that the directory holds a complete image.
@@ -148,11 +166,10 @@ impl Store for Directory {
     }
 
     fn read(&self, name: &str) -> Result<Option<Bytes>> {
-        let Some(mut file) = self.open(name)? else {
+        let Some((mut file, len)) = self.open_sized(name)? else {
             return Ok(None);
         };
         let failed = |error| Error::io(name, "read", error);
-        let len = file.metadata().map_err(failed)?.len();
         if len > MAX_WHOLE {
             return Err(failed(io::ErrorKind::FileTooLarge.into()));
         }
@@ -170,33 +187,28 @@ impl Store for Directory {
     }
 
     fn open(&self, name: &str) -> Result<Option<File>> {
-        // Nonblocking, because a FIFO put in place of an image would stop the restore here.
-        let opened = OpenOptions::new()
-            .read(true)
-            .custom_flags(OFlag::O_NONBLOCK.bits())
-            .open(self.path.join(plain(name)?));
-        let file = match opened {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            opened => opened.map_err(|error| Error::io(name, "open", error))?,
-        };
-        match file.metadata() {
-            Ok(meta) if meta.is_file() => Ok(Some(file)),
-            Ok(_) => Err(Error::io(name, "open", io::ErrorKind::InvalidInput.into())),
-            Err(error) => Err(Error::io(name, "open", error)),
-        }
+        Ok(self.open_sized(name)?.map(|(file, _)| file))
     }
 
     fn create(&self, name: &str) -> Result<File> {
-        let path = self.writable(name)?.path.join(plain(name)?);
+        let partial = self.writable(name)?;
+        partial.known().remove(name);
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC;
         // Images have the memory of the tasks in them: nobody else may read that.
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|error| Error::io(name, "create", error))
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        match openat(&partial.dir, plain(name)?, flags, mode) {
+            Ok(file) => Ok(file.into()),
+            Err(errno) => Err(Error::io(name, "create", errno.into())),
+        }
+    }
+
+    fn put(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.create(name)?
+            .write_all(bytes)
+            .map_err(|error| Error::io(name, "write", error))?;
+        let record = Record::of(bytes);
+        self.writable(name)?.known().insert(name.to_owned(), record);
+        Ok(())
     }
 
     fn finish(&self) -> Result<()> {
@@ -213,11 +225,17 @@ impl Store for Directory {
         }
         if complete {
             self.retract()?;
-            Manifest::of_sizes(&partial.path)?.save(&partial.path, false)?;
+            Manifest::of_known(&partial.path, &partial.known())?.save(&partial.path, false)?;
             names.push(manifest::NAME.to_owned());
         }
+        let target =
+            File::open(&self.path).map_err(|error| Error::io("the directory", "open", error))?;
+        let publish = |name: &str| {
+            renameat(&partial.dir, name, &target, name)
+                .map_err(|errno| Error::io(name, "rename", errno.into()))
+        };
         for name in &names {
-            self.publish(partial, name)?;
+            publish(name)?;
         }
         let durable = partial.durability != Durability::Process;
         if complete {
@@ -226,7 +244,7 @@ impl Store for Directory {
                 sync(&partial.path.join(&inventory), &inventory)?;
                 sync(&self.path, "the directory")?;
             }
-            self.publish(partial, &inventory)?;
+            publish(&inventory)?;
         }
         if durable {
             sync(&self.path, "the directory")?;
@@ -268,11 +286,17 @@ impl Partial {
                 return Ok(Self {
                     path,
                     durability,
-                    _lock: lock,
+                    dir: lock,
+                    known: Mutex::default(),
                 });
             }
         }
         Err(failed(io::ErrorKind::AlreadyExists.into()))
+    }
+
+    /// No code panics while it has the lock, so a poisoned one is as good.
+    fn known(&self) -> MutexGuard<'_, BTreeMap<String, Record>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -288,11 +312,17 @@ pub(crate) fn list(directory: &Path) -> Result<Vec<String>> {
     let failed = |error| Error::io(directory.display().to_string(), "list", error);
     let mut names = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed)? {
-        let Ok(name) = entry.map_err(failed)?.file_name().into_string() else {
+        let entry = entry.map_err(failed)?;
+        let Ok(name) = entry.file_name().into_string() else {
             continue;
         };
-        let image = !name.starts_with('.') && name != manifest::NAME;
-        if image && fs::metadata(directory.join(&name)).is_ok_and(|meta| meta.is_file()) {
+        let is_file = || match entry.file_type() {
+            Ok(kind) if kind.is_symlink() => {
+                fs::metadata(directory.join(&name)).is_ok_and(|meta| meta.is_file())
+            }
+            kind => kind.is_ok_and(|kind| kind.is_file()),
+        };
+        if !name.starts_with('.') && name != manifest::NAME && is_file() {
             names.push(name);
         }
     }

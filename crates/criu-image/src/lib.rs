@@ -11,6 +11,7 @@
 //! and [`ImageWriter`] for what is in one.
 #![forbid(unsafe_code)]
 
+mod checked;
 pub mod desc;
 mod directory;
 mod error;
@@ -39,6 +40,7 @@ pub mod pb {
     include!("pb/messages.rs");
 }
 
+pub use checked::Checked;
 pub use desc::{Desc, ImageId};
 pub use directory::{Directory, Durability};
 pub use error::{Error, Result, Why};

@@ -1,7 +1,8 @@
 //! The manifest: what every image of a dump was when it was written.
 //!
 //! CRIU does not have it and does not mind it. It comes in two steps, because a checksum costs a pass
-//! over all pages: sizes when the dump is committed, checksums when the tasks are running again.
+//! over all pages: sizes, and checksums of what was in memory anyway, when the dump is committed; the
+//! other checksums when the tasks are running again.
 //! Tools that rewrite images (`crit encode`, deduplication) make it wrong; build it anew after them.
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -37,7 +38,7 @@ pub struct Manifest {
 pub struct Record {
     /// Its length in bytes.
     pub size: u64,
-    /// CRC-32 (of IEEE 802.3) of its content; none until [`Manifest::build`].
+    /// CRC-32 (of IEEE 802.3) of its content; none until [`Manifest::complete`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crc32: Option<u32>,
 }
@@ -71,24 +72,10 @@ pub enum Difference {
 pub enum Depth {
     /// Names and lengths. Costs next to nothing.
     Sizes,
-    /// The contents of all but pages too: what says what will be made.
-    Meta,
-    /// The contents of pages too. Reads them all.
+    /// The images of pages, with their contents. For who compares the others as they are read.
     Pages,
     /// All contents, where the manifest has checksums.
     Contents,
-}
-
-impl Depth {
-    fn includes(self, name: &str) -> bool {
-        let pages = name.starts_with("pages-");
-        match self {
-            Self::Sizes => false,
-            Self::Meta => !pages,
-            Self::Pages => pages,
-            Self::Contents => true,
-        }
-    }
 }
 
 /// What a manifest was good for. A difference is an [`Error::Changed`] instead.
@@ -110,18 +97,32 @@ pub enum Verified {
 impl Manifest {
     /// Reads all images of a directory for their checksums, and writes its manifest.
     pub fn build(directory: &Path) -> Result<Self> {
-        let mut manifest = Self::of_sizes(directory)?;
-        let names: Vec<String> = manifest.files.keys().cloned().collect();
-        for (name, sum) in names.iter().zip(checksums(directory, &names)?) {
-            let (size, crc32) = sum;
-            let record = Record {
-                size,
-                crc32: Some(crc32),
-            };
-            manifest.files.insert(name.clone(), record);
-        }
+        let mut manifest = Self::of_known(directory, &BTreeMap::new())?;
+        manifest.sum(directory)?;
         manifest.save(directory, true)?;
         Ok(manifest)
+    }
+
+    /// Adds the checksums that a manifest has not got yet.
+    pub fn complete(directory: &Path) -> Result<()> {
+        let Some(mut manifest) = Self::load(directory)? else {
+            return Self::build(directory).map(drop);
+        };
+        if manifest.sum(directory)? {
+            manifest.save(directory, true)?;
+        }
+        Ok(())
+    }
+
+    /// Reads images whose checksums are not known; whether there were any.
+    fn sum(&mut self, directory: &Path) -> Result<bool> {
+        let unknown = self.files().filter(|(_, record)| record.crc32.is_none());
+        let names: Vec<String> = unknown.map(|(name, _)| name.to_owned()).collect();
+        for (name, (size, crc32)) in names.iter().zip(checksums(directory, &names)?) {
+            let crc32 = Some(crc32);
+            self.files.insert(name.clone(), Record { size, crc32 });
+        }
+        Ok(!names.is_empty())
     }
 
     /// Compares a directory with its manifest.
@@ -129,18 +130,17 @@ impl Manifest {
         let Some(manifest) = Self::load(directory)? else {
             return Ok(Verified::None);
         };
-        if run_id(directory)? != manifest.run_id {
+        if manifest.is_stale(directory)? {
             return Ok(Verified::Stale);
         }
-        for (name, record) in &manifest.files {
+        let looked_at = |name: &str| depth != Depth::Pages || name.starts_with("pages-");
+        let mut names = Vec::new();
+        for (name, record) in manifest.files().filter(|(name, _)| looked_at(name)) {
             record.check_size(directory, name)?;
+            if depth != Depth::Sizes && record.crc32.is_some() {
+                names.push(name.to_owned());
+            }
         }
-        let summed = |name: &str, record: &Record| record.crc32.is_some() && depth.includes(name);
-        let names: Vec<String> = manifest
-            .files()
-            .filter(|(name, record)| summed(name, record))
-            .map(|(name, _)| name.to_owned())
-            .collect();
         for (name, (_, found)) in names.iter().zip(checksums(directory, &names)?) {
             let expected = manifest.files[name].crc32.unwrap_or(found);
             if found != expected {
@@ -170,6 +170,16 @@ impl Manifest {
         }
     }
 
+    /// Whether it is of another dump than the inventory of the directory.
+    pub(crate) fn is_stale(&self, directory: &Path) -> Result<bool> {
+        Ok(run_id(directory)? != self.run_id)
+    }
+
+    /// What it says of an image.
+    pub(crate) fn record(&self, name: &str) -> Option<Record> {
+        self.files.get(name).copied()
+    }
+
     /// The images it is about.
     pub fn files(&self) -> impl Iterator<Item = (&str, Record)> {
         self.files
@@ -178,17 +188,23 @@ impl Manifest {
     }
 
     /// What can be known without reading the images.
-    pub(crate) fn of_sizes(directory: &Path) -> Result<Self> {
+    pub(crate) fn of_known(directory: &Path, known: &BTreeMap<String, Record>) -> Result<Self> {
         let mut files = BTreeMap::new();
         // Logs and statistics go on changing after the dump; images do not.
         for name in list(directory)?
             .into_iter()
             .filter(|name| name.ends_with(".img"))
         {
-            let size = fs::metadata(directory.join(&name))
-                .map_err(|error| Error::io(&name, "find", error))?
-                .len();
-            files.insert(name, Record { size, crc32: None });
+            let record = match known.get(&name) {
+                Some(record) => *record,
+                None => Record {
+                    size: fs::metadata(directory.join(&name))
+                        .map_err(|error| Error::io(&name, "find", error))?
+                        .len(),
+                    crc32: None,
+                },
+            };
+            files.insert(name, record);
         }
         Ok(Self {
             version: VERSION,
@@ -212,25 +228,50 @@ impl Manifest {
 }
 
 impl Record {
-    fn check_size(self, directory: &Path, name: &str) -> Result<()> {
-        let changed = |difference| Error::Changed {
-            image: name.to_owned(),
-            difference,
-        };
-        let path = directory.join(crate::store::plain(name)?);
-        let found = match fs::metadata(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(changed(Difference::Gone));
+    /// Of these bytes.
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        Self {
+            size: bytes.len() as u64,
+            crc32: Some(crc32fast::hash(bytes)),
+        }
+    }
+
+    /// Compares an image with these bytes.
+    pub(crate) fn check(self, name: &str, bytes: &[u8]) -> Result<()> {
+        let found = Self::of(bytes);
+        self.check_length(name, found.size)?;
+        match (self.crc32, found.crc32) {
+            (Some(expected), Some(found)) if expected != found => {
+                Err(changed(name, Difference::Checksum { expected, found }))
             }
-            meta => meta.map_err(|error| Error::io(name, "find", error))?.len(),
-        };
-        if found == self.size {
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn check_length(self, name: &str, found: u64) -> Result<()> {
+        let expected = self.size;
+        if found == expected {
             return Ok(());
         }
-        Err(changed(Difference::Size {
-            expected: self.size,
-            found,
-        }))
+        Err(changed(name, Difference::Size { expected, found }))
+    }
+
+    fn check_size(self, directory: &Path, name: &str) -> Result<()> {
+        let path = directory.join(crate::store::plain(name)?);
+        match fs::metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(changed(name, Difference::Gone))
+            }
+            Err(error) => Err(Error::io(name, "find", error)),
+            Ok(meta) => self.check_length(name, meta.len()),
+        }
+    }
+}
+
+pub(crate) fn changed(name: &str, difference: Difference) -> Error {
+    Error::Changed {
+        image: name.to_owned(),
+        difference,
     }
 }
 
@@ -377,11 +418,13 @@ mod tests {
             verify(Depth::Contents),
             Verified::Same {
                 files: 2,
-                contents: 0
+                // The inventory, which was written in one go.
+                contents: 1
             }
         );
-        let built = Manifest::build(dir.path()).unwrap();
-        assert_eq!(Manifest::load(dir.path()).unwrap().unwrap(), built);
+        Manifest::complete(dir.path()).unwrap();
+        let completed = Manifest::load(dir.path()).unwrap().unwrap();
+        assert_eq!(Manifest::build(dir.path()).unwrap(), completed);
         assert_eq!(
             verify(Depth::Contents),
             Verified::Same {

@@ -224,21 +224,20 @@ impl Extent {
 #[derive(Debug)]
 #[must_use]
 pub struct PagemapWriter {
-    image: ImageWriter,
+    image: ImageWriter<Vec<u8>>,
     checked: Pagemap,
     pending: Option<(u64, u64, PageFlags)>,
 }
 
 impl PagemapWriter {
     /// Starts a pagemap for the pages image `pages_id`.
-    pub fn create<S: Store + ?Sized>(
-        store: &S,
+    pub fn new(
         desc: &'static Desc,
         id: impl Into<ImageId>,
         pages_id: PagesId,
         page_size: u64,
     ) -> Result<Self> {
-        let mut image = store.writer(desc, id)?;
+        let mut image = ImageWriter::new(desc, desc.file_name(id), Vec::new())?;
         image.write(&pb::PagemapHead {
             pages_id: pages_id.get(),
         })?;
@@ -267,10 +266,11 @@ impl PagemapWriter {
         Ok(())
     }
 
-    /// Completes the image, and returns what a reader will see.
-    pub fn finish(mut self) -> Result<Pagemap> {
+    /// Puts the complete image into a store, and returns what a reader will see.
+    pub fn finish<S: Store + ?Sized>(mut self, store: &S) -> Result<Pagemap> {
         self.flush()?;
-        self.image.finish()?;
+        let name = self.image.name().to_owned();
+        store.put(&name, &self.image.finish()?)?;
         Ok(self.checked)
     }
 
@@ -377,12 +377,11 @@ mod tests {
     #[test]
     fn the_writer_joins_and_counts_twice() {
         let store = Memory::new();
-        let mut writer =
-            PagemapWriter::create(&store, desc::PAGEMAP, 42u32, 3.into(), PAGE).unwrap();
+        let mut writer = PagemapWriter::new(desc::PAGEMAP, 42u32, 3.into(), PAGE).unwrap();
         writer.push(0, 1, PageFlags::PRESENT).unwrap();
         writer.push(PAGE, 1, PageFlags::PRESENT).unwrap();
         writer.push(2 * PAGE, 1 << 33, PageFlags::PARENT).unwrap();
-        let written = writer.finish().unwrap();
+        let written = writer.finish(&store).unwrap();
         store.finish().unwrap();
         let read = Pagemap::read(&store, desc::PAGEMAP, 42u32, PAGE)
             .unwrap()

@@ -3,6 +3,7 @@
 //! A store is read or written, not both: what is being created is not seen under its name before
 //! [`Store::finish`], and never if that is not reached.
 use std::fs::File;
+use std::io::Write;
 
 use prost::bytes::Bytes;
 use prost::{Message, Name};
@@ -25,6 +26,13 @@ pub trait Store {
 
     /// A new, empty image. The descriptor may be passed to another process, which then writes there.
     fn create(&self, name: &str) -> Result<File>;
+
+    /// A new image of these bytes.
+    fn put(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.create(name)?
+            .write_all(bytes)
+            .map_err(|error| Error::io(name, "write", error))
+    }
 
     /// Makes all created images visible, the inventory last.
     fn finish(&self) -> Result<()>;
@@ -85,9 +93,22 @@ pub trait StoreExt: Store {
         id: impl Into<ImageId>,
         message: &M,
     ) -> Result<()> {
-        let mut writer = self.writer(desc, id)?;
-        writer.write(message)?;
-        writer.finish().map(drop)
+        self.write_entries(desc, id, [message])
+    }
+
+    /// Writes an image of a few entries, in one go.
+    fn write_entries<'m, M: Message + Name + 'm>(
+        &self,
+        desc: &'static Desc,
+        id: impl Into<ImageId>,
+        messages: impl IntoIterator<Item = &'m M>,
+    ) -> Result<()> {
+        let name = desc.file_name(id);
+        let mut writer = ImageWriter::new(desc, &*name, Vec::new())?;
+        for message in messages {
+            writer.write(message)?;
+        }
+        self.put(&name, &writer.finish()?)
     }
 }
 

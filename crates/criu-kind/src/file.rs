@@ -8,7 +8,7 @@ use std::any::Any;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use criu_image::id::{FileId, ShmId};
+use criu_image::id::{FileId, ShmId, VPid};
 use criu_image::{Desc, ImageId, ImageWriter, Store, pb};
 use criu_proc::Fdinfo;
 use criu_tracee::stat::FileStat;
@@ -247,6 +247,9 @@ pub trait DumpCx {
     /// A process or process group as the tree numbers it.
     fn vpid(&self, pid: Pid) -> Pid;
 
+    /// The processes and threads of the tree.
+    fn tree(&self) -> &[Pid];
+
     /// Whether a process or thread is of the tree.
     fn in_tree(&self, pid: Pid) -> bool;
 
@@ -255,6 +258,12 @@ pub trait DumpCx {
 
     /// Takes in memory whose pages are written when all others are; `object` has a position of its own.
     fn memory(&mut self, id: ShmId, object: OwnedFd, size: u64);
+
+    /// Whether the user leaves this object outside: `unix[4711]`, in the words of `--external`.
+    fn is_external(&self, key: &str) -> bool;
+
+    /// The slot of the cache for values of one type.
+    fn cache(&mut self) -> &mut Cache;
 }
 
 impl dyn DumpCx + '_ {
@@ -270,6 +279,26 @@ impl dyn DumpCx + '_ {
             image.write_with_extra(entry, extra)
         })
     }
+
+    /// What `make` gives, made on the first call for its type: an answer of the kernel about all sockets, usually.
+    pub fn cached<T: 'static>(&mut self, make: impl FnOnce() -> Result<T>) -> Result<Rc<T>> {
+        cached(self, |cx| cx.cache(), |_| make())
+    }
+}
+
+/// The value of type `T` in a cache of `cx`, made on the first call.
+fn cached<C: ?Sized, T: 'static>(
+    cx: &mut C,
+    cache: impl Fn(&mut C) -> &mut Cache,
+    make: impl FnOnce(&mut C) -> Result<T>,
+) -> Result<Rc<T>> {
+    let key = std::any::TypeId::of::<T>();
+    if let Some(known) = cache(cx).get(&key).cloned() {
+        return Ok(known.downcast().expect("the key is the type"));
+    }
+    let made = Rc::new(make(cx)?);
+    cache(cx).insert(key, made.clone());
+    Ok(made)
 }
 
 /// What a kind may ask of the walker at restore.
@@ -296,6 +325,24 @@ pub trait RestoreCx {
     /// Brings in the pages of memory that is open here as `object`, of `size` bytes.
     fn memory(&mut self, id: ShmId, object: i32, size: u64) -> Result<()>;
 
+    /// Whether the user lets this object stay outside: `unix[4711]`, in the words of `--external`.
+    fn is_external(&self, key: &str) -> bool;
+
+    /// The process that is the first to have a file, by the pid it has; `None` of one that nobody has as a
+    /// descriptor.
+    fn home(&self, id: FileId) -> Option<VPid>;
+
+    /// A process of the tree, by the pid it has, or one that is made for the while; `None`: there is none.
+    /// For kinds that are [`FileKind::LATE`].
+    fn at(&mut self, pid: VPid) -> Option<&mut dyn Site>;
+
+    /// A copy here of descriptor `fd` of the process [`RestoreCx::at`] gave. Those of the process go by
+    /// themselves.
+    fn fetch(&mut self, pid: VPid, fd: i32) -> Result<i32>;
+
+    /// The root of the tree.
+    fn root(&self) -> VPid;
+
     /// The images.
     fn store(&self) -> &dyn Store;
 
@@ -312,13 +359,7 @@ impl dyn RestoreCx + '_ {
         &mut self,
         make: impl FnOnce(&dyn Store) -> Result<T>,
     ) -> Result<Rc<T>> {
-        let key = std::any::TypeId::of::<T>();
-        if let Some(known) = self.cache().get(&key).cloned() {
-            return Ok(known.downcast().expect("the key is the type"));
-        }
-        let made = Rc::new(make(self.store())?);
-        self.cache().insert(key, made.clone());
-        Ok(made)
+        cached(self, |cx| cx.cache(), |cx| make(cx.store()))
     }
 }
 
@@ -350,6 +391,9 @@ pub trait FileKind: Sync {
 
     /// Whether [`FileKind::relations`] has something to say.
     const RELATES: bool = false;
+
+    /// Whether it is made when all processes are there, as the kernel remembers who made it.
+    const LATE: bool = false;
 
     /// Adds what refers to other files, when all files of all tasks are known.
     fn relations(
@@ -444,6 +488,7 @@ pub trait AnyFileKind: Sync {
     fn claims(&self, file: &OpenFile) -> bool;
     fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::FileEntry>;
     fn relates(&self) -> bool;
+    fn late(&self) -> bool;
     fn relations(
         &self,
         cx: &mut dyn DumpCx,
@@ -507,6 +552,9 @@ impl<K: FileKind> AnyFileKind for K {
     }
     fn relates(&self) -> bool {
         K::RELATES
+    }
+    fn late(&self) -> bool {
+        K::LATE
     }
     fn relations(
         &self,

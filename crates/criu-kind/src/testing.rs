@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use criu_image::id::{FileId, ShmId};
+use criu_image::id::{FileId, ShmId, VPid};
 use criu_image::{Desc, ImageId, ImageWriter, Memory, Store, StoreExt, pb};
 use criu_proc::Fdinfo;
 use criu_tracee::{Dry, Program, Site};
@@ -112,6 +112,8 @@ pub struct Paper {
     pub written: Memory,
     /// Memory whose pages are to be written: id and size.
     pub memory: Vec<(ShmId, u64)>,
+    /// What the user leaves outside.
+    pub external: Vec<String>,
     last: u32,
     cache: Cache,
 }
@@ -123,6 +125,7 @@ impl Default for Paper {
             images: Memory::new(),
             written: Memory::new(),
             memory: Vec::new(),
+            external: Vec::new(),
             last: 1,
             cache: Cache::new(),
         }
@@ -187,6 +190,10 @@ impl DumpCx for Paper {
         pid
     }
 
+    fn tree(&self) -> &[Pid] {
+        &[]
+    }
+
     fn in_tree(&self, pid: Pid) -> bool {
         pid.as_raw() < 100
     }
@@ -197,6 +204,14 @@ impl DumpCx for Paper {
 
     fn memory(&mut self, id: ShmId, _: OwnedFd, size: u64) {
         self.memory.push((id, size));
+    }
+
+    fn is_external(&self, key: &str) -> bool {
+        self.external.iter().any(|known| known == key)
+    }
+
+    fn cache(&mut self) -> &mut Cache {
+        &mut self.cache
     }
 }
 
@@ -232,6 +247,26 @@ impl RestoreCx for Paper {
 
     fn memory(&mut self, _: ShmId, _: i32, _: u64) -> Result<()> {
         Ok(())
+    }
+
+    fn is_external(&self, key: &str) -> bool {
+        self.external.iter().any(|known| known == key)
+    }
+
+    fn home(&self, _: FileId) -> Option<VPid> {
+        Some(VPid::new(42))
+    }
+
+    fn at(&mut self, _: VPid) -> Option<&mut dyn Site> {
+        Some(&mut self.here)
+    }
+
+    fn fetch(&mut self, _: VPid, fd: i32) -> Result<i32> {
+        Ok(fd)
+    }
+
+    fn root(&self) -> VPid {
+        VPid::new(42)
     }
 
     fn store(&self) -> &dyn Store {

@@ -11,8 +11,8 @@ use criu_image::id::FileId;
 use criu_image::{Directory, Durability, Store};
 use criu_kind::{FileFds, MappedFiles, Result};
 use criu_mm::{
-    DrainOptions, FillJob, Ground, Materials, Shared, Space, SpaceImage, SurveyOptions, clear,
-    drain, fill, finish, survey,
+    DrainOptions, FillJob, Ground, Materials, Segments, Shared, Space, SpaceImage, SurveyOptions,
+    clear, drain, fill, finish, survey,
 };
 use criu_proc::ProcDir;
 use criu_tracee::{Program, Site, Tracee, spawn_root};
@@ -126,6 +126,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
             ground: &ground,
             files: &files,
             shared: &shared,
+            segments: &Segments::default(),
         },
     )?;
     step("fill");

@@ -23,12 +23,9 @@ pub fn clear(tracee: &mut Tracee, ground: &Ground) -> Result<()> {
         program.rseq(area, size, UNREGISTER, rseq.signature);
     }
     if let Some(vdso) = &ground.vdso {
-        for part in &vdso.parts {
-            remap(
-                &mut program,
-                part,
-                ground.park + (part.start - vdso.span.start),
-            );
+        let sigpage = vdso.sigpage.iter().map(|(range, _)| range);
+        for part in vdso.parts.iter().chain(sigpage) {
+            remap(&mut program, part, ground.parked(vdso, part).start);
         }
     }
     tracee.run(&program)?;

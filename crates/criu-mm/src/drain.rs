@@ -86,7 +86,7 @@ pub fn drain(
         }
         for (draft, space) in drafts.into_iter().zip(spaces) {
             space.mm.vmas.extend(draft.guards.iter().map(guard));
-            draft.pagemap.finish()?;
+            draft.pagemap.finish(store)?;
         }
     }
     crate::shared::drain(tracees, spaces, store, options, &mut stats)?;
@@ -130,7 +130,7 @@ impl Draft {
         let (pages, file) = new_pages(store, options)?;
         Ok(Self {
             walk: Walk::new(&proc, stacks.collect())?,
-            pagemap: PagemapWriter::create(store, desc::PAGEMAP, space.id, pages, page_size())?,
+            pagemap: PagemapWriter::new(desc::PAGEMAP, space.id, pages, page_size())?,
             file,
             offset: 0,
             guards: Vec::new(),
@@ -374,7 +374,11 @@ impl Space {
     /// Writes `mm-P.img` and, where there is something for it, the extension beside it.
     pub fn write(&self, store: &dyn Store) -> Result<()> {
         store.write_entry(desc::MM, self.id, &self.mm)?;
-        if !self.ext.vma_names.is_empty() {
+        let empty = pb::MmExtEntry {
+            pid: self.ext.pid,
+            ..pb::MmExtEntry::default()
+        };
+        if self.ext != empty {
             store.write_entry(desc::MM_EXT, self.id, &self.ext)?;
         }
         Ok(())

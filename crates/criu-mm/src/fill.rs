@@ -15,6 +15,7 @@ use crate::image::{Backing, SpaceImage, backing, shared_access};
 use crate::inherit::{Compared, Kept, inherit};
 use crate::page_size;
 use crate::pages::Stored;
+use crate::segment::Segments;
 use crate::shared::Shared;
 use crate::transfer::{Direction, Piece, Transfer, transfers};
 use crate::vdso::{Fate, fate};
@@ -36,6 +37,8 @@ pub struct Materials<'a> {
     pub files: &'a dyn FileFds,
     /// Anonymous shared memory by id.
     pub shared: &'a Shared,
+    /// System V segments by id.
+    pub segments: &'a Segments,
 }
 
 /// A task to fill.
@@ -121,12 +124,20 @@ pub(crate) fn plan(
         plan.unmap(parent, &kept);
     }
     plan.describe(job, materials.files)?;
+    let absent = |index: usize| kept[index].is_none();
+    let attached = materials
+        .segments
+        .attach(image, absent, &mut plan.program)?;
+    plan.placed.extend(attached);
     let mut reads = Vec::new();
     for (vma, kept) in image.vmas().iter().zip(kept) {
         let makes = match backing(vma) {
             Backing::Anonymous | Backing::File | Backing::Shared => true,
             Backing::Vdso | Backing::Vvar => matches!(fate, Fate::Proxy(_)),
             Backing::Aio | Backing::Kernel => false,
+            // Attached already, or taken over.
+            Backing::Segment if kept.is_none() => false,
+            Backing::Segment => true,
         };
         if !makes {
             continue;
@@ -271,7 +282,7 @@ impl Plan {
     /// Checks what the task did, and does what it did not.
     fn complete(&self, tracee: &Tracee, image: &SpaceImage, outcome: &Outcome) -> Result<()> {
         for (ret, start) in &self.placed {
-            let at = outcome.value(*ret).cast_unsigned();
+            let at = outcome.word(*ret);
             if at != *start {
                 // Only a kernel older than MAP_FIXED_NOREPLACE does that.
                 return Err(Error::unsupported(
@@ -389,6 +400,7 @@ mod tests {
             ground: &ground,
             files: &Numbers,
             shared: &Shared::default(),
+            segments: &Segments::default(),
         };
         let job = FillJob {
             tracee: 0,

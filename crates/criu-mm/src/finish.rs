@@ -14,7 +14,7 @@ use crate::drain::subject;
 use crate::fill::FillJob;
 use crate::ground::Ground;
 use crate::image::{Backing, SpaceImage, backing};
-use crate::vdso::{Fate, fate};
+use crate::vdso::{Fate, fate, sigpage_home};
 
 /// `PR_SET_VMA` and `PR_SET_VMA_ANON_NAME`, Linux 5.17.
 const PR_SET_VMA: i32 = 0x5356_4d41;
@@ -79,7 +79,7 @@ pub(crate) fn plan(image: &SpaceImage, ground: &Ground) -> Result<Plan> {
     for vma in image.vmas() {
         let (start, size) = (vma.start, vma.end - vma.start);
         match backing(vma) {
-            Backing::Anonymous | Backing::File | Backing::Shared => {}
+            Backing::Anonymous | Backing::File | Backing::Shared | Backing::Segment => {}
             Backing::Vdso | Backing::Vvar if matches!(fate, Fate::Proxy(_)) => {}
             _ => continue,
         }
@@ -89,9 +89,15 @@ pub(crate) fn plan(image: &SpaceImage, ground: &Ground) -> Result<Plan> {
         plan.advise(vma);
         if vma.flags & map::LOCKED != 0 {
             plan.program.mlock2(start, size, MLOCK_ONFAULT);
-            plan.program.mlock(start, size);
-            // It is locked now; what may not be touched cannot be brought in.
-            plan.hint("mlock");
+            let ext = image.ext.iter();
+            let on_fault = ext
+                .flat_map(|ext| &ext.locked_on_fault)
+                .any(|range| range.start <= start && vma.end <= range.end);
+            if !on_fault {
+                plan.program.mlock(start, size);
+                // It is locked now; what may not be touched cannot be brought in.
+                plan.hint("mlock");
+            }
         }
     }
     for guard in image.guards() {
@@ -106,6 +112,15 @@ pub(crate) fn plan(image: &SpaceImage, ground: &Ground) -> Result<Plan> {
         plan.hint("a name of memory");
     }
     plan.settle_vdso(fate, ground);
+    if let Some(own) = &ground.vdso
+        && let Some((sigpage, _)) = &own.sigpage
+        && let Some(home) = sigpage_home(image, own)?
+    {
+        remap(&mut plan.program, &ground.parked(own, sigpage), home);
+    }
+    if let Some(flags) = image.ext.as_ref().and_then(|ext| ext.lock_future) {
+        plan.program.mlockall(flags);
+    }
     Ok(plan)
 }
 
@@ -146,10 +161,7 @@ impl Plan {
         let Some(own) = &ground.vdso else {
             return;
         };
-        let parked = |part: &Range<u64>| {
-            let at = ground.park + (part.start - own.span.start);
-            at..at + (part.end - part.start)
-        };
+        let parked = |part: &Range<u64>| ground.parked(own, part);
         match fate {
             Fate::Gone | Fate::Compat { .. } => {
                 for part in &own.parts {

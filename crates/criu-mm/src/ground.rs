@@ -85,6 +85,12 @@ impl Ground {
         Ok(Nursery::map(self.nursery.start, self.threads)?)
     }
 
+    /// Where a part of the driver's vdso is parked.
+    pub(crate) fn parked(&self, own: &OwnVdso, part: &Range<u64>) -> Range<u64> {
+        let at = self.park + (part.start - own.span.start);
+        at..at + (part.end - part.start)
+    }
+
     /// What is not the program's until all is done.
     pub(crate) fn kept(&self) -> Range<u64> {
         let span = self

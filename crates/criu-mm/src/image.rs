@@ -46,6 +46,8 @@ pub(crate) enum Backing {
     File,
     /// Anonymous shared memory.
     Shared,
+    /// A System V segment.
+    Segment,
     /// `[vdso]`.
     Vdso,
     /// `[vvar]`.
@@ -158,6 +160,12 @@ impl SpaceImage {
         self.vmas().iter().filter_map(file).collect()
     }
 
+    /// The System V segments that are attached.
+    pub fn segments(&self) -> BTreeSet<ShmId> {
+        let attached = self.vmas().iter().filter_map(attachment);
+        attached.map(|(id, _)| id).collect()
+    }
+
     /// The mappings in order of address.
     pub(crate) fn vmas(&self) -> &[pb::VmaEntry] {
         &self.mm.vmas[..self.real]
@@ -203,6 +211,8 @@ pub(crate) fn backing(vma: &pb::VmaEntry) -> Backing {
         Backing::Aio
     } else if is(status::FILE_PRIVATE) || is(status::FILE_SHARED) {
         Backing::File
+    } else if is(status::SYSVIPC) {
+        Backing::Segment
     } else if is(status::ANON_SHARED) {
         Backing::Shared
     } else {
@@ -219,12 +229,18 @@ pub(crate) fn shared_access(vma: &pb::VmaEntry) -> Option<bool> {
     (backing(vma) == Backing::File && vma.flags & map::SHARED != 0).then_some(writable)
 }
 
+/// Where the segment behind a mapping is attached, if it is one: its id and its first byte.
+pub(crate) fn attachment(vma: &pb::VmaEntry) -> Option<(ShmId, u64)> {
+    let segment = backing(vma) == Backing::Segment;
+    segment.then(|| (ShmId::new(vma.shmid), vma.start - vma.pgoff))
+}
+
 /// Whether a pagemap may speak of it.
 fn holds_pages(vma: &pb::VmaEntry) -> bool {
     match backing(vma) {
         Backing::Anonymous | Backing::Vdso | Backing::Aio => true,
         Backing::File => vma.flags & map::SHARED == 0,
-        Backing::Shared | Backing::Vvar | Backing::Kernel => false,
+        Backing::Shared | Backing::Segment | Backing::Vvar | Backing::Kernel => false,
     }
 }
 
@@ -262,7 +278,7 @@ fn check_vma(vma: &pb::VmaEntry, at: impl Fn(&str) -> Error) -> Result<()> {
     let shared = vma.flags & map::SHARED != 0;
     let fits = match backing(vma) {
         Backing::Anonymous | Backing::Vdso | Backing::Vvar => !shared,
-        Backing::Shared => shared,
+        Backing::Shared | Backing::Segment => shared,
         Backing::File => shared == (vma.status & status::FILE_SHARED != 0),
         Backing::Aio | Backing::Kernel => true,
     };
@@ -274,8 +290,10 @@ fn check_vma(vma: &pb::VmaEntry, at: impl Fn(&str) -> Error) -> Result<()> {
     {
         return Err(at("has an impossible offset"));
     }
+    if backing(vma) == Backing::Segment && vma.pgoff > vma.start {
+        return Err(at("is of a segment that would begin below zero"));
+    }
     let refused = [
-        (status::SYSVIPC, "System V shared memory"),
         (status::SOCKET, "memory of a packet socket"),
         (status::SHSTK, "a shadow stack"),
         (
@@ -336,7 +354,7 @@ pub(crate) mod tests {
             ..pb::MmEntry::default()
         };
         store.write_entry(desc::MM, id, &mm)?;
-        let mut writer = PagemapWriter::create(&store, desc::PAGEMAP, id, 1.into(), page_size())?;
+        let mut writer = PagemapWriter::new(desc::PAGEMAP, id, 1.into(), page_size())?;
         let mut content = Vec::new();
         for (start, end, byte) in runs {
             writer.push(*start, (end - start) / page_size(), PageFlags::PRESENT)?;
@@ -345,7 +363,7 @@ pub(crate) mod tests {
                 *byte,
             );
         }
-        writer.finish()?;
+        writer.finish(&store)?;
         store.finish()?;
         store.insert("pages-1.img", &content)?;
         SpaceImage::load(&store, id)

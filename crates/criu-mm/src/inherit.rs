@@ -9,7 +9,7 @@ use criu_image::pb;
 use criu_kind::Result;
 
 use crate::bits::map;
-use crate::image::{Backing, SpaceImage, backing};
+use crate::image::{Backing, SpaceImage, attachment, backing};
 use crate::page_size;
 use crate::pages::Stored;
 
@@ -78,6 +78,18 @@ pub(crate) fn inherit(
             *kept = Some(found);
         }
     }
+    // A segment is attached as a whole, so either all its parts are there or none.
+    let vmas = child.vmas().iter();
+    let lacking: Vec<_> = vmas
+        .zip(&all)
+        .filter(|(_, kept)| kept.is_none())
+        .filter_map(|(vma, _)| attachment(vma))
+        .collect();
+    for (vma, kept) in child.vmas().iter().zip(&mut all) {
+        if attachment(vma).is_some_and(|at| lacking.contains(&at)) {
+            *kept = None;
+        }
+    }
     Ok(all)
 }
 
@@ -96,6 +108,7 @@ fn common(vma: &pb::VmaEntry, other: &pb::VmaEntry) -> Option<Range<u64>> {
     let same_object = match kind {
         Backing::Anonymous => true,
         Backing::File | Backing::Shared => object(vma) == object(other),
+        Backing::Segment => object(vma) == object(other) && vma.fdflags == other.fdflags,
         _ => false,
     };
     // Only plain memory can be made longer where it is.

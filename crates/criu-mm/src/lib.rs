@@ -21,6 +21,7 @@ mod inherit;
 mod pages;
 mod passage;
 mod scan;
+mod segment;
 mod shared;
 mod survey;
 mod transfer;
@@ -34,6 +35,7 @@ pub use finish::finish;
 pub use ground::Ground;
 pub use image::SpaceImage;
 pub use pages::Pages;
+pub use segment::Segments;
 pub use shared::{Shared, bring_object, drain_object};
 pub use survey::{Questions, Space, SurveyOptions, survey};
 

@@ -300,10 +300,10 @@ mod tests {
     fn content_and_short_files() {
         let store = Memory::new();
         let mut writer =
-            PagemapWriter::create(&store, desc::PAGEMAP, 7u32, 1.into(), page_size()).expect("new");
+            PagemapWriter::new(desc::PAGEMAP, 7u32, 1.into(), page_size()).expect("new");
         writer.push(0x10000, 1, PageFlags::PRESENT).expect("push");
         writer.push(0x13000, 1, PageFlags::PRESENT).expect("push");
-        writer.finish().expect("finish");
+        writer.finish(&store).expect("finish");
         store
             .create("pages-1.img")
             .expect("new")

@@ -85,7 +85,7 @@ pub fn drain_object(
     options: &mut DrainOptions,
 ) -> Result<Stats> {
     let (pages, file) = new_pages(store, options)?;
-    let mut pagemap = PagemapWriter::create(store, desc::SHMEM_PAGEMAP, id, pages, page_size())?;
+    let mut pagemap = PagemapWriter::new(desc::SHMEM_PAGEMAP, id, pages, page_size())?;
     let mut buffer = vec![0; BUFFER];
     let mut offset = 0;
     for (start, end) in data(object, size)? {
@@ -104,7 +104,7 @@ pub fn drain_object(
             offset += length as u64;
         }
     }
-    pagemap.finish()?;
+    pagemap.finish(store)?;
     Ok(Stats {
         shared_scanned: size.div_ceil(page_size()),
         shared_written: offset / page_size(),
@@ -150,7 +150,7 @@ fn drain_one(
         ));
     };
     let (pages, file) = new_pages(store, options)?;
-    let mut pagemap = PagemapWriter::create(store, desc::SHMEM_PAGEMAP, id, pages, page_size())?;
+    let mut pagemap = PagemapWriter::new(desc::SHMEM_PAGEMAP, id, pages, page_size())?;
     // From an address in the widest window to the place in the object.
     let shift = widest.pgoff.wrapping_sub(widest.area.start);
     let mut inside = Vec::new();
@@ -168,7 +168,7 @@ fn drain_one(
         if seen { &mut inside } else { &mut outside }.push(piece);
         offset += len;
     }
-    pagemap.finish()?;
+    pagemap.finish(store)?;
     stats.shared_written += offset / page_size();
     let bytes: u64 = inside.iter().map(|piece| piece.len).sum();
     let limited = spaces[widest.tracee]

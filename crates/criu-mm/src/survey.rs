@@ -2,15 +2,16 @@
 //!
 //! Only reads: the process is as it was, and nothing of ours is in it yet.
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use criu_image::id::{ShmId, VPid};
 use criu_image::pb;
 use criu_kind::{Error, MappedFiles, Result, Subject, Within};
-use criu_proc::{Dev, MapName, ProcDir, Resource, Rlim, Smap, Smaps, WordSize, auxv};
+use criu_proc::{Dev, MapName, ProcDir, Resource, Rlim, Smap, Smaps, VmFlags, WordSize, auxv};
 use criu_tracee::stat::{fstat, fstatat};
-use criu_tracee::{Outcome, Program, Ret, Tracee};
+use criu_tracee::{Blob, Outcome, Program, Ret, Tracee};
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -67,6 +68,8 @@ pub(crate) enum AreaKind {
 pub struct Questions {
     brk: Ret,
     thp_disabled: Ret,
+    locked: Ret,
+    resident: (Ret, Blob),
 }
 
 /// Reads which mappings a held process has. To be called before [`Tracee::install`], which maps.
@@ -85,6 +88,7 @@ pub fn survey(
     let mut vmas = Vec::new();
     let mut areas = Vec::new();
     let mut names = Vec::new();
+    let mut locked_on_fault = Vec::new();
     let mut problems = Vec::new();
     let mut lookup = Lookup::default();
     for smap in Smaps::new(&proc.read("smaps")?) {
@@ -100,6 +104,12 @@ pub fn survey(
             Ok(Some(entry)) => {
                 areas.extend(area(&entry, &smap));
                 names.extend(name(&smap));
+                if smap.flags.contains(VmFlags::LOCKED | VmFlags::LOCKONFAULT) {
+                    locked_on_fault.push(pb::VmaRangeEntry {
+                        start: smap.vma.start,
+                        end: smap.vma.end,
+                    });
+                }
                 vmas.push(entry);
             }
             Ok(None) => {}
@@ -116,6 +126,8 @@ pub fn survey(
         ext: pb::MmExtEntry {
             pid: tracee.vpid().as_raw().cast_unsigned(),
             vma_names: names,
+            locked_on_fault,
+            lock_future: None,
         },
         mm: pb::MmEntry {
             mm_start_code: stat.startcode,
@@ -146,22 +158,58 @@ pub fn survey(
 }
 
 impl Space {
+    /// The System V segments that are attached, with their ids; one whose parts differ in protection is
+    /// there several times.
+    pub fn segments(&self) -> impl Iterator<Item = (ShmId, Range<u64>)> {
+        let attached = self.mm.vmas.iter();
+        attached
+            .filter(|vma| vma.status & status::SYSVIPC != 0)
+            .map(|vma| (ShmId::new(vma.shmid), vma.start..vma.end))
+    }
+
     /// Adds the questions that only the process can answer.
     pub fn ask(program: &mut Program) -> Questions {
         let brk = program.brk(0);
         let thp_disabled = program.prctl(libc::PR_GET_THP_DISABLE, 0, 0, 0, 0);
         program.tolerate();
-        Questions { brk, thp_disabled }
+        // A mapping of now is one of those to come for mlockall(2), which nobody else tells of. (A 32-bit process
+        // gets none without a hint, and loses this.)
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let fresh = program.mmap(0, 1, libc::PROT_READ, flags, -1, 0);
+        program.tolerate();
+        let locked = program.msync(fresh, 1, libc::MS_INVALIDATE);
+        program.tolerate();
+        let bytes = program.room(1);
+        let resident = (program.mincore(fresh, 1, bytes), bytes);
+        program.tolerate();
+        program.munmap(fresh, 1);
+        program.tolerate();
+        Questions {
+            brk,
+            thp_disabled,
+            locked,
+            resident,
+        }
     }
 
     /// Takes the answers.
     pub fn answer(&mut self, outcome: &Outcome, questions: Questions) {
-        self.mm.mm_brk = outcome.value(questions.brk).cast_unsigned();
+        self.mm.mm_brk = outcome.word(questions.brk);
         // Newer kernels answer with a mask of modes.
         self.mm.thp_disabled = outcome
             .get(questions.thp_disabled)
             .ok()
             .map(|mode| mode != 0);
+        let (asked, resident) = questions.resident;
+        self.ext.lock_future = match outcome.get(questions.locked) {
+            Err(Errno::EBUSY)
+                if outcome.get(asked).is_ok() && outcome.bytes(resident)[0] & 1 == 0 =>
+            {
+                Some((libc::MCL_FUTURE | libc::MCL_ONFAULT).cast_unsigned())
+            }
+            Err(Errno::EBUSY) => Some(libc::MCL_FUTURE.cast_unsigned()),
+            _ => None,
+        };
     }
 }
 
@@ -235,9 +283,16 @@ fn link_mode(proc: &ProcDir, smap: &Smap<'_>) -> Result<Option<u32>> {
 
 fn area(entry: &pb::VmaEntry, smap: &Smap<'_>) -> Option<Area> {
     let is = |bit| entry.status & bit == bit;
-    let kind = if is(status::VDSO) || is(status::AIORING) {
+    // The kernel's own pages, which the process's page table does not count as its own.
+    let kernel = is(status::VDSO) || smap.vma.name == MapName::Sigpage;
+    let kind = if kernel || is(status::AIORING) {
         AreaKind::Whole
-    } else if is(status::VVAR) || is(status::VSYSCALL) || entry.flags & map::DROPPABLE != 0 {
+    } else if is(status::VVAR)
+        || is(status::VSYSCALL)
+        || is(status::SYSVIPC)
+        || entry.flags & map::DROPPABLE != 0
+    {
+        // Nobody's, the kernel's, or those of a segment, which belong to no process.
         return None;
     } else if is(status::ANON_SHARED) {
         AreaKind::Shared {
@@ -259,7 +314,7 @@ fn area(entry: &pb::VmaEntry, smap: &Smap<'_>) -> Option<Area> {
         readable: entry.prot & prot::READ != 0 && smap.protection_key.unwrap_or(0) == 0,
         lazy: flags & (map::ANONYMOUS | map::PRIVATE) == map::ANONYMOUS | map::PRIVATE
             && flags & (map::LOCKED | map::HUGETLB) == 0
-            && !is(status::VDSO),
+            && !kernel,
     })
 }
 

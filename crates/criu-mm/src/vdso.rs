@@ -2,6 +2,10 @@
 //!
 //! If this kernel's vdso is like the image's, it moves to where the program knows it. If not, the
 //! image's stays, and each of its functions becomes a jump to the same function of this kernel's.
+//!
+//! 32-bit ARM has a page beside it from which signal handlers return (`[sigpage]`). A handler that was
+//! running returns to the image's, whose content is saved like any other; handlers to come return to the
+//! one that the kernel knows. If both are alike, this kernel's moves over the image's.
 
 use std::fs::File;
 use std::ops::Range;
@@ -14,6 +18,7 @@ use criu_tracee::Native;
 use criu_tracee::arch::Arch;
 use object::{Object, ObjectSymbol, SymbolKind};
 
+use crate::bits::prot;
 use crate::image::{Backing, SpaceImage, backing};
 
 /// The largest vdso there is, to bound what a hostile image may ask for.
@@ -24,10 +29,12 @@ const LARGEST: u64 = 1 << 20;
 pub(crate) struct OwnVdso {
     /// Its mappings and those of its data, lowest first; the kernel lets each be moved alone.
     pub(crate) parts: Vec<Range<u64>>,
-    /// All of them: the code finds its data by distance.
+    /// All of them, and the page of signals: the code finds its data by distance.
     pub(crate) span: Range<u64>,
     code: Range<u64>,
     bytes: Vec<u8>,
+    /// The page of signals, where there is one, and its content.
+    pub(crate) sigpage: Option<(Range<u64>, Vec<u8>)>,
 }
 
 /// What becomes of an image's vdso.
@@ -52,7 +59,7 @@ impl OwnVdso {
     /// Finds it in the text of `maps` and reads it from `memory`; `None` if the kernel gives none.
     pub(crate) fn find(maps: &[u8], memory: &File) -> Result<Option<Self>> {
         let mut parts = Vec::new();
-        let mut code = None;
+        let (mut code, mut sigpage) = (None, None);
         for vma in Vmas::new(maps) {
             let vma = vma.map_err(criu_proc::Error::from)?;
             match vma.name {
@@ -61,23 +68,32 @@ impl OwnVdso {
                     code = Some(vma.start..vma.end);
                     parts.push(vma.start..vma.end);
                 }
+                MapName::Sigpage => sigpage = Some(vma.start..vma.end),
                 _ => {}
             }
         }
         let (Some(code), Some(first), Some(last)) = (code, parts.first(), parts.last()) else {
             return Ok(None);
         };
-        let span = first.start..last.end;
-        let length = usize::try_from(code.end - code.start).unwrap_or(0);
-        let mut bytes = vec![0; length];
-        memory
-            .read_exact_at(&mut bytes, code.start)
-            .map_err(Error::io("pread(/proc/self/mem)"))?;
+        let mut span = first.start..last.end;
+        if let Some(sigpage) = &sigpage {
+            span = span.start.min(sigpage.start)..span.end.max(sigpage.end);
+        }
+        let read = |range: &Range<u64>| {
+            let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or(0)];
+            let done = memory.read_exact_at(&mut bytes, range.start);
+            done.map_err(Error::io("pread(/proc/self/mem)"))
+                .map(|()| bytes)
+        };
         Ok(Some(Self {
+            bytes: read(&code)?,
+            sigpage: match sigpage {
+                Some(range) => Some((range.clone(), read(&range)?)),
+                None => None,
+            },
             parts,
             span,
             code,
-            bytes,
         }))
     }
 
@@ -124,6 +140,26 @@ pub(crate) fn fate(image: &SpaceImage, own: Option<&OwnVdso>, park: u64) -> Resu
         ));
     }
     Ok(Fate::Proxy(jumps))
+}
+
+/// Where the image has the same page of signals as this kernel.
+pub(crate) fn sigpage_home(image: &SpaceImage, own: &OwnVdso) -> Result<Option<u64>> {
+    let Some((range, ours)) = &own.sigpage else {
+        return Ok(None);
+    };
+    let mut theirs = vec![0; ours.len()];
+    for vma in image.vmas() {
+        let alike = backing(vma) == Backing::Anonymous
+            && vma.end - vma.start == range.end - range.start
+            && vma.prot == prot::READ | prot::EXEC;
+        if alike {
+            image.pages.read(vma.start, &mut theirs)?;
+            if theirs == *ours {
+                return Ok(Some(vma.start));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Whether the mappings have the same sizes at the same distance.
@@ -188,7 +224,7 @@ fn functions(bytes: &[u8]) -> Vec<(String, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bits::{prot, status};
+    use crate::bits::status;
     use crate::image::tests::{image, vma};
 
     fn own() -> OwnVdso {

@@ -52,10 +52,17 @@ pub(crate) fn classify(
             ));
         }
         MapName::Heap => private | status::HEAP,
+        // Handlers that are running return to it: its content is kept.
+        MapName::Sigpage => private,
         MapName::Empty | MapName::Stack | MapName::Anon(_) if !shared => private,
         MapName::AnonShmem(_) | MapName::DevZero if shmem && shared => {
             shmid = vma.inode;
             status::REGULAR | status::ANON_SHARED
+        }
+        // The kernel gives the inode of a segment its id as number.
+        MapName::SysV(_) if shared => {
+            shmid = vma.inode;
+            status::REGULAR | status::ANON_SHARED | status::SYSVIPC
         }
         MapName::AnonHugepage if !shared => private,
         MapName::Aio => status::AIORING,
@@ -139,8 +146,8 @@ fn refused(name: &MapName<'_>) -> Error {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (fact, remedy) = match name {
         MapName::SysV(key) => (
-            format!("System V shared memory with key {key:#x}"),
-            "detach it before the dump",
+            format!("a private mapping of System V shared memory with key {key:#x}"),
+            "unmap it before the dump",
         ),
         MapName::AnonHugepage => (
             "shared anonymous huge pages".to_owned(),
@@ -285,6 +292,11 @@ mod tests {
         );
         assert_eq!((shm.status, shm.shmid), (0x101, 99));
         assert_eq!(shm.flags, map::SHARED | map::ANONYMOUS);
+        let segment = entry(
+            "1000-3000 r--s 00000000 00:01 99 /SYSV00000007 (deleted)",
+            "rd sh",
+        );
+        assert_eq!((segment.status, segment.shmid), (0x501, 99));
         let memfd = entry(
             "1000-3000 rw-p 00000000 00:01 99 /memfd:a (deleted)",
             "rd wr",

@@ -8,8 +8,8 @@ use std::os::unix::fs::FileExt;
 use common::{Files, Victim};
 use criu_image::{Memory, Store};
 use criu_mm::{
-    DrainOptions, FillJob, Ground, Materials, Shared, Space, SpaceImage, SurveyOptions, clear,
-    drain, fill, finish, survey,
+    DrainOptions, FillJob, Ground, Materials, Segments, Shared, Space, SpaceImage, SurveyOptions,
+    clear, drain, fill, finish, survey,
 };
 use criu_proc::{MapName, ProcDir};
 use criu_tracee::arch::Regs;
@@ -196,6 +196,7 @@ fn rebuild(image: &[SpaceImage; 1], files: &Files, store: &Memory) -> (Nursery, 
         ground: &ground,
         files,
         shared: &shared,
+        segments: &Segments::default(),
     };
     fill(&mut tracees, &jobs, &materials).expect("filled");
     finish(&mut tracees, &jobs, &ground).expect("finished");
@@ -290,7 +291,8 @@ put(private, 0, b'not for children')
 shared = anon(8, 0x21, 3, 0x35000000)
 put(shared, 1, b'both see it')
 r, w = os.pipe()
-if os.fork() == 0:
+child = os.fork()
+if child == 0:
     libc.prctl(1, 9, 0, 0, 0)  # dies with the parent
     for i in range(0, 2000, 16): put(big, i, b'changed by the child')
     libc.munmap(gone, 16 * P)
@@ -305,6 +307,8 @@ if os.fork() == 0:
     time.sleep(1000)
     os._exit(0)
 os.read(r, 1)
+# Its memory is compared with what it was in the dump: it must have come to rest.
+while open('/proc/%d/stat' % child).read().split()[2] != 'S': pass
 "#;
 
 #[test]
@@ -349,6 +353,7 @@ fn a_family_comes_back_and_shares_what_it_shared() {
         ground: &ground,
         files: &files,
         shared: &shared,
+        segments: &Segments::default(),
     };
     let mut root = spawn_root(&nursery, &[], 0).expect("born");
     clear(&mut root, &ground).expect("cleared");

@@ -279,7 +279,7 @@ pub(crate) fn overlayfs_maps() -> Answer {
         number(140, 4),
         number(32, 8)
     );
-    let start = format!("{:08x}-", outcome.value(at));
+    let start = format!("{:08x}-", outcome.word(at));
     let maps = task.read("maps")?;
     let line = maps
         .lines()

@@ -124,6 +124,32 @@ pub fn setsid(process: &mut Tracee) -> Result<()> {
     Ok(())
 }
 
+/// A request of ioctl(2) as programs take it.
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "requests have the width of a long, which differs"
+)]
+const fn request(number: libc::Ioctl) -> u64 {
+    number as u64
+}
+
+/// Makes a terminal the controlling one of the session that the process leads.
+pub fn take_terminal(leader: &mut Tracee, fd: i32) -> Result<()> {
+    let mut program = Program::new();
+    program.ioctl(fd, request(libc::TIOCSCTTY), 0);
+    leader.run(&program)?;
+    Ok(())
+}
+
+/// Puts a process group into the foreground of the controlling terminal.
+pub fn set_foreground(member: &mut Tracee, fd: i32, pgrp: u32) -> Result<()> {
+    let mut program = Program::new();
+    let pgrp = program.bytes(pgrp.to_ne_bytes());
+    program.ioctl(fd, request(libc::TIOCSPGRP), pgrp);
+    member.run(&program)?;
+    Ok(())
+}
+
 /// Joins or makes a process group.
 pub fn setpgid(process: &mut Tracee, pgid: i32) -> Result<()> {
     let mut program = Program::new();

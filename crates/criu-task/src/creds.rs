@@ -52,7 +52,7 @@ impl Aspect for Creds {
         }
         Ok(Box::new(move |view, outcome, draft| {
             let id = |blob| int(outcome.bytes(blob), 0);
-            let result = |ret| u32::try_from(outcome.value(ret)).unwrap_or(u32::MAX);
+            let result = |ret| u32::try_from(outcome.word(ret)).unwrap_or(u32::MAX);
             let groups = outcome.bytes(groups);
             let status = view.status;
             let creds = entries::thread_of(draft).creds.get_or_insert_default();

@@ -48,7 +48,8 @@ fn misfit(error: CoreError) -> Error {
 /// [`crate::describe`] are still missing.
 pub fn core(view: &ThreadView<'_>, layout: &FpLayout) -> Result<Draft> {
     let mut core = pb::CoreEntry::default();
-    Native::to_core(&processor_state(view, layout)?, layout, &mut core).map_err(misfit)?;
+    let state = processor_state(view, layout)?;
+    Native::to_core(&state, layout, &mut core).map_err(misfit)?;
     let (mask, mask_extended) = sigset(view.thread.mask());
     let mut thread = pb::ThreadCoreEntry::default();
     if view.leader {
@@ -79,6 +80,7 @@ pub fn core(view: &ThreadView<'_>, layout: &FpLayout) -> Result<Draft> {
         ext: pb::TaskExtEntry {
             tid,
             stop_reported: reported.then_some(true),
+            regsets: extra(state.more),
             ..pb::TaskExtEntry::default()
         },
         dumpable: None,
@@ -86,10 +88,20 @@ pub fn core(view: &ThreadView<'_>, layout: &FpLayout) -> Result<Draft> {
     })
 }
 
+/// Regsets that the image has no field for, where they say anything.
+fn extra(more: Vec<(u32, Vec<u8>)>) -> Vec<pb::RegsetEntry> {
+    more.into_iter()
+        .filter(|(note, content)| {
+            Native::EXTRA_NOTES.contains(note) && Native::is_extra(*note, content)
+        })
+        .map(|(note, content)| pb::RegsetEntry { note, content })
+        .collect()
+}
+
 fn processor_state(view: &ThreadView<'_>, layout: &FpLayout) -> Result<ThreadState<NativeRegs>> {
     let stopped = view.thread.stopped()?;
     let mut more = Vec::new();
-    for note in Native::MORE_NOTES {
+    for note in Native::MORE_NOTES.iter().chain(Native::EXTRA_NOTES) {
         more.extend(view.thread.regset(*note)?.map(|bytes| (*note, bytes)));
     }
     let tls: Result<Vec<_>, _> = Native::TLS
@@ -169,7 +181,14 @@ pub fn fits(core: &pb::CoreEntry, layout: &FpLayout) -> Result<()> {
 
 /// The registers and the signal mask of a thread, from its image.
 pub fn natural(saved: &Saved<'_>, layout: &FpLayout) -> Result<NewThread> {
-    let state = Native::from_core(saved.core, layout).map_err(misfit)?;
+    let mut state = Native::from_core(saved.core, layout).map_err(misfit)?;
+    for regset in saved.ext.iter().flat_map(|ext| &ext.regsets) {
+        if !Native::EXTRA_NOTES.contains(&regset.note) {
+            let why = format!("a regset {:#x} of another machine", regset.note);
+            return Err(Error::corrupt("criu-rs-task", why));
+        }
+        state.more.push((regset.note, regset.content.clone()));
+    }
     let thread = saved.core.thread_core.as_ref();
     let task = saved.core.tc.as_ref();
     let (low, extended) = match (task, thread) {

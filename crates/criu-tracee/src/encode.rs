@@ -2,8 +2,6 @@
 //!
 //! A program that does not fit is cut into chunks; results of earlier chunks become literals.
 
-use std::collections::HashMap;
-
 use criu_arch::{Arch, COMPAT, END, Record, RecordLayout, TOLERATE};
 use nix::errno::Errno;
 
@@ -24,8 +22,8 @@ pub(crate) struct Chunk {
     pub(crate) back: usize,
     first: usize,
     count: usize,
-    /// Offset of each blob that the chunk holds.
-    blobs: HashMap<u32, usize>,
+    /// The blobs that the chunk holds, and where in it.
+    blobs: Vec<(u32, usize)>,
 }
 
 /// A program on its way through a site.
@@ -39,7 +37,8 @@ pub(crate) struct Progress<'p> {
 impl Chunk {
     /// Where in the chunk a blob lies.
     pub(crate) fn offset_of(&self, blob: Blob) -> Option<usize> {
-        self.blobs.get(&blob.0).copied()
+        let found = self.blobs.iter().find(|(known, _)| *known == blob.0);
+        found.map(|(_, at)| *at)
     }
 }
 
@@ -61,34 +60,31 @@ impl<'p> Progress<'p> {
         if self.next == self.program.calls.len() {
             return Ok(None);
         }
-        let mut plan = Plan::default();
-        let mut count = 0;
-        for (index, call) in self.program.calls.iter().enumerate().skip(self.next) {
-            let before = plan.clone_sizes();
-            if call
-                .args
-                .iter()
-                .any(|arg| self.waits_for_chunk(arg, self.next))
-                && count > 0
-            {
+        let mut plan = Plan::new(self.program.data.len());
+        for call in &self.program.calls[self.next..] {
+            let count = plan.calls.len();
+            let waits = |arg: &Arg| self.waits_for_chunk(arg, self.next);
+            if count > 0 && call.args.iter().any(waits) {
                 break;
             }
-            for arg in &call.args {
-                self.reserve(&mut plan, arg);
+            let before = plan.sizes();
+            let mut slots = [Slot::Word(Plan::ZERO); 6];
+            for (slot, arg) in slots.iter_mut().zip(&call.args) {
+                *slot = self.reserve(&mut plan, arg);
             }
-            if plan.size(count + 1) > room {
+            plan.calls.push(slots);
+            if plan.size() > room {
                 if count == 0 {
                     return Err(Error::TooLarge {
-                        need: plan.size(1),
+                        need: plan.size(),
                         room,
                     });
                 }
                 plan.truncate(before);
                 break;
             }
-            count = index - self.next + 1;
         }
-        Ok(Some(self.assemble(plan, count, base)))
+        Ok(Some(self.assemble(&plan, base)))
     }
 
     /// A blob that holds a result of the running chunk cannot be written yet.
@@ -104,50 +100,59 @@ impl<'p> Progress<'p> {
         })
     }
 
-    fn reserve(&self, plan: &mut Plan, arg: &Arg) {
+    /// Makes room for what an argument needs, and says where its word is.
+    fn reserve(&self, plan: &mut Plan, arg: &Arg) -> Slot {
         match arg {
-            Arg::Word(word) => plan.word(*word),
-            Arg::Cell(_) => {}
-            Arg::Ret(ret) => {
-                if let Some(value) = self.outcome.known(*ret) {
-                    plan.word(value.cast_unsigned());
-                }
-            }
+            Arg::Word(word) => plan.word(PoolWord::Literal(*word)),
+            Arg::Cell(at) => Slot::Cell(*at),
+            Arg::Ret(ret) => match self.outcome.known(*ret) {
+                Some(value) => plan.word(PoolWord::Literal(value.cast_unsigned())),
+                None => Slot::Ret(ret.0 as usize - self.next),
+            },
             Arg::Blob(blob, offset) => {
-                let data = &self.program.data[blob.0 as usize];
-                if plan.blob(blob.0, data) {
-                    for (_, link) in &data.links {
-                        if let Arg::Blob(..) = link {
-                            self.reserve(plan, link);
-                        }
-                    }
-                }
-                plan.blob_word(blob.0, *offset);
+                self.hold(plan, *blob);
+                plan.word(PoolWord::Address(blob.0, *offset))
             }
         }
     }
 
-    fn assemble(&self, plan: Plan, count: usize, base: u64) -> Chunk {
-        let mut at = LAYOUT.size() * (count + 1);
-        let mut blobs = HashMap::new();
-        for (blob, size) in &plan.out {
-            blobs.insert(*blob, align(at));
-            at = align(at) + size;
+    /// Makes room for a blob and those it points at.
+    fn hold(&self, plan: &mut Plan, blob: Blob) {
+        let data = &self.program.data[blob.0 as usize];
+        if plan.blob(blob.0, data) {
+            for (_, link) in &data.links {
+                if let Arg::Blob(target, _) = link {
+                    self.hold(plan, *target);
+                }
+            }
         }
-        let back = at;
-        for (blob, size) in &plan.inward {
-            blobs.insert(*blob, align(at));
-            at = align(at) + size;
+    }
+
+    fn assemble(&self, plan: &Plan, base: u64) -> Chunk {
+        let count = plan.calls.len();
+        let mut at = LAYOUT.size() * (count + 1);
+        let mut blobs = Vec::with_capacity(plan.out.len() + plan.inward.len());
+        let mut places = vec![0; self.program.data.len()];
+        let mut back = at;
+        for (list, comes_back) in [(&plan.out, true), (&plan.inward, false)] {
+            for (blob, size) in list {
+                places[*blob as usize] = align(at);
+                blobs.push((*blob, align(at)));
+                at = align(at) + size;
+            }
+            if comes_back {
+                back = at;
+            }
         }
         let words_at = align(at);
         let mut bytes = vec![0; words_at + plan.words.len() * LAYOUT.word()];
 
-        let address = |blob: u32, offset: u32| base + blobs[&blob] as u64 + u64::from(offset);
-        for blob in blobs.keys() {
+        let address =
+            |blob: u32, offset: u32| base + places[blob as usize] as u64 + u64::from(offset);
+        for (blob, at) in &blobs {
             let data = &self.program.data[*blob as usize];
             let content = self.outcome.current(self.program, *blob);
-            let at = blobs[blob];
-            bytes[at..at + content.len()].copy_from_slice(content);
+            bytes[*at..at + content.len()].copy_from_slice(content);
             for (offset, link) in &data.links {
                 let value = match link {
                     Arg::Word(word) | Arg::Cell(word) => *word,
@@ -164,27 +169,17 @@ impl<'p> Progress<'p> {
             };
             LAYOUT.put(&mut bytes, words_at + index * LAYOUT.word(), value);
         }
-        let word_address =
-            |word: PoolWord| base + (words_at + plan.index[&word] * LAYOUT.word()) as u64;
-        for position in 0..count {
-            let call = &self.program.calls[self.next + position];
-            let mut args = [word_address(PoolWord::Literal(0)); 6];
-            for (slot, arg) in args.iter_mut().zip(&call.args) {
-                *slot = match arg {
-                    Arg::Word(word) => word_address(PoolWord::Literal(*word)),
-                    Arg::Cell(at) => *at,
-                    Arg::Blob(blob, offset) => word_address(PoolWord::Address(blob.0, *offset)),
-                    Arg::Ret(ret) => match self.outcome.known(*ret) {
-                        Some(value) => word_address(PoolWord::Literal(value.cast_unsigned())),
-                        None => {
-                            base + (LAYOUT.size() * (ret.0 as usize - self.next) + LAYOUT.ret())
-                                as u64
-                        }
-                    },
-                };
-            }
+        let calls = &self.program.calls[self.next..];
+        for (position, (call, slots)) in calls.iter().zip(&plan.calls).enumerate() {
+            let args = slots.map(|slot| match slot {
+                Slot::Word(index) => base + (words_at + index * LAYOUT.word()) as u64,
+                Slot::Cell(at) => at,
+                Slot::Ret(call) => base + (LAYOUT.size() * call + LAYOUT.ret()) as u64,
+            });
             let mut flags = if call.tolerate { TOLERATE } else { 0 };
-            let mut nr = call.sysno.id().unsigned_abs() as u64;
+            let mut nr = call
+                .private
+                .map_or(call.sysno.id().unsigned_abs() as u64, u64::from);
             if let Some(number) = call.compat {
                 (flags, nr) = (flags | COMPAT, number.into());
             }
@@ -246,74 +241,101 @@ fn align(at: usize) -> usize {
     at.next_multiple_of(ALIGN)
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PoolWord {
     Literal(u64),
     Address(u32, u32),
 }
 
-/// What a chunk will hold besides its records.
+impl PoolWord {
+    /// Where it is looked for: words that follow each other are looked for in different places.
+    fn place(self) -> usize {
+        let (high, low) = match self {
+            Self::Literal(word) => (word >> 12, word),
+            Self::Address(blob, offset) => (u64::from(blob), u64::from(offset)),
+        };
+        usize::try_from((high ^ low) % RECENT as u64).unwrap_or(0)
+    }
+}
+
+/// Where a record finds the word of an argument.
+#[derive(Clone, Copy, Debug)]
+enum Slot {
+    /// Number of a word of the chunk.
+    Word(usize),
+    /// An address that the program names itself.
+    Cell(u64),
+    /// The result of this call of the chunk.
+    Ret(usize),
+}
+
+/// How many words are remembered, to be used again: programs repeat themselves, but soon or never.
+const RECENT: usize = 256;
+
+/// What a chunk will hold.
 #[derive(Debug)]
 struct Plan {
+    calls: Vec<[Slot; 6]>,
     words: Vec<PoolWord>,
-    index: HashMap<PoolWord, usize>,
+    /// Numbers of words, by their place.
+    recent: [u32; RECENT],
     out: Vec<(u32, usize)>,
     inward: Vec<(u32, usize)>,
+    /// Which blobs are among those.
+    held: Vec<bool>,
     blob_bytes: usize,
 }
 
-impl Default for Plan {
-    fn default() -> Self {
-        let mut plan = Self {
-            words: Vec::new(),
-            index: HashMap::new(),
+impl Plan {
+    /// The number of the word that unused arguments point at.
+    const ZERO: usize = 0;
+
+    fn new(blobs: usize) -> Self {
+        Self {
+            calls: Vec::new(),
+            words: vec![PoolWord::Literal(0)],
+            recent: [0; RECENT],
             out: Vec::new(),
             inward: Vec::new(),
+            held: vec![false; blobs],
             blob_bytes: 0,
-        };
-        plan.word(0); // Unused arguments point at it.
-        plan
-    }
-}
-
-impl Plan {
-    fn word(&mut self, word: u64) {
-        self.pool(PoolWord::Literal(word));
+        }
     }
 
-    fn blob_word(&mut self, blob: u32, offset: u32) {
-        self.pool(PoolWord::Address(blob, offset));
-    }
-
-    fn pool(&mut self, word: PoolWord) {
-        let next = self.words.len();
-        if *self.index.entry(word).or_insert(next) == next {
+    fn word(&mut self, word: PoolWord) -> Slot {
+        let recent = &mut self.recent[word.place()];
+        if self.words.get(*recent as usize) != Some(&word) {
+            *recent = u32::try_from(self.words.len()).expect("a chunk fits its room");
             self.words.push(word);
         }
+        Slot::Word(*recent as usize)
     }
 
     /// Whether the blob is new to the chunk.
     fn blob(&mut self, blob: u32, data: &Data) -> bool {
+        if std::mem::replace(&mut self.held[blob as usize], true) {
+            return false;
+        }
         let list = if data.out {
             &mut self.out
         } else {
             &mut self.inward
         };
-        // Most programs use a blob in one call: look from the end.
-        if list.iter().rev().any(|(known, _)| *known == blob) {
-            return false;
-        }
         list.push((blob, data.bytes.len()));
         self.blob_bytes += align(data.bytes.len()) + ALIGN;
         true
     }
 
-    fn size(&self, calls: usize) -> usize {
-        LAYOUT.size() * (calls + 1) + self.blob_bytes + self.words.len() * LAYOUT.word() + 2 * ALIGN
+    fn size(&self) -> usize {
+        LAYOUT.size() * (self.calls.len() + 1)
+            + self.blob_bytes
+            + self.words.len() * LAYOUT.word()
+            + 2 * ALIGN
     }
 
-    fn clone_sizes(&self) -> [usize; 4] {
+    fn sizes(&self) -> [usize; 5] {
         [
+            self.calls.len(),
             self.words.len(),
             self.out.len(),
             self.inward.len(),
@@ -321,10 +343,9 @@ impl Plan {
         ]
     }
 
-    fn truncate(&mut self, [words, out, inward, blob_bytes]: [usize; 4]) {
-        for word in self.words.drain(words..) {
-            self.index.remove(&word);
-        }
+    fn truncate(&mut self, [calls, words, out, inward, blob_bytes]: [usize; 5]) {
+        self.calls.truncate(calls);
+        self.words.truncate(words);
         self.out.truncate(out);
         self.inward.truncate(inward);
         self.blob_bytes = blob_bytes;

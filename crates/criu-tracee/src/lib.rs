@@ -38,7 +38,7 @@ mod wait;
 pub use criu_arch as arch;
 pub use dry::Dry;
 pub use error::{CallError, Error, Result};
-pub use fds::{fetch_fd, pidfd_open};
+pub use fds::{fetch_fd, peek_whole, pidfd_open};
 pub use gone::pidfds_of_the_gone;
 pub use kcmp::{Kcmp, find, kcmp};
 pub use local::Local;

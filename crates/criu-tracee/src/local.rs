@@ -13,7 +13,7 @@ use syscalls::Sysno;
 use crate::encode::failure;
 use crate::error::{CallError, Error, Result};
 use crate::native::Native;
-use crate::program::{Arg, Call, Program, widest};
+use crate::program::{Arg, Blob, Call, Program, widest};
 use crate::site::{Outcome, Site};
 
 /// Runs programs in the calling thread.
@@ -74,11 +74,15 @@ const ALLOWED: &[(Sysno, u8)] = &[
     (Sysno::getxattr, 0b0111),
     (Sysno::setxattr, 0b00111),
     (Sysno::flock, 0),
+    (Sysno::ppoll, 0b1101),
     (Sysno::socket, 0),
     (Sysno::socketpair, 0b1000),
     (Sysno::bind, 0b010),
     (Sysno::connect, 0b010),
     (Sysno::listen, 0),
+    (Sysno::accept4, 0b0110),
+    (Sysno::shutdown, 0),
+    (Sysno::sendmsg, 0b010),
     (Sysno::setsockopt, 0b1000),
     (Sysno::getsockopt, 0b1_1000),
     (Sysno::sendto, 0b1_0010),
@@ -95,7 +99,14 @@ const ALLOWED: &[(Sysno, u8)] = &[
     (Sysno::msgget, 0),
     (Sysno::semget, 0),
     (Sysno::shmget, 0),
+    (Sysno::semop, 0b010),
+    (Sysno::msgsnd, 0b010),
+    (Sysno::msgrcv, 0b010),
     (Sysno::mq_open, 0b1001),
+    (Sysno::mq_unlink, 0b001),
+    (Sysno::mq_timedsend, 0b1_0010),
+    (Sysno::mq_timedreceive, 0b1_1010),
+    (Sysno::mq_getsetattr, 0b110),
     (Sysno::io_uring_setup, 0b010),
     (Sysno::bpf, 0b010),
     (Sysno::seccomp, 0b100),
@@ -145,7 +156,7 @@ const F_SETOWN_EX: i32 = 15;
 const F_GETOWN_EX: i32 = 16;
 const F_GETOWNER_UIDS: i32 = 17;
 
-/// Requests of ioctl(2), all with an address: bytes to be read, and the ticks of a timerfd.
+/// Requests of ioctl(2) with an address: bytes to be read, the ticks of a timerfd, terminals.
 #[allow(
     clippy::unnecessary_cast,
     reason = "requests have the width of a long, which differs"
@@ -153,6 +164,32 @@ const F_GETOWNER_UIDS: i32 = 17;
 const IOCTLS: &[u64] = &[
     libc::FIONREAD as u64,
     libc::_IOW::<u64>(b'T' as u32, 0) as u64,
+    libc::TCGETS as u64,
+    libc::TCSETS as u64,
+    libc::TIOCGLCKTRMIOS as u64,
+    libc::TIOCSLCKTRMIOS as u64,
+    libc::TIOCGWINSZ as u64,
+    libc::TIOCSWINSZ as u64,
+    libc::TIOCGPTN as u64,
+    libc::TIOCGPTLCK as u64,
+    libc::TIOCSPTLCK as u64,
+    libc::TIOCGPKT as u64,
+    libc::TIOCPKT as u64,
+    libc::TIOCGEXCL as u64,
+    libc::TIOCGSID as u64,
+    libc::TIOCGPGRP as u64,
+];
+
+/// Requests that take a number or nothing.
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "requests have the width of a long, which differs"
+)]
+const IOCTL_NUMBERS: &[u64] = &[
+    INOTIFY_SET_NEXT,
+    SIOCUNIXFILE,
+    libc::TIOCEXCL as u64,
+    libc::TIOCGPTPEER as u64,
 ];
 
 /// `INOTIFY_IOC_SETNEXTWD`, which takes a number.
@@ -162,11 +199,40 @@ const IOCTLS: &[u64] = &[
 )]
 const INOTIFY_SET_NEXT: u64 = libc::_IOW::<i32>(b'I' as u32, 0) as u64;
 
+/// `SIOCUNIXFILE`, which takes nothing: a descriptor of the file that a socket is bound to.
+const SIOCUNIXFILE: u64 = 0x89e0;
+
 const KCMP_EPOLL_TFD: u64 = 7;
+
+/// Commands of shmctl(2), semctl(2) and msgctl(2) with an address of a structure or of an array.
+const IPC_ADDRESSES: &[i32] = &[
+    libc::IPC_SET,
+    libc::IPC_STAT,
+    libc::IPC_SET | IPC_64,
+    libc::IPC_STAT | IPC_64,
+    libc::GETALL,
+    libc::SETALL,
+];
+
+/// Commands of theirs that take a number or nothing.
+const IPC_NUMBERS: &[i32] = &[
+    libc::IPC_RMID,
+    libc::GETPID,
+    libc::GETVAL,
+    libc::SETVAL,
+    libc::SHM_LOCK,
+    libc::SHM_UNLOCK,
+];
+
+/// What 32-bit machines add to such a command for the structures of today.
+const IPC_64: i32 = 0x100;
 
 /// Which arguments of a call are addresses; a refusal if the call may not run here.
 fn addresses(call: &Call) -> Result<u8> {
     let sysno = call.sysno;
+    if call.private.is_some() || call.compat.is_some() {
+        return Err(Error::Refused(sysno));
+    }
     let word = |index: usize| match call.args.get(index) {
         Some(Arg::Word(word)) => Ok(*word),
         _ => Err(Error::Refused(sysno)),
@@ -180,9 +246,13 @@ fn addresses(call: &Call) -> Result<u8> {
         _ if is_fcntl && word(1)? == u64::from(Native::CALLS.set_lock) => return Ok(0b100),
         _ if is_llseek => return Ok(0b1000),
         Sysno::ioctl if IOCTLS.contains(&word(1)?) => return Ok(0b100),
-        Sysno::ioctl if word(1)? == INOTIFY_SET_NEXT => return Ok(0),
+        Sysno::ioctl if IOCTL_NUMBERS.contains(&word(1)?) => return Ok(0),
         Sysno::kcmp if word(2)? == KCMP_EPOLL_TFD => return Ok(0b1_0000),
         Sysno::kcmp => return Ok(0),
+        Sysno::shmctl | Sysno::msgctl if among(IPC_ADDRESSES, word(1)?) => return Ok(0b100),
+        Sysno::shmctl | Sysno::msgctl if among(IPC_NUMBERS, word(1)?) => return Ok(0),
+        Sysno::semctl if among(IPC_ADDRESSES, word(2)?) => return Ok(0b1000),
+        Sysno::semctl if among(IPC_NUMBERS, word(2)?) => return Ok(0),
         _ => {}
     }
     ALLOWED
@@ -226,12 +296,7 @@ fn run(program: &Program) -> Result<Outcome> {
         for (slot, arg) in args.iter_mut().zip(&call.args) {
             *slot = resolve(arg, &outcome, &bases);
             if let Arg::Blob(blob, _) = arg {
-                for (offset, link) in &program.data[blob.0 as usize].links {
-                    let word = resolve(link, &outcome, &bases).to_ne_bytes();
-                    let at = *offset as usize;
-                    buffers[blob.0 as usize][at..at + size_of::<usize>()]
-                        .copy_from_slice(&word[..size_of::<usize>()]);
-                }
+                tie(program, *blob, &outcome, &bases, &mut buffers);
             }
         }
         let ret = invoke(call.sysno, args);
@@ -252,6 +317,22 @@ fn run(program: &Program) -> Result<Outcome> {
         outcome.store(u32::try_from(index).expect("few blobs"), &buffers[index]);
     }
     Ok(outcome)
+}
+
+/// Writes addresses and results into a blob, and into those that it leads to: a message has a vector of buffers.
+fn tie(program: &Program, blob: Blob, outcome: &Outcome, bases: &[u64], buffers: &mut [Vec<u8>]) {
+    for (offset, link) in &program.data[blob.0 as usize].links {
+        let at = *offset as usize;
+        let word = resolve(link, outcome, bases);
+        let room = &mut buffers[blob.0 as usize][at..at + size_of::<usize>()];
+        match usize::try_from(word) {
+            Ok(word) => room.copy_from_slice(&word.to_ne_bytes()),
+            Err(_) => room.fill(0xff),
+        }
+        if let Arg::Blob(next, _) = link {
+            tie(program, *next, outcome, bases, buffers);
+        }
+    }
 }
 
 fn resolve(arg: &Arg, outcome: &Outcome, bases: &[u64]) -> u64 {

@@ -42,6 +42,8 @@ pub struct Call {
     pub tolerate: bool,
     /// Its number in the table of 32-bit code, if it is to be made as such code makes it.
     pub compat: Option<u32>,
+    /// Its number, if this machine alone has it: `sysno` has no name for it then.
+    pub private: Option<u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -85,7 +87,14 @@ impl Program {
 
     /// Adds a call that only some machines have, by its number there.
     pub fn call_numbered<const N: usize>(&mut self, number: u32, args: [Arg; N]) -> Ret {
-        self.call(numbered(number), args)
+        if let Some(sysno) = Sysno::new(number as usize) {
+            return self.call(sysno, args);
+        }
+        let ret = self.call(Sysno::restart_syscall, args);
+        if let Some(call) = self.calls.last_mut() {
+            call.private = Some(number);
+        }
+        ret
     }
 
     /// Adds a call whose last arguments are of 64 bits each, which machines pass differently.
@@ -104,6 +113,7 @@ impl Program {
             args,
             tolerate: false,
             compat: None,
+            private: None,
         });
         Ret(count(self.calls.len() - 1))
     }
@@ -184,8 +194,19 @@ impl Program {
     pub(crate) fn text(&self, index: usize) -> String {
         let call = &self.calls[index];
         let args: Vec<String> = call.args.iter().map(|arg| self.arg_text(arg)).collect();
-        let compat = if call.compat.is_some() { "compat_" } else { "" };
-        format!("{compat}{}({})", call.sysno, args.join(", "))
+        let args = args.join(", ");
+        match call {
+            Call {
+                private: Some(number),
+                ..
+            } => format!("call_{number:#x}({args})"),
+            Call {
+                compat: Some(_),
+                sysno,
+                ..
+            } => format!("compat_{sysno}({args})"),
+            Call { sysno, .. } => format!("{sysno}({args})"),
+        }
     }
 
     fn arg_text(&self, arg: &Arg) -> String {

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 
+use criu_arch::Arch;
 use nix::errno::Errno;
 
 use crate::encode::failure;
 use crate::error::Result;
+use crate::native::Native;
 use crate::program::{Blob, Program, Ret};
 
 /// A place that can run a [`Program`]: the tracer ([`crate::Local`]), a stopped task, or paper
@@ -13,6 +15,11 @@ use crate::program::{Blob, Program, Ret};
 pub trait Site {
     /// Runs the program to its end or to its first failure that it does not tolerate.
     fn run(&mut self, program: &Program) -> Result<Outcome>;
+}
+
+/// A result as the word of the machine that it was in a register: 32-bit ones are sign-extended.
+pub(crate) fn word(value: i64) -> u64 {
+    value.cast_unsigned() & u64::MAX >> (64 - 8 * Native::WORD)
 }
 
 /// What a program gave.
@@ -42,6 +49,11 @@ impl Outcome {
     /// The raw result of a call.
     pub fn value(&self, ret: Ret) -> i64 {
         self.rets[ret.0 as usize]
+    }
+
+    /// The result of a call that gives an address, or an id that may be as large as a word.
+    pub fn word(&self, ret: Ret) -> u64 {
+        word(self.value(ret))
     }
 
     /// The result of a call that makes a descriptor.

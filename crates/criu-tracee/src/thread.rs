@@ -1,7 +1,7 @@
 //! One thread of a held process.
 
 use std::borrow::Cow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criu_arch::{Arch, Regs, Timeout};
 use nix::unistd::Pid;
@@ -37,6 +37,30 @@ pub struct Thread {
 }
 
 impl Thread {
+    /// Lets a thread that was seized go on while it stands in code of the kernel's own making
+    /// ([`Arch::PASSING`]).
+    pub(crate) fn pass(
+        mut held: (Stopped, Stop),
+        deadline: Option<Instant>,
+    ) -> Result<(Stopped, Stop)> {
+        let Some(is_passing) = Native::PASSING else {
+            return Ok(held);
+        };
+        let memory = Memory::open(held.0.tid())?;
+        loop {
+            let mut code = [0; 8];
+            let known = memory.read(held.0.regs()?.ip(), &mut code).is_ok();
+            if !known || !is_passing(&code) {
+                return Ok(held);
+            }
+            let running = held.0.cont(0)?;
+            // A few instructions are enough, but it has to get a processor.
+            std::thread::sleep(Duration::from_millis(1));
+            running.interrupt()?;
+            held = running.wait_held(deadline)?;
+        }
+    }
+
     pub(crate) fn held(tid: Pid, vtid: Pid, (stopped, stop): (Stopped, Stop)) -> Result<Self> {
         let natural = stopped.regs()?;
         let mask = stopped.mask()?;

@@ -15,7 +15,7 @@ use crate::place::Place;
 use crate::program::{Blob, Program, numbered};
 use crate::ptrace;
 use crate::run::{self, Workplace};
-use crate::site::{Outcome, Site};
+use crate::site::{Outcome, Site, word};
 use crate::sleep::Naps;
 use crate::spawn::Nursery;
 use crate::stop::{Hold, Running, Stop, Stopped};
@@ -86,7 +86,8 @@ impl Tracee {
                 gone_is_fine(running.interrupt())?;
             }
             for (slot, tid, running) in fresh {
-                match running.wait_held(deadline) {
+                let held = running.wait_held(deadline);
+                match held.and_then(|held| Thread::pass(held, deadline)) {
                     Ok(held) => {
                         let mut thread = Thread::held(tid, tid, held)?;
                         if let Some(sleep) = naps.of_stopped(tid) {
@@ -256,8 +257,8 @@ impl Tracee {
             0
         };
         let args = [hint, size, prot.into(), flags.into(), u64::MAX, 0];
-        let rooms =
-            run::once(self, code, heal, numbered(Native::CALLS.mmap.0), args)?.cast_unsigned();
+        let map = numbered(Native::CALLS.mmap.0);
+        let rooms = word(run::once(self, code, heal, map, args)?);
         self.workplace = Some(Workplace { code, rooms, size });
         self.write_heal(0, heal, self.unmap(), 0)?;
         for index in 1..self.threads.len() {

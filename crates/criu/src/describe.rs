@@ -180,14 +180,13 @@ impl Described {
     /// Writes `core-P`, `core-TID`, `seccomp` and our extension.
     pub(crate) fn write(&self, store: &dyn Store) -> Result<()> {
         for process in &self.processes {
-            let mut ext = store.writer(desc::TASK_EXT, VPid::new(process.pid))?;
             for (tid, draft) in &process.threads {
                 store
                     .write_entry(desc::CORE, VPid::new(*tid), &draft.core)
                     .within(|| Subject::Thread(tid.cast_signed()))?;
-                ext.write(&draft.ext)?;
             }
-            ext.finish()?;
+            let ext = process.threads.iter().map(|(_, draft)| &draft.ext);
+            store.write_entries(desc::TASK_EXT, VPid::new(process.pid), ext)?;
         }
         for (pid, core) in &self.zombies {
             store.write_entry(desc::CORE, VPid::new(*pid), core)?;

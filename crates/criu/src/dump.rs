@@ -3,7 +3,7 @@
 //! Until *commit* every way out leaves the tasks as they were found: what holds them cures them when
 //! it is dropped, and the half-written images go with the store.
 
-use criu_files::{Collector, KINDS, Memory, Names, Validation};
+use criu_files::{Collector, Memory, Names, Validation};
 use criu_image::{Directory, Durability, Manifest, Store, StoreExt};
 use criu_kind::{Error, Result, Subject, Within};
 use criu_mm::{DrainOptions, Space, SurveyOptions};
@@ -15,10 +15,12 @@ use crate::describe::{Described, describe};
 use crate::error::Failure;
 use crate::explain;
 use crate::inventory::{self, Identities};
+use crate::ipc::Ipc;
 use crate::options::{DumpOptions, EndState, FileValidation};
 use crate::progress::Progress;
 use crate::scripts::Action;
 use crate::stats::DumpStats;
+use crate::tables;
 
 /// Dumps the tree of `options` into its images directory.
 pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Failure> {
@@ -53,16 +55,9 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
         "describe",
         describe(&tree, &mut tracees, &mut survey.spaces, &fp_layout()),
     )?;
+    at("describe", survey.ask(&tree, &mut tracees))?;
     progress.stage("drain");
-    let drained = at(
-        "drain",
-        drain(
-            &mut tracees,
-            &mut survey.spaces,
-            survey.files.memory(),
-            &store,
-        ),
-    )?;
+    let drained = at("drain", drain(&mut tracees, &mut survey, &store))?;
     stats.drained(&drained);
     progress.stage("commit");
     if let Some(cpu) = &cpu {
@@ -88,7 +83,7 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
     progress.stage("release");
     // Summing needs nobody: it goes on while the tasks end or start to run.
     let (released, summed) = std::thread::scope(|scope| {
-        let sums = scope.spawn(|| Manifest::build(images).map(drop));
+        let sums = scope.spawn(|| Manifest::complete(images));
         let released = release(tracees, end);
         stats.released();
         (released, sums.join().expect("summing does not panic"))
@@ -111,6 +106,8 @@ struct Survey<'s> {
     spaces: Vec<Space>,
     files: Collector<'s>,
     identities: Identities,
+    /// `None` if it cannot be dumped.
+    ipc: Option<Ipc>,
     problems: Vec<Error>,
 }
 
@@ -125,8 +122,9 @@ impl<'s> Survey<'s> {
         let files = file_options(options, tree, &identities);
         let mut survey = Self {
             spaces: Vec::with_capacity(tracees.len()),
-            files: Collector::new(files, store, KINDS.iter().copied()),
+            files: Collector::new(files, store, tables::kinds()),
             identities,
+            ipc: None,
             problems: inventory::shell_job(tree, options.tree.shell_job)
                 .err()
                 .into_iter()
@@ -141,6 +139,13 @@ impl<'s> Survey<'s> {
         for (tracee, node) in alive {
             if let Err(error) = survey.add(node, &tracees[tracee]).within(|| node.subject()) {
                 survey.problems.push(error);
+            }
+        }
+        // Without the address spaces of all it is not known who has attached what.
+        if survey.spaces.len() == tracees.len() {
+            match Ipc::of(tree, &survey.spaces) {
+                Ok(ipc) => survey.ipc = Some(ipc),
+                Err(error) => survey.problems.push(error),
             }
         }
         if survey.problems.is_empty() {
@@ -170,6 +175,12 @@ impl<'s> Survey<'s> {
     /// All refusals at once.
     fn check(&mut self) -> Result<()> {
         Error::all(std::mem::take(&mut self.problems))
+    }
+
+    /// What only processes can tell about what they share.
+    fn ask(&mut self, tree: &Tree, tracees: &mut [Tracee]) -> Result<()> {
+        let ipc = self.ipc.as_mut();
+        ipc.map_or(Ok(()), |ipc| ipc.ask(tree, tracees))
     }
 
     fn plan(&self, tree: &Tree) -> String {
@@ -213,7 +224,7 @@ fn file_options(
         evasive_devices: options.evasive_devices,
         mounts: false,
         validation: validation(options.tree.validation),
-        external: options.external_files.clone(),
+        external: options.outside.clone(),
     }
 }
 
@@ -227,16 +238,18 @@ pub(crate) fn validation(option: FileValidation) -> Validation {
 
 fn drain(
     tracees: &mut [Tracee],
-    spaces: &mut [Space],
-    memory: &[Memory],
+    survey: &mut Survey<'_>,
     store: &dyn Store,
 ) -> Result<criu_mm::Stats> {
     let mut options = DrainOptions {
         in_target: true,
         next_pages: 1,
     };
-    let mut stats = criu_mm::drain(tracees, spaces, store, &mut options)?;
-    for Memory { id, object, size } in memory {
+    let mut stats = criu_mm::drain(tracees, &mut survey.spaces, store, &mut options)?;
+    if let Some(ipc) = &mut survey.ipc {
+        ipc.drain(tracees, store, &mut options, &mut stats)?;
+    }
+    for Memory { id, object, size } in survey.files.memory() {
         let more = criu_mm::drain_object(object, *size, *id, store, &mut options)
             .within(|| Subject::Object(format!("memory of file {id}")))?;
         stats.shared_scanned += more.shared_scanned;
@@ -255,6 +268,9 @@ fn commit(
         space.write(store)?;
     }
     let names = survey.files.finish()?;
+    if let Some(ipc) = &survey.ipc {
+        ipc.write(store, survey.identities.ipc())?;
+    }
     described.write(store)?;
     survey.identities.write(tree, described, store)?;
     store.finish()?;

@@ -93,6 +93,11 @@ impl Identities {
             .collect()
     }
 
+    /// The id of the IPC namespace of the tree.
+    pub(crate) fn ipc(&self) -> u32 {
+        crate::ipc::namespace(&self.own)
+    }
+
     /// Adds a task. A namespace that is not the dumper's own is refused.
     pub(crate) fn add(&mut self, node: &Node, table: FdTableId, fs: pb::FsEntry) -> Result<()> {
         let own = self.next;
@@ -150,22 +155,22 @@ impl Identities {
         described: &Described,
         store: &dyn Store,
     ) -> Result<()> {
-        let mut pstree = store.writer(desc::PSTREE, ())?;
+        let mut pstree = Vec::with_capacity(tree.nodes.len());
         for node in &tree.nodes {
-            pstree.write(&pb::PstreeEntry {
+            pstree.push(pb::PstreeEntry {
                 pid: raw(node.vpid),
                 ppid: raw(node.vppid),
                 pgid: raw(node.vpgid),
                 sid: raw(node.vsid),
                 threads: described.threads(raw(node.vpid)),
-            })?;
+            });
             if let Some((ids, fs)) = self.tasks.get(&node.pid) {
                 let id = VPid::new(raw(node.vpid));
                 store.write_entry(desc::IDS, id, ids)?;
                 store.write_entry(desc::FS, id, fs)?;
             }
         }
-        pstree.finish()?;
+        store.write_entries(desc::PSTREE, (), &pstree)?;
         let inventory = pb::InventoryEntry {
             img_version: IMG_VERSION,
             fdinfo_per_id: Some(true),

@@ -7,17 +7,20 @@
 use std::ffi::OsString;
 use std::io::Write;
 
+mod blame;
 pub mod check;
 pub mod cpuinfo;
 mod describe;
 mod dump;
 mod explain;
 mod inventory;
+mod ipc;
 mod load;
 pub mod progress;
 mod restore;
 mod shares;
 mod stats;
+mod tables;
 pub mod verbs;
 mod world;
 

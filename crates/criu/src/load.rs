@@ -233,6 +233,12 @@ impl Model {
         Plan::make(&processes, shell_job)
     }
 
+    /// The IPC namespace of the tree.
+    pub(crate) fn ipc(&self) -> u32 {
+        let body = self.tasks.first().and_then(|task| task.body.as_ref());
+        body.map_or(0, |body| crate::ipc::namespace(&body.ids))
+    }
+
     /// Every pid the tree needs, threads too.
     pub(crate) fn pids(&self) -> Vec<i32> {
         let mut pids: Vec<i32> = self

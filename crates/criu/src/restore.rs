@@ -4,14 +4,15 @@
 
 use std::time::{Duration, Instant};
 
-use criu_files::{Files, KINDS};
-use criu_image::Directory;
+use criu_files::Files;
 use criu_image::manifest::{Depth, Manifest};
+use criu_image::{Checked, Directory, Store};
+use criu_ipc::Objects;
 use criu_kind::{Error, Result, Within};
 use criu_mm::SpaceImage;
 use criu_proc::{ProcDir, TaskState};
 use criu_task::{Plan, birth};
-use criu_tracee::fp_layout;
+use criu_tracee::{Local, fp_layout};
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
@@ -24,6 +25,7 @@ use crate::options::RestoreOptions;
 use crate::progress::Progress;
 use crate::scripts::Action;
 use crate::stats::RestoreStats;
+use crate::tables;
 use crate::verbs::write_pidfile;
 use crate::world::World;
 
@@ -32,26 +34,16 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
     let mut stats = RestoreStats::start();
     let tree = &options.tree;
     progress.stage("load");
-    let store = at(
-        "load",
-        Directory::open(&tree.common.images).map_err(Error::from),
-    )?;
-    if options.verify {
-        at(
-            "verify",
-            Manifest::verify(&tree.common.images, Depth::Meta)
-                .map(drop)
-                .map_err(Error::from),
-        )?;
-    }
-    cpuinfo::check(&store, tree.cpu_cap)?;
-    let model = at("load", load::model(&store))?;
+    let store = at("load", images(options).map_err(Error::from))?;
+    cpuinfo::check(&*store, tree.cpu_cap)?;
+    let model = at("load", load::model(&*store))?;
     let files = at(
         "load",
-        Files::load(&store, file_options(options), KINDS.iter().copied()),
+        Files::load(&*store, file_options(options), tables::kinds()),
     )?;
+    let mut ipc = at("load", Objects::load(&*store, model.ipc()))?;
     let plan = at("plan", model.plan(tree.shell_job))?;
-    let checked = preflight(&model, &files, &plan);
+    let checked = preflight(&model, &files, &mut ipc, &plan);
     if tree.plan {
         tracing::warn!(target: "criu", "plan:\n{plan}");
         return at("plan", checked);
@@ -69,12 +61,22 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
             })
         };
         build(
-            options, progress, &mut stats, &model, files, &plan, &store, sums,
+            options, progress, &mut stats, &model, files, ipc, &plan, &*store, sums,
         )
     })?;
     progress.clear();
     tracing::info!("Restore finished successfully. Tasks resumed.");
     stats.write(&tree.common.work, tree.display_stats)
+}
+
+/// The images, compared with their manifest as they are read, unless that is not wanted.
+fn images(options: &RestoreOptions) -> Result<Box<dyn Store>, criu_image::Error> {
+    let path = &options.tree.common.images;
+    Ok(if options.verify {
+        Box::new(Checked::open(path)?)
+    } else {
+        Box::new(Directory::open(path)?)
+    })
 }
 
 /// From the first clone to the last detach.
@@ -88,8 +90,9 @@ fn build(
     stats: &mut RestoreStats,
     model: &Model,
     mut files: Files<'_>,
+    ipc: Objects,
     plan: &Plan,
-    store: &Directory,
+    store: &dyn Store,
     pages_are_right: impl FnOnce() -> Result<(), criu_image::Error>,
 ) -> Result<(), Failure> {
     let tree = &options.tree;
@@ -99,7 +102,7 @@ fn build(
     progress.stage("spawn");
     let mut world = at(
         "spawn",
-        World::spawn(model, files, plan, store, options.sibling),
+        World::spawn(model, files, ipc, plan, store, options.sibling),
     )?;
     stats.forked();
     stats.filled(
@@ -135,6 +138,7 @@ fn file_options(options: &RestoreOptions) -> criu_files::RestoreOptions {
             .iter()
             .map(|given| (given.key.clone(), given.fd))
             .collect(),
+        external: options.outside.clone(),
         root: None,
         memory: criu_mm::bring_object,
     }
@@ -145,7 +149,7 @@ fn at<T>(stage: &'static str, result: Result<T>) -> Result<T, Failure> {
 }
 
 /// All that can be seen to fail before anything is made, in one list.
-fn preflight(model: &Model, files: &Files<'_>, plan: &Plan) -> Result<()> {
+fn preflight(model: &Model, files: &Files<'_>, ipc: &mut Objects, plan: &Plan) -> Result<()> {
     let mut problems = Vec::new();
     let mut wanted = model.pids();
     wanted.extend(
@@ -173,6 +177,9 @@ fn preflight(model: &Model, files: &Files<'_>, plan: &Plan) -> Result<()> {
         });
         problems.extend(misfit);
     }
+    let pids = model.pids();
+    let of_tree = |pid: i32| pids.binary_search(&pid).is_ok();
+    problems.extend(ipc.check(&mut Local, &of_tree).err());
     Error::all(problems)
 }
 

@@ -1,9 +1,12 @@
 //! The tasks on their way back: born, filled, settled, sealed, and let go together.
 
-use criu_files::Files;
+use std::collections::HashMap;
+
+use criu_files::{Files, Sites};
 use criu_image::Store;
 use criu_image::id::{FdTableId, VPid};
-use criu_kind::{Error, Now, Result, Within};
+use criu_ipc::Objects;
+use criu_kind::{Now, Result, Within};
 use criu_mm::{FillJob, FillStats, Ground, Materials, Shared};
 use criu_proc::ProcDir;
 use criu_task::{NewThread, Plan, Role, Step, TaskState, birth};
@@ -12,6 +15,8 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::blame::blame;
+use crate::ipc;
 use crate::load::{Model, Task};
 use crate::shares::Shares;
 
@@ -24,6 +29,7 @@ pub(crate) struct World<'m> {
     files: Files<'m>,
     ground: Ground,
     shared: Shared,
+    ipc: ipc::Back,
     /// What became of the pages.
     pub(crate) filled: FillStats,
     /// Processes of the images that live, parents first: index in the model, and where.
@@ -58,6 +64,7 @@ impl<'m> World<'m> {
     pub(crate) fn spawn(
         model: &'m Model,
         files: Files<'m>,
+        ipc: Objects,
         plan: &Plan,
         store: &dyn Store,
         sibling: bool,
@@ -69,6 +76,7 @@ impl<'m> World<'m> {
             .max()
             .unwrap_or(0);
         let shared = Shared::create(&model.spaces, store)?;
+        let ipc = ipc::Back::load(ipc, &model.spaces, store)?;
         let ground = Ground::find(&model.spaces, threads)?;
         let nursery = ground.nursery()?;
         let world = Self {
@@ -76,6 +84,7 @@ impl<'m> World<'m> {
             files,
             ground,
             shared,
+            ipc,
             filled: FillStats::default(),
             alive: Vec::new(),
             held: Vec::new(),
@@ -153,6 +162,10 @@ impl<'m> World<'m> {
                 };
                 at[node] = Some(self.held.len());
                 self.held.push(born);
+                if plan.nodes[node].creator.is_none() {
+                    self.ipc
+                        .make(self.held.last_mut().expect("it was pushed"))?;
+                }
             }
             Step::Fill(node) => {
                 let image = plan.nodes[node]
@@ -172,7 +185,16 @@ impl<'m> World<'m> {
                     self.unfilled.push(task);
                 }
             }
-            Step::Setsid(node) => birth::setsid(&mut self.held[at[node].expect("cloned")])?,
+            Step::Setsid(node) => {
+                let leader = &mut self.held[at[node].expect("cloned")];
+                birth::setsid(leader)?;
+                let sid = plan.nodes[node].pid.unsigned_abs();
+                let terminals = self.files.controlling_terminals();
+                if let Some((_, fd, _)) = terminals.iter().find(|(session, ..)| *session == sid) {
+                    // Now, as its children inherit it.
+                    birth::take_terminal(leader, *fd)?;
+                }
+            }
             Step::Setpgid(node) => birth::setpgid(
                 &mut self.held[at[node].expect("cloned")],
                 plan.nodes[node].pgid,
@@ -209,6 +231,7 @@ impl<'m> World<'m> {
             ground: &self.ground,
             files: &self.files,
             shared: &self.shared,
+            segments: &self.ipc.segments,
         };
         let jobs: Vec<FillJob<'_>> = tasks
             .iter()
@@ -290,6 +313,7 @@ impl<'m> World<'m> {
 
     /// Threads, final memory, descriptors.
     pub(crate) fn settle(&mut self) -> Result<()> {
+        self.foreground()?;
         if let Some(first) = self.held.first_mut() {
             self.shared.fill(first)?;
         }
@@ -314,7 +338,39 @@ impl<'m> World<'m> {
             })
             .collect();
         criu_mm::finish(&mut self.held, &jobs, &self.ground)?;
+        let pid = |image: &usize| model.tasks[*image].entry.pid;
+        let tasks = self.alive.iter().map(|(image, here)| (pid(image), *here));
+        self.ipc.settle(&mut self.held, tasks)?;
         self.place()
+    }
+
+    /// The groups in the foreground of terminals.
+    fn foreground(&mut self) -> Result<()> {
+        for (sid, fd, pgrp) in self.files.controlling_terminals() {
+            let leader = self
+                .alive
+                .iter()
+                .find(|(image, _)| self.model.tasks[*image].entry.pid == sid);
+            let lives = self.model.tasks.iter().any(|task| task.entry.pgid == pgrp);
+            if let Some((image, here)) = leader.copied()
+                && lives
+            {
+                birth::set_foreground(&mut self.held[here], fd, pgrp)
+                    .within(|| self.model.tasks[image].subject())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Files whose makers are remembered.
+    fn open_late(&mut self) -> Result<()> {
+        let places = self.held.iter().enumerate();
+        let places = places.map(|(here, held)| (held.vpid().as_raw().unsigned_abs(), here));
+        let mut sites = Processes {
+            places: places.collect(),
+            held: &mut self.held,
+        };
+        self.files.open_late(&mut sites)
     }
 
     /// Processes that are dead but whose directories in `/proc` are open.
@@ -328,6 +384,22 @@ impl<'m> World<'m> {
             let helper = birth::clone_child(&mut self.held[0], pid, 0, &self.nursery)?;
             self.helpers.push((self.held.len(), pid));
             self.held.push(helper);
+        }
+        let makers: Vec<i32> = self
+            .files
+            .maker_pids()
+            .map(|pid| pid.get().cast_signed())
+            .collect();
+        for pid in makers {
+            match birth::clone_child(&mut self.held[0], pid, 0, &self.nursery) {
+                Ok(helper) => {
+                    self.helpers.push((self.held.len(), pid));
+                    self.held.push(helper);
+                }
+                Err(error) => {
+                    tracing::warn!(pid, %error, "sockets that this process made will say that another one did");
+                }
+            }
         }
         Ok(())
     }
@@ -344,14 +416,19 @@ impl<'m> World<'m> {
             tables.push((table, *image, *here));
         }
         tables.sort_by_key(|(table, ..)| *table);
+        self.open_late()?;
         for (position, (table, image, here)) in tables.iter().enumerate() {
             let task = self.task(*image);
             let Some(body) = &task.body else { continue };
+            // Of those that share a table the last one fills it: nothing of ours is in it then.
+            let fills = tables.get(position + 1).map(|(next, ..)| next) != Some(table);
+            if fills {
+                let delivered = self.files.deliver(*table, &mut self.held[*here]);
+                delivered.within(|| task.subject())?;
+            }
             let mut program = Program::new();
             self.files.fs_program(&body.fs, &mut program)?;
-            // Of those that share a table the last one fills it: nothing of ours is in it then.
-            let next = tables.get(position + 1).map(|(next, ..)| next);
-            if next != Some(table) {
+            if fills {
                 self.files.place(*table, &mut program)?;
             }
             self.held[*here].run(&program).within(|| task.subject())?;
@@ -479,6 +556,7 @@ impl<'m> World<'m> {
 
     /// Lets all go, children before parents. From here on they live without us.
     pub(crate) fn wake(mut self, stopped: bool) -> Result<()> {
+        self.ipc.keep();
         let mut held: Vec<Option<Tracee>> = self.held.drain(..).map(Some).collect();
         // Whose stop the parent knows of already stops while that still is held and can forget it.
         for (image, here) in self.alive.iter().rev() {
@@ -549,6 +627,24 @@ impl<'m> World<'m> {
     }
 }
 
+/// The held processes by pid.
+struct Processes<'a> {
+    places: HashMap<u32, usize>,
+    held: &'a mut [Tracee],
+}
+
+impl Sites for Processes<'_> {
+    fn process(&mut self, pid: VPid) -> Option<(&mut dyn Site, Pid)> {
+        let held = &mut self.held[*self.places.get(&pid.get())?];
+        let real = held.pid();
+        Some((held, real))
+    }
+
+    fn root(&self) -> VPid {
+        VPid::new(self.held[0].vpid().as_raw().unsigned_abs())
+    }
+}
+
 fn let_go(tracee: Tracee) -> Result<()> {
     match tracee.detach() {
         Ok(()) | Err(criu_tracee::Error::Gone(_)) => Ok(()),
@@ -563,30 +659,6 @@ fn libc_sigchld() -> i32 {
 
 fn libc_sigstop() -> i32 {
     Signal::SIGSTOP as i32
-}
-
-type Dressing = (usize, usize, usize, Program, criu_task::Dressed);
-
-/// Which thread a failed dressing was of: the program that has such a call there.
-fn blame(error: criu_tracee::Error, programs: &[Dressing], model: &Model) -> Error {
-    let criu_tracee::Error::Call(call) = &error else {
-        return error.into();
-    };
-    let found = programs.iter().find(|(_, _, _, program, _)| {
-        program
-            .calls()
-            .get(call.index)
-            .is_some_and(|known| known.sysno == call.sysno)
-    });
-    match found {
-        Some((image, _, _, _, dressed)) => {
-            let blamed: Result<()> = Err(dressed.blame(error));
-            blamed
-                .within(|| model.tasks[*image].subject())
-                .expect_err("it is an error from the start")
-        }
-        None => error.into(),
-    }
 }
 
 /// The process of the images whose memory a node is cloned with: helpers have their creator's.

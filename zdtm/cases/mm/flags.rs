@@ -155,18 +155,30 @@ fn mlock_onfault() -> Result<()> {
     verify(area.part(0, PAGE).bytes(), 1)
 }
 
-/// A process that wants all future mappings locked still does.
+/// A process that wants all future mappings locked still does, and in the same way.
 fn mlockall() -> Result<()> {
-    let child = Child::spawn("child", || {
-        // SAFETY: takes no address.
-        ret(unsafe { libc::mlockall(libc::MCL_FUTURE) })?;
-        Child::checkpoint();
-        let area = Mapping::anonymous(4 * PAGE)?;
-        check!(has(&area, "lo")?, "a new mapping is not locked");
-        Ok(())
-    })?;
+    let future = |label, flags, on_fault| {
+        Child::spawn(label, move || {
+            // SAFETY: takes no address.
+            ret(unsafe { libc::mlockall(flags) })?;
+            Child::checkpoint();
+            let area = Mapping::anonymous(4 * PAGE)?;
+            check!(has(&area, "lo")?, "a new mapping is not locked");
+            check_eq!(has(&area, "lf")?, on_fault);
+            Ok(())
+        })
+    };
+    let all = future("locks all", libc::MCL_FUTURE, false)?;
+    let touched = future(
+        "locks what is touched",
+        libc::MCL_FUTURE | libc::MCL_ONFAULT,
+        true,
+    )?;
+    let none = Mapping::anonymous(4 * PAGE)?;
     zdtm::checkpoint()?;
-    child.finish()
+    check!(!has(&none, "lo")? && !has(&Mapping::anonymous(PAGE)?, "lo")?);
+    all.finish()?;
+    touched.finish()
 }
 
 /// Memory the kernel may drop: the mapping has to come back, its content need not.

@@ -34,8 +34,13 @@ impl FileKind for Timerfd {
 
     fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
         let info = &up_to_date(file)?;
-        let (vsec, vnsec) = pair(info, "it_value", "it_value: (seconds, nanoseconds)")?;
-        let (isec, insec) = pair(info, "it_interval", "it_interval: (seconds, nanoseconds)")?;
+        let mut left = pair(info, "it_value", "it_value: (seconds, nanoseconds)")?;
+        let interval = pair(info, "it_interval", "it_interval: (seconds, nanoseconds)")?;
+        // It has rung again since it was asked, and stands still: it is no timer that was stopped.
+        if left == (0, 0) && info.dec::<u64>("ticks")? != 0 {
+            left = interval;
+        }
+        let ((vsec, vnsec), (isec, insec)) = (left, interval);
         let entry = pb::TimerfdEntry {
             id: file.number(),
             flags: file.flags(),
@@ -203,6 +208,22 @@ mod tests {
             $1 = ioctl(3, 0x40085400, <0200000000000000>)
         "#]]
         .assert_eq(&restored(&Timerfd, &entry).expect("a program"));
+    }
+
+    #[test]
+    fn one_that_has_rung_while_it_was_looked_at_goes_on() {
+        let text = |ticks| {
+            format!(
+                "pos:\t0\nflags:\t02\nmnt_id:\t15\nino:\t1063\nclockid: 1\nticks: {ticks}\n\
+                settime flags: 00\nit_value: (0, 0)\nit_interval: (0, 7)\n"
+            )
+        };
+        let left = |ticks| {
+            let file = open_file("anon_inode:[timerfd]", 0o600, &text(ticks));
+            let entry = dumped(&Timerfd, &file).expect("known");
+            (entry.vsec, entry.vnsec)
+        };
+        assert_eq!((left(1), left(0)), ((0, 7), (0, 0)));
     }
 
     #[test]

@@ -74,6 +74,7 @@ pub(crate) fn restore_options() -> RestoreOptions {
         validation: Validation::BuildId,
         skip_permissions: false,
         inherited: Vec::new(),
+        external: Vec::new(),
         root: None,
         memory: |_, _, _, _| Ok(()),
     }

@@ -2099,6 +2099,44 @@ impl ::prost::Name for CpuinfoEntry {
         "/cpuinfo_entry".into()
     }
 }
+/// A map, by the id it had; or, without one, another object that a task has open.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BpfExtEntry {
+    #[prost(uint32, optional, tag = "1")]
+    pub map_id: ::core::option::Option<u32>,
+    /// A map that no task has open, but that is an element of another.
+    #[prost(message, optional, tag = "2")]
+    pub map: ::core::option::Option<BpfmapFileEntry>,
+    /// Its names in BPF file systems.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub pins: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Types of keys and values: the whole of their BTF, and which of it they are.
+    #[prost(bytes = "vec", optional, tag = "4")]
+    pub btf: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    #[prost(uint32, optional, tag = "5")]
+    pub btf_key_type_id: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "6")]
+    pub btf_value_type_id: ::core::option::Option<u32>,
+    /// Of how many CPUs there are values.
+    #[prost(uint32, optional, tag = "7")]
+    pub cpus: ::core::option::Option<u32>,
+    /// For a program or a link: the id of the file. It is found again by its name.
+    #[prost(uint32, optional, tag = "8")]
+    pub file_id: ::core::option::Option<u32>,
+    /// The tag of that program, as text.
+    #[prost(bytes = "vec", optional, tag = "9")]
+    pub tag: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+}
+impl ::prost::Name for BpfExtEntry {
+    const NAME: &'static str = "bpf_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "bpf_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/bpf_ext_entry".into()
+    }
+}
 /// State of one thread, in `criu-rs-task-P.img`, an entry for each thread of process P.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TaskExtEntry {
@@ -2135,6 +2173,9 @@ pub struct TaskExtEntry {
     /// PR_GET_IO_FLUSHER.
     #[prost(bool, optional, tag = "11")]
     pub io_flusher: ::core::option::Option<bool>,
+    /// Regsets of ptrace(2) that the message of the machine has no field for.
+    #[prost(message, repeated, tag = "12")]
+    pub regsets: ::prost::alloc::vec::Vec<RegsetEntry>,
     /// Of leaders, for their process:
     /// /proc/PID/coredump_filter.
     #[prost(uint32, optional, tag = "16")]
@@ -2157,6 +2198,25 @@ impl ::prost::Name for TaskExtEntry {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/task_ext_entry".into()
+    }
+}
+/// A regset, as PTRACE_GETREGSET gives it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RegsetEntry {
+    /// NT_ARM_SVE ...
+    #[prost(uint32, required, tag = "1")]
+    pub note: u32,
+    #[prost(bytes = "vec", required, tag = "2")]
+    pub content: ::prost::alloc::vec::Vec<u8>,
+}
+impl ::prost::Name for RegsetEntry {
+    const NAME: &'static str = "regset_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "regset_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/regset_entry".into()
     }
 }
 /// A time to wait that is issued again.
@@ -2253,6 +2313,12 @@ pub struct MmExtEntry {
     pub pid: u32,
     #[prost(message, repeated, tag = "2")]
     pub vma_names: ::prost::alloc::vec::Vec<VmaNameEntry>,
+    /// Mappings locked by MLOCK_ONFAULT; without it VMA flags mean a lock that brings all pages in.
+    #[prost(message, repeated, tag = "3")]
+    pub locked_on_fault: ::prost::alloc::vec::Vec<VmaRangeEntry>,
+    /// What mlockall(2) does to mappings to come: MCL_FUTURE, perhaps with MCL_ONFAULT, as this machine numbers them.
+    #[prost(uint32, optional, tag = "4")]
+    pub lock_future: ::core::option::Option<u32>,
 }
 impl ::prost::Name for MmExtEntry {
     const NAME: &'static str = "mm_ext_entry";
@@ -2262,6 +2328,24 @@ impl ::prost::Name for MmExtEntry {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/mm_ext_entry".into()
+    }
+}
+/// A part of an address space.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VmaRangeEntry {
+    #[prost(uint64, required, tag = "1")]
+    pub start: u64,
+    #[prost(uint64, required, tag = "2")]
+    pub end: u64,
+}
+impl ::prost::Name for VmaRangeEntry {
+    const NAME: &'static str = "vma_range_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "vma_range_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/vma_range_entry".into()
     }
 }
 /// An extended attribute: user data, an ACL, file capabilities, a security label.
@@ -2414,6 +2498,99 @@ impl ::prost::Name for SignalfdExtEntry {
         "/signalfd_ext_entry".into()
     }
 }
+/// A process as a socket remembers it: SO_PEERCRED, SCM_CREDENTIALS. The ids are those of the dumper's namespaces,
+/// the pid is that of the tree.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UcredEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub pid: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub uid: u32,
+    #[prost(uint32, required, tag = "3")]
+    pub gid: u32,
+}
+impl ::prost::Name for UcredEntry {
+    const NAME: &'static str = "ucred_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "ucred_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/ucred_entry".into()
+    }
+}
+/// What a unix socket has that its entry lacks.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnixExtEntry {
+    /// Its id.
+    #[prost(uint32, required, tag = "1")]
+    pub unix_id: u32,
+    /// SO_PEERCRED.
+    #[prost(message, optional, tag = "2")]
+    pub peer: ::core::option::Option<UcredEntry>,
+    /// Who connected it, if nobody has accepted that yet.
+    #[prost(message, optional, tag = "3")]
+    pub connected: ::core::option::Option<UcredEntry>,
+    /// Connections nobody has accepted yet, in their order: inode numbers of the sockets, 0 of those closed.
+    #[prost(uint32, repeated, packed = "false", tag = "4")]
+    pub pending: ::prost::alloc::vec::Vec<u32>,
+    /// The socket it was connected to is gone, and it has not noticed.
+    #[prost(bool, optional, tag = "5")]
+    pub orphan: ::core::option::Option<bool>,
+    /// SO_PEEK_OFF.
+    #[prost(int32, optional, tag = "6")]
+    pub peek_off: ::core::option::Option<i32>,
+    /// SO_PASSPIDFD.
+    #[prost(bool, optional, tag = "7")]
+    pub pass_pidfd: ::core::option::Option<bool>,
+    /// SO_PASSRIGHTS, if it is off.
+    #[prost(bool, optional, tag = "8")]
+    pub no_rights: ::core::option::Option<bool>,
+    /// Who owns the socket itself, whatever its name is.
+    #[prost(uint32, optional, tag = "9")]
+    pub uid: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "10")]
+    pub gid: ::core::option::Option<u32>,
+    /// What waits to be accepted, by the ids of entries that stand for it; only if that was looked into.
+    #[prost(uint32, repeated, packed = "false", tag = "11")]
+    pub waiting: ::prost::alloc::vec::Vec<u32>,
+}
+impl ::prost::Name for UnixExtEntry {
+    const NAME: &'static str = "unix_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "unix_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/unix_ext_entry".into()
+    }
+}
+/// What sk-queues.img lacks of one packet.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PacketExtEntry {
+    /// The socket in whose queue it waits.
+    #[prost(uint32, required, tag = "1")]
+    pub id_for: u32,
+    /// Its place in that queue, from 0.
+    #[prost(uint32, required, tag = "2")]
+    pub index: u32,
+    /// The address of the sender, as in an entry of a socket.
+    #[prost(bytes = "vec", optional, tag = "3")]
+    pub sender: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// SCM_CREDENTIALS.
+    #[prost(message, optional, tag = "4")]
+    pub creds: ::core::option::Option<UcredEntry>,
+}
+impl ::prost::Name for PacketExtEntry {
+    const NAME: &'static str = "packet_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "packet_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/packet_ext_entry".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FilesExtEntry {
     #[prost(message, optional, tag = "1")]
@@ -2426,9 +2603,12 @@ pub struct FilesExtEntry {
     pub timerfd: ::core::option::Option<TimerfdExtEntry>,
     #[prost(message, optional, tag = "5")]
     pub inotify: ::core::option::Option<InotifyExtEntry>,
-    /// 6 and 7 are sockets.
     #[prost(message, optional, tag = "8")]
     pub signalfd: ::core::option::Option<SignalfdExtEntry>,
+    #[prost(message, optional, tag = "6")]
+    pub unix: ::core::option::Option<UnixExtEntry>,
+    #[prost(message, optional, tag = "7")]
+    pub packet: ::core::option::Option<PacketExtEntry>,
 }
 impl ::prost::Name for FilesExtEntry {
     const NAME: &'static str = "files_ext_entry";
@@ -2438,6 +2618,115 @@ impl ::prost::Name for FilesExtEntry {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/files_ext_entry".into()
+    }
+}
+/// A segment of shared memory. Times are in seconds, pids those of the tree or 0.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IpcShmExtEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    #[prost(int64, required, tag = "2")]
+    pub ctime: i64,
+    #[prost(uint32, required, tag = "3")]
+    pub cpid: u32,
+}
+impl ::prost::Name for IpcShmExtEntry {
+    const NAME: &'static str = "ipc_shm_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "ipc_shm_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/ipc_shm_ext_entry".into()
+    }
+}
+/// What a process takes back from a semaphore when it ends (SEM_UNDO).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IpcUndoEntry {
+    /// The process, or the thread whose list is its own.
+    #[prost(uint32, required, tag = "1")]
+    pub pid: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub num: u32,
+    #[prost(sint32, required, tag = "3")]
+    pub adj: i32,
+}
+impl ::prost::Name for IpcUndoEntry {
+    const NAME: &'static str = "ipc_undo_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "ipc_undo_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/ipc_undo_entry".into()
+    }
+}
+/// A set of semaphores.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct IpcSemExtEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    #[prost(int64, required, tag = "2")]
+    pub ctime: i64,
+    /// Who operated each semaphore last; 0 if nobody of the tree.
+    #[prost(uint32, repeated, packed = "false", tag = "3")]
+    pub pids: ::prost::alloc::vec::Vec<u32>,
+    #[prost(message, repeated, tag = "4")]
+    pub undo: ::prost::alloc::vec::Vec<IpcUndoEntry>,
+}
+impl ::prost::Name for IpcSemExtEntry {
+    const NAME: &'static str = "ipc_sem_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "ipc_sem_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/ipc_sem_ext_entry".into()
+    }
+}
+/// A message queue.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IpcMsgExtEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    #[prost(int64, required, tag = "2")]
+    pub ctime: i64,
+    #[prost(int64, required, tag = "3")]
+    pub stime: i64,
+    #[prost(int64, required, tag = "4")]
+    pub rtime: i64,
+    #[prost(uint32, required, tag = "5")]
+    pub lspid: u32,
+    #[prost(uint32, required, tag = "6")]
+    pub lrpid: u32,
+}
+impl ::prost::Name for IpcMsgExtEntry {
+    const NAME: &'static str = "ipc_msg_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "ipc_msg_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/ipc_msg_ext_entry".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct IpcExtEntry {
+    #[prost(message, optional, tag = "1")]
+    pub shm: ::core::option::Option<IpcShmExtEntry>,
+    #[prost(message, optional, tag = "2")]
+    pub sem: ::core::option::Option<IpcSemExtEntry>,
+    #[prost(message, optional, tag = "3")]
+    pub msg: ::core::option::Option<IpcMsgExtEntry>,
+}
+impl ::prost::Name for IpcExtEntry {
+    const NAME: &'static str = "ipc_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "ipc_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/ipc_ext_entry".into()
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

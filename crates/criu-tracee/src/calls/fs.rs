@@ -34,6 +34,10 @@ super::calls! {
     fchmod(fd, mode);
     /// `fchown(2)`.
     fchown(fd, owner, group);
+    /// `fchmodat(2)`: it has no flags.
+    fchmodat(dirfd, path, mode);
+    /// `fchownat(2)`.
+    fchownat(dirfd, path, owner, group, flags);
     /// `fchdir(2)`.
     fchdir(fd);
     /// `chroot(2)`.

@@ -23,6 +23,8 @@ super::calls! {
     mlockall(flags);
     /// `brk(2)`.
     brk(addr);
+    /// `msync(2)`.
+    msync(addr, length, flags);
     /// `mincore(2)`.
     mincore(addr, length, vec);
     /// `io_setup(2)`.

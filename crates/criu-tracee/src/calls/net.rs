@@ -7,6 +7,8 @@ super::calls! {
     socketpair(domain, kind, protocol, fds);
     /// `bind(2)`.
     bind(fd, addr, length);
+    /// `accept4(2)`.
+    accept4(fd, addr, length, flags);
     /// `connect(2)`.
     connect(fd, addr, length);
     /// `listen(2)`.
@@ -15,6 +17,8 @@ super::calls! {
     setsockopt(fd, level, name, value, length);
     /// `getsockopt(2)`.
     getsockopt(fd, level, name, value, length);
+    /// `getsockname(2)`.
+    getsockname(fd, addr, length);
     /// `sendmsg(2)`.
     sendmsg(fd, message, flags);
     /// `recvmsg(2)`.

@@ -1,0 +1,26 @@
+//! System V and POSIX IPC, dumped and restored in CRIU's format.
+//!
+//! Knows no ptrace, no address space and no order of stages. Invariants:
+//! * objects are looked at and made through a [`criu_tracee::Site`] inside of their namespace: the driver, or a task of the tree;
+//! * a dump changes nothing: not a value, not a time, not a pid;
+//! * in a namespace that others use too, only what the tree uses is taken, and nothing of others is touched;
+//! * objects outlive processes, so a restore that fails removes what it made.
+//!
+//! Start at [`survey`] for the dump, at [`Objects`] for the restore.
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
+#![forbid(unsafe_code)]
+
+mod msg;
+mod objects;
+mod perm;
+mod sem;
+pub mod shm;
+mod survey;
+mod sysvipc;
+mod undo;
+pub mod var;
+
+pub use objects::Objects;
+pub use perm::Creator;
+pub use shm::Segment;
+pub use survey::{Scope, Survey, Task, Users, survey};

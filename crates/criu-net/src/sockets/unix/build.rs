@@ -1,0 +1,845 @@
+//! All unix sockets of a dump, made.
+//!
+//! In this order: those that are made alone, with their names; pairs; connections of datagram sockets and those
+//! that nobody has accepted; what waits; options; shutdown. What waits in a datagram socket from
+//! others than its peer must be sent before it has that peer.
+
+use std::collections::HashMap;
+
+use criu_image::id::{FileId, VPid};
+use criu_image::{Store, StoreExt, desc, pb};
+use criu_kind::{Error, Opened, RestoreCx, Result, Subject, Within};
+use criu_tracee::{Outcome, Program};
+use nix::unistd::{getegid, geteuid};
+
+use crate::sockets::diag::{ESTABLISHED, LISTEN};
+use crate::sockets::message::{address, set};
+use crate::sockets::options;
+use crate::sockets::queue::SO_PASSPIDFD;
+use crate::sockets::unix::dump::SO_PASSRIGHTS;
+use crate::sockets::unix::kind::EXTERN;
+use crate::sockets::unix::name::{self, Reach, Scratch};
+use crate::sockets::unix::refill::{Queues, Saved, Sender, widen};
+
+const NEW: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+
+/// Makes them, in the order of the entries.
+pub(crate) fn build(
+    cx: &mut dyn RestoreCx,
+    entries: &[&pb::UnixSkEntry],
+) -> Result<Vec<Opened>> {
+    let facts = cx.cached(Facts::load)?;
+    let mut all = Builder {
+        inodes: entries
+            .iter()
+            .enumerate()
+            .map(|(index, entry)| (entry.ino, index))
+            .collect(),
+        sockets: Vec::with_capacity(entries.len()),
+        scratch: Scratch::default(),
+        makeshift: HashMap::new(),
+    };
+    for entry in entries {
+        let fact = facts.0.get(&entry.id);
+        all.sockets.push(Socket {
+            entry,
+            fact: fact.cloned().unwrap_or_default(),
+            made: None,
+            here: None,
+            given: false,
+            reach: None,
+            other: None,
+        });
+    }
+    for index in 0..all.sockets.len() {
+        all.take_given(cx, index)?;
+    }
+    for stage in [
+        Builder::alone,
+        Builder::pair,
+        Builder::half,
+    ] {
+        for index in 0..all.sockets.len() {
+            let subject = all.subject(index);
+            stage(&mut all, cx, index).within(|| subject)?;
+        }
+    }
+    let queues = cx.cached(Queues::load)?;
+    all.widen_all(cx)?;
+    for index in 0..all.sockets.len() {
+        let subject = all.subject(index);
+        all.fill_early(cx, index, &queues).within(|| subject)?;
+    }
+    for index in all.in_order_of_arrival() {
+        let subject = all.subject(index);
+        all.connect(cx, index).within(|| subject)?;
+    }
+    for index in 0..all.sockets.len() {
+        let subject = all.subject(index);
+        all.fill_late(cx, index, &queues).within(|| subject)?;
+    }
+    for index in 0..all.sockets.len() {
+        let subject = all.subject(index);
+        all.finish(cx, index).within(|| subject)?;
+    }
+    all.close_others(cx)?;
+    let opened = all.sockets.iter().map(|socket| match socket.here {
+        Some(fd) if socket.given => Opened::Given(fd),
+        Some(fd) => Opened::Here(fd),
+        None => Opened::There, // Of somebody else; nobody has it.
+    });
+    Ok(opened.collect())
+}
+
+/// What entries lack.
+#[derive(Debug, Default)]
+struct Facts(HashMap<u32, pb::UnixExtEntry>);
+
+impl Facts {
+    fn load(store: &dyn Store) -> Result<Self> {
+        let all = store.entries::<pb::FilesExtEntry>(desc::FILES_EXT, ())?;
+        let all = all.unwrap_or_default().into_iter();
+        let all = all.filter_map(|entry| entry.message.unix);
+        Ok(Self(all.map(|unix| (unix.unix_id, unix)).collect()))
+    }
+}
+
+struct Socket<'e> {
+    entry: &'e pb::UnixSkEntry,
+    fact: pb::UnixExtEntry,
+    /// By whom it was made, and its number there.
+    made: Option<(VPid, i32)>,
+    /// Its number here.
+    here: Option<i32>,
+    given: bool,
+    reach: Option<Reach>,
+    /// The other end, if that is nobody's: closed at the end.
+    other: Option<i32>,
+}
+
+impl Socket<'_> {
+    fn is_dgram(&self) -> bool {
+        u32::try_from(libc::SOCK_DGRAM) == Ok(self.entry.r#type)
+    }
+
+    fn is_extern(&self) -> bool {
+        self.entry.uflags & EXTERN != 0
+    }
+
+    /// A stream or packets in sequence, connected.
+    fn is_connection(&self) -> bool {
+        self.entry.state == ESTABLISHED && !self.is_dgram() && !self.is_extern()
+    }
+}
+
+struct Builder<'e> {
+    sockets: Vec<Socket<'e>>,
+    inodes: HashMap<u32, usize>,
+    scratch: Scratch,
+    /// Listening sockets that are nobody's, by name, directory and maker: what was accepted at them has
+    /// their name.
+    makeshift: HashMap<(Vec<u8>, Option<Vec<u8>>, u32), Listener>,
+}
+
+#[derive(Clone, Debug)]
+struct Listener {
+    here: i32,
+    reach: Reach,
+}
+
+impl Builder<'_> {
+    fn subject(&self, index: usize) -> Subject {
+        let entry = self.sockets[index].entry;
+        let name = entry.name.strip_suffix(&[0]).unwrap_or(&entry.name);
+        let (at, name) = match name.split_first() {
+            Some((0, rest)) => ("@", rest),
+            _ => ("", name),
+        };
+        Subject::Object(format!(
+            "unix socket {} {at}{}",
+            entry.ino,
+            name.escape_ascii()
+        ))
+    }
+
+    /// The socket that this one is connected to.
+    fn peer(&self, index: usize) -> Option<usize> {
+        let peer = self.sockets[index].entry.peer;
+        (peer != 0).then(|| self.inodes.get(&peer).copied())?
+    }
+
+    fn is_mutual(&self, index: usize) -> bool {
+        let peer = self.peer(index);
+        peer.is_some_and(|peer| peer != index && self.peer(peer) == Some(index))
+    }
+
+    /// The datagram sockets that are made as pairs: only so can one be connected to another that has no name.
+    fn paired(&self, index: usize) -> Option<usize> {
+        let socket = &self.sockets[index];
+        let known = |other: usize| self.sockets[other].fact.peer.is_some();
+        if !socket.is_dgram() || socket.is_extern() {
+            return None;
+        }
+        let nameless = |other: usize| {
+            let socket = &self.sockets[other];
+            socket.entry.name.is_empty() && !socket.is_extern() && socket.is_dgram()
+        };
+        let to = self.peer(index).filter(|peer| *peer != index);
+        if let Some(peer) = to
+            && (nameless(peer) || self.is_mutual(index) && (known(index) || nameless(index)))
+        {
+            return Some(peer);
+        }
+        let mut all = 0..self.sockets.len();
+        let from = all.find(|other| {
+            self.peer(*other) == Some(index)
+                && *other != index
+                && self.sockets[*other].is_dgram()
+                && (nameless(index) || self.is_mutual(index) && (known(*other) || nameless(*other)))
+        });
+        from.filter(|_| nameless(index))
+    }
+
+    /// The process that makes a socket: the one that is remembered for it if that is there, else who has it.
+    fn maker(&self, cx: &mut dyn RestoreCx, index: usize, creds: Option<pb::UcredEntry>) -> VPid {
+        let said = creds.map(|creds| VPid::new(creds.pid));
+        let home = cx.home(FileId::new(self.sockets[index].entry.id));
+        let root = cx.root();
+        let candidates = [said, home];
+        let found = candidates
+            .into_iter()
+            .flatten()
+            .find(|pid| cx.at(*pid).is_some());
+        found.unwrap_or(root)
+    }
+
+    fn take_given(&mut self, cx: &mut dyn RestoreCx, index: usize) -> Result<()> {
+        let socket = &mut self.sockets[index];
+        if socket.is_extern() {
+            socket.reach = (!socket.entry.name.is_empty()).then(|| reach_by_name(socket.entry));
+            return Ok(());
+        }
+        let key = format!("socket:[{}]", socket.entry.ino);
+        if let Some(given) = cx.inherited(key.as_bytes()) {
+            let mut program = Program::new();
+            let fd = program.fcntl(given, libc::F_DUPFD_CLOEXEC, 0);
+            socket.here = Some(cx.here().run(&program)?.fd(fd));
+            socket.given = true;
+        }
+        Ok(())
+    }
+
+    /// Makes a socket that no other is made with.
+    fn alone(&mut self, cx: &mut dyn RestoreCx, index: usize) -> Result<()> {
+        let socket = &self.sockets[index];
+        let waits = socket.is_connection()
+            && self
+                .peer(index)
+                .map(|peer| &self.sockets[peer])
+                .is_some_and(|peer| peer.entry.state == LISTEN && !peer.is_extern());
+        if socket.given || socket.is_extern() || socket.is_connection() && !waits {
+            return Ok(());
+        }
+        if self.paired(index).is_some() {
+            return Ok(());
+        }
+        let is_lonely = socket.is_dgram() && socket.entry.name.is_empty();
+        if is_lonely && !cx.cached(Queues::load)?.of(socket.entry.id).is_empty() {
+            // Somebody has to send what waits: the other end of a pair can, also if it is not its peer.
+            self.make_pair(cx, index, None)?;
+            return match self.sockets[index].fact.orphan() {
+                true => Ok(()),
+                false => self.disconnect(cx, index),
+            };
+        }
+        let creds = match (waits, socket.entry.state) {
+            (true, _) => socket.fact.connected,
+            (false, LISTEN) => socket.fact.peer,
+            _ => None,
+        };
+        let maker = self.maker(cx, index, creds);
+        self.make(cx, index, maker, creds)
+    }
+
+    /// Makes a socket, binds it and lets it listen, in this process.
+    fn make(
+        &mut self,
+        cx: &mut dyn RestoreCx,
+        index: usize,
+        maker: VPid,
+        creds: Option<pb::UcredEntry>,
+    ) -> Result<()> {
+        let socket = &mut self.sockets[index];
+        let entry = socket.entry;
+        let mut program = Program::new();
+        let fd = program.socket(libc::AF_UNIX, entry.r#type | NEW.unsigned_abs(), 0);
+        if !entry.name.is_empty() {
+            let own = entry.deleted();
+            let reach = name::bind(fd, entry, own, &mut self.scratch, &mut program)?;
+            socket.reach = Some(reach);
+        }
+        if entry.state == LISTEN {
+            as_who(creds, &mut program, |program| {
+                program.listen(fd, entry.backlog);
+            });
+        }
+        let made = run(cx, maker, &program)?.fd(fd);
+        socket.made = Some((maker, made));
+        socket.here = Some(cx.fetch(maker, made)?);
+        Ok(())
+    }
+
+    /// Makes both ends of a connection, or of a pair.
+    fn pair(&mut self, cx: &mut dyn RestoreCx, index: usize) -> Result<()> {
+        if self.sockets[index].here.is_some() || self.sockets[index].is_extern() {
+            return Ok(());
+        }
+        if let Some(other) = self.paired(index) {
+            return self.make_pair(cx, index, Some(other));
+        }
+        let Some(peer) = self.peer(index).filter(|_| self.sockets[index].is_connection()) else {
+            return Ok(());
+        };
+        if self.sockets[peer].is_extern() {
+            return self.reconnect(cx, index, peer);
+        }
+        if !self.is_mutual(index) {
+            return Err(Error::corrupt(
+                "files.img",
+                format!(
+                    "socket {} is connected to {}, which is not connected to it",
+                    self.sockets[index].entry.ino, self.sockets[peer].entry.ino
+                ),
+            ));
+        }
+        if self.sockets[peer].given {
+            return Err(Error::unsupported(
+                "its other end is given, and belongs to a connection of its own",
+                format!(
+                    "give this end too: --inherit-fd fd[N]:socket:[{}]",
+                    self.sockets[index].entry.ino
+                ),
+            ));
+        }
+        match self.server_end(index, peer) {
+            None => self.make_pair(cx, index, Some(peer)),
+            Some(server) => {
+                let client = if server == index { peer } else { index };
+                self.accept(cx, server, Some(client))
+            }
+        }
+    }
+
+    /// The end that was accepted at a listening socket, whose name it has.
+    fn server_end(&self, one: usize, other: usize) -> Option<usize> {
+        let named = |index: usize| !self.sockets[index].entry.name.is_empty();
+        let heard = |index: usize| {
+            let entry = self.sockets[index].entry;
+            let mut all = self.sockets.iter();
+            all.any(|socket| socket.entry.state == LISTEN && is_same_name(socket.entry, entry))
+        };
+        match (named(one), named(other)) {
+            (false, false) => None,
+            (true, false) => Some(one),
+            (false, true) => Some(other),
+            (true, true) if heard(other) && !heard(one) => Some(other),
+            (true, true) => Some(one),
+        }
+    }
+
+    /// By socketpair(2); without a second one its other end is nobody's.
+    fn make_pair(
+        &mut self,
+        cx: &mut dyn RestoreCx,
+        one: usize,
+        other: Option<usize>,
+    ) -> Result<()> {
+        let facts = [Some(one), other].into_iter().flatten();
+        let creds = facts
+            .map(|index| self.sockets[index].fact.peer)
+            .find(Option::is_some)
+            .flatten();
+        let maker = self.maker(cx, one, creds);
+        let mut program = Program::new();
+        let both = program.room(8);
+        let kind = self.sockets[one].entry.r#type | NEW.unsigned_abs();
+        as_who(creds, &mut program, |program| {
+            program.socketpair(libc::AF_UNIX, kind, 0, both);
+        });
+        let outcome = run(cx, maker, &program)?;
+        let made = two(outcome.bytes(both));
+        let here = [cx.fetch(maker, made.0)?, cx.fetch(maker, made.1)?];
+        self.sockets[one].made = Some((maker, made.0));
+        self.sockets[one].here = Some(here[0]);
+        match other {
+            Some(other) => {
+                self.sockets[other].made = Some((maker, made.1));
+                self.sockets[other].here = Some(here[1]);
+            }
+            None => self.sockets[one].other = Some(here[1]),
+        }
+        for index in [Some(one), other].into_iter().flatten() {
+            self.bind_made(cx, index)?;
+        }
+        Ok(())
+    }
+
+    /// Binds a socket that was made without its name.
+    fn bind_made(&mut self, cx: &mut dyn RestoreCx, index: usize) -> Result<()> {
+        let socket = &mut self.sockets[index];
+        let (Some((maker, fd)), false) = (socket.made, socket.entry.name.is_empty()) else {
+            return Ok(());
+        };
+        let mut program = Program::new();
+        let own = socket.entry.deleted();
+        let reach = name::bind(fd, socket.entry, own, &mut self.scratch, &mut program)?;
+        socket.reach = Some(reach);
+        run(cx, maker, &program)?;
+        Ok(())
+    }
+
+    /// Connects a client, or a socket that is nobody's, and accepts it.
+    fn accept(
+        &mut self,
+        cx: &mut dyn RestoreCx,
+        server: usize,
+        client: Option<usize>,
+    ) -> Result<()> {
+        let connector = self.sockets[server].fact.peer;
+        let listener = client.and_then(|client| self.sockets[client].fact.peer);
+        let listener = self.listener(cx, server, listener)?;
+        let maker = self.maker(cx, client.unwrap_or(server), connector);
+        let mut program = Program::new();
+        let kind = self.sockets[server].entry.r#type | NEW.unsigned_abs();
+        let fd = program.socket(libc::AF_UNIX, kind, 0);
+        if let Some(client) = client {
+            let entry = self.sockets[client].entry;
+            if !entry.name.is_empty() {
+                let own = entry.deleted();
+                let reach = name::bind(fd, entry, own, &mut self.scratch, &mut program)?;
+                self.sockets[client].reach = Some(reach);
+            }
+        }
+        as_who(connector, &mut program, |program| {
+            listener.reach.connect(fd, program);
+        });
+        let made = run(cx, maker, &program)?.fd(fd);
+        let here = cx.fetch(maker, made)?;
+        match client {
+            Some(client) => {
+                self.sockets[client].made = Some((maker, made));
+                self.sockets[client].here = Some(here);
+            }
+            None => self.sockets[server].other = Some(here),
+        }
+        let mut program = Program::new();
+        let accepted = program.accept4(listener.here, 0, 0, NEW);
+        self.sockets[server].here = Some(cx.here().run(&program)?.fd(accepted));
+        Ok(())
+    }
+
+    /// The listening socket at which a connection is to be accepted: one of the dump, or one for the while.
+    fn listener(
+        &mut self,
+        cx: &mut dyn RestoreCx,
+        server: usize,
+        creds: Option<pb::UcredEntry>,
+    ) -> Result<Listener> {
+        let entry = self.sockets[server].entry;
+        let real = self.sockets.iter().find(|socket| {
+            socket.entry.state == LISTEN
+                && !socket.given
+                && !socket.is_extern()
+                && socket.entry.r#type == entry.r#type
+                && is_same_name(socket.entry, entry)
+                && (creds.is_none() || socket.fact.peer.is_none() || socket.fact.peer == creds)
+        });
+        if let Some(socket) = real
+            && let (Some(here), Some(reach)) = (socket.here, &socket.reach)
+        {
+            let reach = reach.clone();
+            return Ok(Listener { here, reach });
+        }
+        let maker = self.maker(cx, server, creds);
+        let key = (entry.name.clone(), entry.name_dir.clone(), maker.get());
+        if let Some(known) = self.makeshift.get(&key) {
+            return Ok(known.clone());
+        }
+        let mut program = Program::new();
+        let kind = entry.r#type | NEW.unsigned_abs();
+        let fd = program.socket(libc::AF_UNIX, kind, 0);
+        let reach = name::bind(fd, entry, true, &mut self.scratch, &mut program)?;
+        as_who(creds, &mut program, |program| {
+            program.listen(fd, 1);
+        });
+        let made = run(cx, maker, &program)?.fd(fd);
+        let listener = Listener {
+            here: cx.fetch(maker, made)?,
+            reach,
+        };
+        self.makeshift.insert(key, listener.clone());
+        Ok(listener)
+    }
+
+    /// A connection whose other end is closed.
+    fn half(&mut self, cx: &mut dyn RestoreCx, index: usize) -> Result<()> {
+        let socket = &self.sockets[index];
+        if socket.here.is_some() || !socket.is_connection() {
+            return Ok(());
+        }
+        if socket.entry.peer != 0 {
+            return Err(Error::corrupt(
+                "files.img",
+                format!("its peer {} is not there", socket.entry.peer),
+            ));
+        }
+        match socket.entry.name.is_empty() {
+            true => self.make_pair(cx, index, None),
+            false => self.accept(cx, index, None),
+        }
+    }
+
+    /// A connection to somebody outside: made anew.
+    fn reconnect(&mut self, cx: &mut dyn RestoreCx, index: usize, peer: usize) -> Result<()> {
+        let creds = self.sockets[index].fact.connected;
+        let maker = self.maker(cx, index, creds);
+        self.make(cx, index, maker, None)?;
+        self.connect_to(cx, index, peer, creds)
+    }
+
+    fn widen_all(&self, cx: &mut dyn RestoreCx) -> Result<()> {
+        for socket in self.sockets.iter().filter(|socket| !socket.given) {
+            for fd in [socket.here, socket.other].into_iter().flatten() {
+                widen(cx, fd)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many packets of a datagram socket come before the last one that is not of its peer.
+    fn early(&self, index: usize, packets: &[Saved]) -> usize {
+        let socket = &self.sockets[index];
+        if !socket.is_dgram() || self.paired(index).is_some() {
+            return 0;
+        }
+        let Some(peer) = self.peer(index) else {
+            return packets.len();
+        };
+        let of_peer = |packet: &Saved| packet.sender == self.sockets[peer].entry.name;
+        let last = packets.iter().rposition(|packet| !of_peer(packet));
+        last.map_or(0, |last| last + 1)
+    }
+
+    fn fill_early(&mut self, cx: &mut dyn RestoreCx, index: usize, queues: &Queues) -> Result<()> {
+        let packets = queues.of(self.sockets[index].entry.id);
+        let count = self.early(index, packets);
+        self.send(cx, index, &packets[..count])
+    }
+
+    fn fill_late(&mut self, cx: &mut dyn RestoreCx, index: usize, queues: &Queues) -> Result<()> {
+        let packets = queues.of(self.sockets[index].entry.id);
+        let count = self.early(index, packets);
+        self.send(cx, index, &packets[count..])
+    }
+
+    fn send(&mut self, cx: &mut dyn RestoreCx, index: usize, packets: &[Saved]) -> Result<()> {
+        if packets.is_empty() || self.sockets[index].given {
+            return Ok(());
+        }
+        let ours: HashMap<FileId, i32> = self
+            .sockets
+            .iter()
+            .filter_map(|socket| Some((FileId::new(socket.entry.id), socket.here?)))
+            .collect();
+        let sender = Sender { ours: &ours };
+        let mut strangers: HashMap<&[u8], i32> = HashMap::new();
+        for packet in packets {
+            let (from, to) = match self.known_sender(index, &packet.sender) {
+                Some(known) => known,
+                None => {
+                    let (known, to) = (strangers.get(&packet.sender[..]), self.address(index)?);
+                    let from = match known {
+                        Some(fd) => *fd,
+                        None => self.stranger(cx, index, &packet.sender)?,
+                    };
+                    strangers.insert(&packet.sender, from);
+                    (from, to)
+                }
+            };
+            sender.send(cx, from, &to, packet)?;
+        }
+        let mut program = Program::new();
+        for fd in strangers.into_values() {
+            program.close(fd);
+        }
+        cx.here().run(&program)?;
+        Ok(())
+    }
+
+    /// Who sends to a socket what it has from this address: its descriptor here, and the address to send to
+    /// unless it is connected.
+    fn known_sender(&self, index: usize, sender: &[u8]) -> Option<(i32, Vec<u8>)> {
+        let socket = &self.sockets[index];
+        if let Some(other) = socket.other {
+            return Some((other, Vec::new()));
+        }
+        if !socket.is_dgram() {
+            let peer = self.peer(index)?;
+            return Some((self.sockets[peer].here?, Vec::new()));
+        }
+        let paired = self.paired(index);
+        let may = |other: usize| {
+            let other = &self.sockets[other];
+            other.is_dgram() && !other.is_extern() && !other.given && other.entry.name == sender
+        };
+        if let Some(other) = paired.filter(|other| may(*other) || socket.entry.name.is_empty()) {
+            return Some((self.sockets[other].here?, Vec::new()));
+        }
+        let address = self.address(index).ok()?;
+        let mut connected = 0..self.sockets.len();
+        let found = connected.find(|other| {
+            may(*other) && (!sender.is_empty() || self.peer(*other) == Some(index))
+        });
+        Some((self.sockets[found?].here?, address))
+    }
+
+    fn address(&self, index: usize) -> Result<Vec<u8>> {
+        let reach = self.sockets[index].reach.as_ref();
+        let name = reach.and_then(Reach::name);
+        name.ok_or_else(|| {
+            Error::unsupported(
+                "messages wait in it, and it has no name by which they could be sent again",
+                "let the task read them before the dump",
+            )
+        })
+    }
+
+    /// A socket of this address, for the while: who sent from it is gone.
+    fn stranger(&mut self, cx: &mut dyn RestoreCx, index: usize, sender: &[u8]) -> Result<i32> {
+        let entry = pb::UnixSkEntry {
+            name: sender.to_vec(),
+            ..pb::UnixSkEntry::default()
+        };
+        let mut program = Program::new();
+        let kind = self.sockets[index].entry.r#type | NEW.unsigned_abs();
+        let fd = program.socket(libc::AF_UNIX, kind, 0);
+        if !sender.is_empty() {
+            name::bind(fd, &entry, true, &mut self.scratch, &mut program)?;
+        }
+        let maker = cx.root();
+        let made = run(cx, maker, &program)?.fd(fd);
+        let here = cx.fetch(maker, made)?;
+        widen(cx, here)?;
+        Ok(here)
+    }
+
+    /// Sockets that connect now: those that nobody has accepted yet in the order in which they came.
+    fn in_order_of_arrival(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.sockets.len()).collect();
+        let place = |index: &usize| {
+            let listener = self.peer(*index).map(|peer| &self.sockets[peer]);
+            let pending = listener.map(|listener| &listener.fact.pending);
+            let ino = self.sockets[*index].entry.ino;
+            pending.and_then(|pending| pending.iter().position(|one| *one == ino))
+        };
+        order.sort_by_key(|index| place(index));
+        order
+    }
+
+    fn connect(&mut self, cx: &mut dyn RestoreCx, index: usize) -> Result<()> {
+        let socket = &self.sockets[index];
+        if socket.given || socket.is_extern() || socket.here.is_none() {
+            return Ok(());
+        }
+        if socket.fact.orphan() && socket.is_dgram() && socket.other.is_none() {
+            return self.orphan(cx, index);
+        }
+        let Some(peer) = self.peer(index) else {
+            if self.paired(index).is_some() && socket.is_dgram() {
+                return self.disconnect(cx, index);
+            }
+            return Ok(());
+        };
+        let waits = self.sockets[peer].entry.state == LISTEN && socket.is_connection();
+        let waits = waits && !self.sockets[peer].is_extern();
+        if waits {
+            return self.connect_to(cx, index, peer, socket.fact.connected);
+        }
+        if socket.is_dgram() && self.paired(index) != Some(peer) {
+            return self.connect_to(cx, index, peer, None);
+        }
+        Ok(())
+    }
+
+    fn connect_to(
+        &self,
+        cx: &mut dyn RestoreCx,
+        index: usize,
+        peer: usize,
+        creds: Option<pb::UcredEntry>,
+    ) -> Result<()> {
+        let (socket, to) = (&self.sockets[index], &self.sockets[peer]);
+        if to.is_extern() && !cx.is_external("unix[*]") {
+            return Err(Error::unsupported(
+                "it was connected to a socket outside of the tree",
+                format!(
+                    "allow it to connect there again with --ext-unix-sk, \
+                     or give another one with --inherit-fd fd[N]:socket:[{}]",
+                    socket.entry.ino
+                ),
+            ));
+        }
+        let reach = to.reach.as_ref().ok_or_else(|| {
+            Error::unsupported(
+                format!("socket {}, which it was connected to, has no name", to.entry.ino),
+                format!(
+                    "give another one with --inherit-fd fd[N]:socket:[{}]",
+                    socket.entry.ino
+                ),
+            )
+        })?;
+        let Some((maker, fd)) = socket.made else {
+            return Ok(());
+        };
+        let mut program = Program::new();
+        as_who(creds, &mut program, |program| reach.connect(fd, program));
+        run(cx, maker, &program)?;
+        Ok(())
+    }
+
+    /// Lets a datagram socket have had a peer that is gone.
+    fn orphan(&self, cx: &mut dyn RestoreCx, index: usize) -> Result<()> {
+        let socket = &self.sockets[index];
+        let Some((maker, fd)) = socket.made else {
+            return Ok(());
+        };
+        let mut program = Program::new();
+        let gone = program.socket(libc::AF_UNIX, socket.entry.r#type | NEW.unsigned_abs(), 0);
+        // An address without a name: the kernel finds one.
+        let family = address(&[]);
+        let length = family.len();
+        let family = program.bytes(family);
+        program.bind(gone, family, length);
+        let name = program.in_out(vec![0; 110]);
+        let size = program.in_out(110u32.to_ne_bytes());
+        program.getsockname(gone, name, size);
+        let outcome = run(cx, maker, &program)?;
+        let mut size_now = [0; 4];
+        size_now.copy_from_slice(outcome.bytes(size));
+        let size = u32::from_ne_bytes(size_now).min(110) as usize;
+        let name = outcome.bytes(name)[..size].to_vec();
+        let gone = outcome.fd(gone);
+        let mut program = Program::new();
+        let name = program.bytes(name);
+        program.connect(fd, name, size);
+        program.close(gone);
+        run(cx, maker, &program)?;
+        Ok(())
+    }
+
+    /// Takes the peer away that a datagram socket has only because it was made with it.
+    fn disconnect(&self, cx: &mut dyn RestoreCx, index: usize) -> Result<()> {
+        let Some((maker, fd)) = self.sockets[index].made else {
+            return Ok(());
+        };
+        let mut program = Program::new();
+        let family = u16::try_from(libc::AF_UNSPEC).unwrap_or(0);
+        let nowhere = program.bytes(family.to_ne_bytes());
+        program.connect(fd, nowhere, 2);
+        run(cx, maker, &program)?;
+        Ok(())
+    }
+
+    /// Options and shutdown.
+    fn finish(&mut self, cx: &mut dyn RestoreCx, index: usize) -> Result<()> {
+        let socket = &self.sockets[index];
+        let (Some(fd), false) = (socket.here, socket.given) else {
+            return Ok(());
+        };
+        let mut program = Program::new();
+        options::write(&mut program, fd, &socket.entry.opts);
+        if socket.entry.opts.reuseaddr() {
+            set(&mut program, fd, libc::SO_REUSEADDR, 1);
+        }
+        if socket.fact.pass_pidfd() {
+            set(&mut program, fd, SO_PASSPIDFD, 1);
+        }
+        if socket.fact.no_rights() {
+            set(&mut program, fd, SO_PASSRIGHTS, 0);
+        }
+        if let (Some(uid), Some(gid)) = (socket.fact.uid, socket.fact.gid) {
+            let itself = program.cstr("");
+            program.fchownat(fd, itself, uid, gid, libc::AT_EMPTY_PATH);
+        }
+        if let Some(offset) = socket.fact.peek_off {
+            set(&mut program, fd, libc::SO_PEEK_OFF, offset.cast_unsigned());
+        }
+        let half_closed = socket.other.is_none() || socket.is_dgram();
+        if let Some(how @ 1..=3) = socket.entry.shutdown
+            && half_closed
+        {
+            program.shutdown(fd, how - 1);
+        }
+        cx.here().run(&program)?;
+        Ok(())
+    }
+
+    /// Closes what is nobody's.
+    fn close_others(&mut self, cx: &mut dyn RestoreCx) -> Result<()> {
+        let mut program = Program::new();
+        for socket in &mut self.sockets {
+            if let Some(fd) = socket.other.take() {
+                program.close(fd);
+            }
+        }
+        for (_, listener) in self.makeshift.drain() {
+            program.close(listener.here);
+        }
+        cx.here().run(&program)?;
+        Ok(())
+    }
+}
+
+/// Whether two sockets are bound to one file, or have one name.
+fn is_same_name(one: &pb::UnixSkEntry, other: &pb::UnixSkEntry) -> bool {
+    one.name == other.name && one.name_dir == other.name_dir && one.deleted() == other.deleted()
+}
+
+/// A name of the world outside.
+fn reach_by_name(entry: &pb::UnixSkEntry) -> Reach {
+    Reach::Name(entry.name.clone())
+}
+
+/// Lets calls be made as this user and group: the kernel remembers the effective ones. The process is
+/// what we are before and after.
+fn as_who(creds: Option<pb::UcredEntry>, program: &mut Program, calls: impl FnOnce(&mut Program)) {
+    const SAME: i32 = -1;
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    let Some(creds) = creds.filter(|creds| (creds.uid, creds.gid) != (uid, gid)) else {
+        return calls(program);
+    };
+    program.setresgid(SAME, creds.gid, SAME);
+    program.setresuid(SAME, creds.uid, SAME);
+    // Permissions stay those of before.
+    program.setfsuid(uid);
+    program.setfsgid(gid);
+    calls(program);
+    program.setresuid(SAME, uid, SAME);
+    program.setresgid(SAME, gid, SAME);
+}
+
+fn run(cx: &mut dyn RestoreCx, at: VPid, program: &Program) -> Result<Outcome> {
+    let gone = || Error::Gone(nix::unistd::Pid::from_raw(at.get().cast_signed()));
+    Ok(cx.at(at).ok_or_else(gone)?.run(program)?)
+}
+
+/// The two descriptors that socketpair(2) stores.
+fn two(bytes: &[u8]) -> (i32, i32) {
+    let word = |at: usize| {
+        let mut word = [0; 4];
+        word.copy_from_slice(&bytes[at..at + 4]);
+        i32::from_ne_bytes(word)
+    };
+    (word(0), word(4))
+}
+

@@ -1,0 +1,68 @@
+//! Unix sockets: unix(7), of all three types.
+//!
+//! All of a dump are made at once, by the processes that are to be remembered for it (`SO_PEERCRED`): they refer to
+//! each other in every direction. What waits is sent again; descriptors that wait can be sockets of the same
+//! kind.
+//! Not preserved: pending errors (`SO_ERROR`), security labels of what waits. Refused: bytes out of band, data
+//! sent before the connection is accepted.
+
+use criu_image::pb;
+use criu_kind::{DumpCx, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
+
+use crate::sockets::unix::{build, dump};
+
+/// `uflags`: not of the tree; stands for a name to connect to.
+pub(crate) const EXTERN: u32 = 1;
+/// What is described once: sockets outside of the tree.
+pub(crate) const OUTSIDE: &str = "unix outside";
+
+const O_PATH: u32 = libc::O_PATH.cast_unsigned();
+
+/// A unix socket.
+#[derive(Debug)]
+pub struct Unix;
+
+impl FileKind for Unix {
+    type Entry = pb::UnixSkEntry;
+    const NAME: &'static str = "unix";
+    const SINCE: Kernel = Kernel::new(4, 13, 0);
+    const RELATES: bool = true;
+    const LATE: bool = true;
+
+    fn claims(&self, file: &OpenFile) -> bool {
+        use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
+        use std::os::fd::AsRawFd;
+        if !file.link.starts_with(b"socket:[") || file.flags() & O_PATH != 0 {
+            return false;
+        }
+        let address = getsockname::<SockaddrStorage>(file.fd.as_raw_fd());
+        address.is_ok_and(|address| address.family() == Some(AddressFamily::Unix))
+    }
+
+    fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
+        dump::describe(cx, file)
+    }
+
+    fn relations(
+        &self,
+        cx: &mut dyn DumpCx,
+        file: &OpenFile,
+        entry: &mut Self::Entry,
+    ) -> Result<()> {
+        dump::relate(cx, file, entry)
+    }
+
+    /// All of them are twins.
+    fn twins(&self, _: &Self::Entry) -> Option<u64> {
+        Some(0)
+    }
+
+    fn open(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Opened> {
+        let mut all = self.open_twins(cx, &[entry])?;
+        Ok(all.remove(0))
+    }
+
+    fn open_twins(&self, cx: &mut dyn RestoreCx, entries: &[&Self::Entry]) -> Result<Vec<Opened>> {
+        build::build(cx, entries)
+    }
+}

@@ -1,0 +1,256 @@
+//! Names of sockets on their way back: where a socket is bound, and how others reach it.
+//!
+//! A name whose file has gone, or belongs to somebody else, is taken below a directory of our own, with that
+//! as the root: nobody else sees it.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use criu_image::pb;
+use criu_kind::{Error, Result};
+use criu_tracee::{Arg, Program};
+use nix::errno::Errno;
+use nix::fcntl::AT_FDCWD;
+use nix::sys::stat::{Mode, SFlag, lstat, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::sockets::message::address;
+
+const DIRECTORY: i32 = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+/// Where directories of our own can be.
+const PLACES: &[&str] = &["/run", "/tmp", "/dev/shm", "/var/tmp"];
+
+/// How to connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// By this name, from anywhere.
+    Name(Vec<u8>),
+    /// By this name in this directory: a whole path may be too long for an address.
+    In(Vec<u8>, Vec<u8>),
+}
+
+impl Reach {
+    /// Adds the calls that connect `fd` there, in a process.
+    pub(crate) fn connect(&self, fd: impl Into<Arg>, program: &mut Program) {
+        let name = match self {
+            Self::Name(name) => name,
+            Self::In(dir, name) => {
+                let dir = program.cstr(dir);
+                let dir = program.openat(libc::AT_FDCWD, dir, DIRECTORY, 0);
+                program.fchdir(dir);
+                program.close(dir);
+                name
+            }
+        };
+        let address = address(name);
+        let length = address.len();
+        let address = program.bytes(address);
+        program.connect(fd, address, length);
+    }
+
+    /// The address by which a process here reaches it, if that is not too long.
+    pub(crate) fn name(&self) -> Option<Vec<u8>> {
+        const SUN_PATH: usize = 108;
+        match self {
+            Self::Name(name) => Some(name.clone()),
+            Self::In(dir, base) => {
+                let path = [&dir[..], b"/", base].concat();
+                (path.len() <= SUN_PATH).then_some(path)
+            }
+        }
+    }
+}
+
+/// Whether it is the name of a file.
+pub(crate) fn is_path(name: &[u8]) -> bool {
+    name.first().is_some_and(|first| *first != 0)
+}
+
+fn text(name: &[u8]) -> &[u8] {
+    name.strip_suffix(&[0]).unwrap_or(name)
+}
+
+fn path_of(bytes: Vec<u8>) -> PathBuf {
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+/// Directories of our own, gone when it is dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    base: Option<PathBuf>,
+    count: u32,
+}
+
+impl Scratch {
+    /// A new one.
+    fn next(&mut self) -> Result<PathBuf> {
+        if self.base.is_none() {
+            let name = format!(".criu-rs-{}", std::process::id());
+            let all = PLACES.iter().map(|place| Path::new(place).join(&name));
+            let made = all
+                .into_iter()
+                .find(|path| mkdirat(AT_FDCWD, path, Mode::S_IRWXU).is_ok());
+            self.base = Some(made.ok_or_else(|| {
+                Error::unsupported(
+                    format!("no directory of {} is writable", PLACES.join(", ")),
+                    "make one of them writable: sockets whose names have gone are made there for a moment",
+                )
+            })?);
+        }
+        self.count += 1;
+        let path = self.base.as_deref().unwrap_or(Path::new("/"));
+        let path = path.join(self.count.to_string());
+        mkdirat(AT_FDCWD, &path, Mode::S_IRWXU).map_err(Error::kernel("mkdirat"))?;
+        Ok(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Some(base) = &self.base
+            && let Err(error) = std::fs::remove_dir_all(base)
+        {
+            tracing::error!(path = %base.display(), %error, "a directory could not be removed");
+        }
+    }
+}
+
+/// Adds the calls that bind `fd` to the name of an entry, in a process with our root; says how to reach it.
+/// `own`: in a directory of our own.
+pub(crate) fn bind(
+    fd: impl Into<Arg>,
+    entry: &pb::UnixSkEntry,
+    own: bool,
+    scratch: &mut Scratch,
+    program: &mut Program,
+) -> Result<Reach> {
+    let fd = fd.into();
+    let address = address(&entry.name);
+    let length = address.len();
+    if !is_path(&entry.name) {
+        let address = program.bytes(address);
+        program.bind(fd, address, length);
+        return Ok(Reach::Name(entry.name.clone()));
+    }
+    let name = text(&entry.name);
+    let absolute = name.starts_with(b"/");
+    let top = match (own, &entry.name_dir) {
+        (true, _) => {
+            let top = scratch.next()?;
+            let below = if absolute { &name[1..] } else { name };
+            let parent = path_of(below.to_vec());
+            let parent = parent.parent().unwrap_or(Path::new(""));
+            std::fs::create_dir_all(top.join(parent)).map_err(Error::io("mkdirat"))?;
+            top.into_os_string().into_encoded_bytes()
+        }
+        (false, _) if absolute => Vec::new(),
+        (false, Some(dir)) => dir.clone(),
+        (false, None) => {
+            return Err(Error::corrupt(
+                "files.img",
+                format!("the relative name {} has no directory", name.escape_ascii()),
+            ));
+        }
+    };
+    let separator: &[u8] = if absolute || top == b"/" { b"" } else { b"/" };
+    let full = [&top[..], separator, name].concat();
+    if !own {
+        make_way(&full)?;
+    }
+    let address = program.bytes(address);
+    match (own, absolute) {
+        (true, true) => {
+            let root = program.cstr("/");
+            let root = program.openat(libc::AT_FDCWD, root, DIRECTORY, 0);
+            enter(&top, program);
+            let here = program.cstr(".");
+            program.chroot(here);
+            program.bind(fd, address, length);
+            program.fchdir(root);
+            let here = program.cstr(".");
+            program.chroot(here);
+            program.close(root);
+        }
+        (_, false) => {
+            enter(&top, program);
+            program.bind(fd, address, length);
+        }
+        (false, true) => drop(program.bind(fd, address, length)),
+    }
+    if let Some(permissions) = &entry.file_perms {
+        let path = program.cstr(&full);
+        let (uid, gid) = (permissions.uid, permissions.gid);
+        program.fchownat(libc::AT_FDCWD, path, uid, gid, 0);
+        program.fchmodat(libc::AT_FDCWD, path, permissions.mode & 0o7777);
+    }
+    let slash = full.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+    let dir = if slash == 0 { b"/".to_vec() } else { full[..slash].to_vec() };
+    Ok(Reach::In(dir, [&full[slash + 1..], &[0]].concat()))
+}
+
+fn enter(dir: &[u8], program: &mut Program) {
+    let dir = program.cstr(dir);
+    let dir = program.openat(libc::AT_FDCWD, dir, DIRECTORY, 0);
+    program.fchdir(dir);
+    program.close(dir);
+}
+
+/// The file of a socket stays when the socket is gone, and keeps others from taking its name.
+fn make_way(path: &[u8]) -> Result<()> {
+    let path = path_of(path.to_vec());
+    #[allow(
+        clippy::unnecessary_cast,
+        reason = "the mode has other widths on other machines"
+    )]
+    let is_socket = |mode: nix::libc::mode_t| {
+        mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits()
+    };
+    match lstat(&path) {
+        Ok(stat) if is_socket(stat.st_mode) => {
+            unlinkat(AT_FDCWD, &path, UnlinkatFlags::NoRemoveDir).map_err(Error::kernel("unlinkat"))
+        }
+        Ok(_) => Err(Error::unsupported(
+            format!("{} is not a socket any more", path.display()),
+            "move it away",
+        )),
+        Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(Error::Kernel {
+            call: "lstat",
+            errno,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &[u8], dir: Option<&[u8]>) -> pb::UnixSkEntry {
+        pb::UnixSkEntry {
+            name: name.to_vec(),
+            name_dir: dir.map(<[u8]>::to_vec),
+            file_perms: Some(pb::FilePermsEntry {
+                mode: 0o140_755,
+                uid: 1,
+                gid: 2,
+            }),
+            ..pb::UnixSkEntry::default()
+        }
+    }
+
+    #[test]
+    fn names_of_three_sorts() {
+        let mut scratch = Scratch::default();
+        let mut program = Program::new();
+        let mut reach = |entry| bind(7, &entry, false, &mut scratch, &mut program).expect("bound");
+        assert_eq!(reach(entry(b"\0a", None)), Reach::Name(b"\0a".to_vec()));
+        let full = reach(entry(b"/no/such/x\0", None));
+        assert_eq!(full, Reach::In(b"/no/such".to_vec(), b"x\0".to_vec()));
+        let relative = reach(entry(b"b/x\0", Some(b"/no/such")));
+        assert_eq!(relative, Reach::In(b"/no/such/b".to_vec(), b"x\0".to_vec()));
+        assert!(program.to_string().contains("fchownat(-100, \"/no/such/b/x\", 1, 2, 0)"));
+        assert!(program.to_string().contains("fchmodat(-100, \"/no/such/b/x\", 493)"));
+        assert!(program.to_string().contains("openat(-100, \"/no/such\""));
+    }
+}

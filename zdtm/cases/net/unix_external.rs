@@ -1,0 +1,181 @@
+//! Sockets whose other end is outside of the tree: `--ext-unix-sk`, `--external unix[..]`, `--inherit-fd`.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::fstat;
+use nix::unistd::{ForkResult, Pid, fork, setsid};
+use zdtm::{Case, Result, check, check_eq};
+
+const DUMP: &[&str] = &["--config=../work/dump.conf"];
+const RESTORE: &[&str] = &["--config=../work/restore.conf"];
+
+pub(crate) const CASES: &[Case] = &[
+    Case::new("unix-outside", dgram).options(&["--ext-unix-sk"]),
+    Case::new("unix-outside-refused", stream).refused("half of a connection"),
+    Case::new("unix-outside-connection", connection)
+        .dump_options(DUMP)
+        .restore_options(&["--ext-unix-sk"])
+        .changes(&["fd/"]),
+    Case::new("unix-inherited", inherited)
+        .dump_options(DUMP)
+        .restore_options(RESTORE)
+        .changes(&["fd/", "maps"]),
+];
+
+/// A process that is no descendant of ours, until it is told to end.
+struct Outsider(Pid);
+
+impl Outsider {
+    fn start(work: impl FnOnce(&dyn Fn())) -> Result<Self> {
+        let (told, tell) = std::io::pipe()?;
+        // SAFETY: there is one thread; the child never returns from here.
+        if let ForkResult::Parent { child } = unsafe { fork() }? {
+            drop(tell);
+            nix::sys::wait::waitpid(child, None)?;
+            let mut pid = [0; 4];
+            std::io::Read::read_exact(&mut &told, &mut pid)?;
+            return Ok(Self(Pid::from_raw(i32::from_ne_bytes(pid))));
+        }
+        drop(told);
+        let ended: nix::Result<()> = (|| {
+            setsid()?;
+            // SAFETY: as above; the middle one ends, and the reaper of all gets the last.
+            if let ForkResult::Parent { .. } = unsafe { fork() }? {
+                // SAFETY: no handlers of the parent's are to run.
+                unsafe { libc::_exit(0) };
+            }
+            let pid = std::process::id().to_ne_bytes();
+            work(&|| drop(std::io::Write::write_all(&mut &tell, &pid)));
+            Ok(())
+        })();
+        // SAFETY: as above.
+        unsafe { libc::_exit(i32::from(ended.is_err())) }
+    }
+}
+
+impl Drop for Outsider {
+    fn drop(&mut self) {
+        kill(self.0, Signal::SIGKILL).ok();
+    }
+}
+
+fn server() -> PathBuf {
+    zdtm::dir().join("outside")
+}
+
+/// A log that takes datagrams, and counts them for whoever asks.
+fn dgram() -> Result<()> {
+    let _outsider = Outsider::start(|ready| {
+        let log = UnixDatagram::bind(server()).expect("free");
+        ready();
+        let mut room = [0; 64];
+        while let Ok(length) = log.recv(&mut room) {
+            let file = zdtm::dir().join("heard");
+            let mut text = std::fs::read(&file).unwrap_or_default();
+            text.extend(&room[..length]);
+            std::fs::write(zdtm::dir().join("heard.new"), text).ok();
+            std::fs::rename(zdtm::dir().join("heard.new"), file).ok();
+        }
+    })?;
+    let client = UnixDatagram::unbound()?;
+    client.connect(server())?;
+    client.send(b"before ")?;
+    let heard = |text: &[u8]| {
+        let file = zdtm::dir().join("heard");
+        (0..500).any(|_| {
+            std::thread::sleep(Duration::from_millis(2));
+            std::fs::read(&file).is_ok_and(|found| found == text)
+        })
+    };
+    check!(heard(b"before "));
+    zdtm::checkpoint()?;
+    client.send(b"after")?;
+    check!(heard(b"before after"));
+    Ok(())
+}
+
+/// A server that answers every byte with the next one.
+fn answering() -> Result<Outsider> {
+    Outsider::start(|ready| {
+        let listener = UnixListener::bind(server()).expect("free");
+        ready();
+        for client in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let (mut byte, mut client) = ([0; 1], client);
+                while std::io::Read::read_exact(&mut client, &mut byte).is_ok() {
+                    byte[0] = byte[0].wrapping_add(1);
+                    std::io::Write::write_all(&mut client, &byte).ok();
+                }
+            });
+        }
+    })
+}
+
+fn asks(client: &UnixStream) -> Result<()> {
+    let mut byte = [7];
+    std::io::Write::write_all(&mut &*client, &byte)?;
+    std::io::Read::read_exact(&mut &*client, &mut byte)?;
+    check_eq!(byte, [8]);
+    Ok(())
+}
+
+fn stream() -> Result<()> {
+    let _outsider = answering()?;
+    let client = UnixStream::connect(server())?;
+    asks(&client)?;
+    zdtm::checkpoint()?;
+    asks(&client)
+}
+
+fn inode(socket: &impl AsRawFd) -> Result<u64> {
+    // SAFETY: it is open.
+    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(socket.as_raw_fd()) };
+    Ok(fstat(fd)?.st_ino)
+}
+
+/// Connects again to who listens there.
+fn connection() -> Result<()> {
+    let _outsider = answering()?;
+    let client = UnixStream::connect(server())?;
+    asks(&client)?;
+    let text = format!("external unix[{}]\n", inode(&client)?);
+    std::fs::write(zdtm::dir().join("dump.conf"), text)?;
+    zdtm::checkpoint()?;
+    asks(&client)
+}
+
+/// Another descriptor takes its place: criu's standard input, which is no socket.
+fn inherited() -> Result<()> {
+    let (here, there) = UnixStream::pair()?;
+    let there: OwnedFd = there.into();
+    let inode = inode(&here)?;
+    let mut there = Some(there);
+    let outsider = Outsider::start(|ready| {
+        let _kept = there.take();
+        ready();
+        loop {
+            nix::unistd::pause();
+        }
+    })?;
+    drop(there);
+    std::fs::write(
+        zdtm::dir().join("dump.conf"),
+        format!("external unix[{inode}]\n"),
+    )?;
+    std::fs::write(
+        zdtm::dir().join("restore.conf"),
+        format!("inherit-fd fd[0]:socket:[{inode}]\n"),
+    )?;
+    here.set_nonblocking(true)?;
+    zdtm::checkpoint()?;
+    // What it was if nobody has restored it, or what it was given.
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", here.as_raw_fd()))?;
+    let was = format!("socket:[{inode}]");
+    check!(link.as_os_str() == "/dev/null" || link.as_os_str() == was.as_str());
+    drop(outsider);
+    Ok(())
+}
