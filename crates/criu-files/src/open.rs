@@ -1,6 +1,6 @@
 //! Everything opened in the tracer, under numbers that no task needs.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::rc::Rc;
 use criu_image::id::FileId;
 use criu_image::pb;
 use criu_kind::{Error, Opened, RestoreCx, Result, Subject, Within};
-use criu_tracee::{Local, Program, Site};
+use criu_tracee::{Local, Program, Site, Sysno};
 use nix::fcntl::AT_FDCWD;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -35,9 +35,9 @@ impl Files<'_> {
     /// above every number of [`Files::numbers`] if the limit allows, and never one of them but where a file has that
     /// for itself: there it stays.
     pub fn open_all(&mut self) -> Result<()> {
-        let lone = self.lone_numbers();
-        let others = self.all.len() - lone.len() + self.shared.len();
-        let mut numbers = Numbers::new(self.numbers(), lone, others)?;
+        self.lone = self.lone_numbers();
+        let others = self.all.len() - self.lone.len() + self.shared.len();
+        let mut numbers = Numbers::new(self.numbers(), others)?;
         self.floor = numbers.next;
         self.cut()?;
         if self.has_late() {
@@ -65,8 +65,7 @@ impl Files<'_> {
                 _ => path(self, id, Some(flags)),
             };
             let fd = fd.within(|| self.subject(id))?;
-            self.shared_fds
-                .insert((id, writable), numbers.lift(fd, None)?);
+            self.shared_fds.insert((id, writable), numbers.lift(fd)?);
         }
         self.raised.end()?;
         self.numbers = Some(numbers);
@@ -144,7 +143,10 @@ impl Files<'_> {
             owner::set_signal(&owner, fd, &mut program);
         }
         self.here().run(&program)?;
-        numbers.lift(fd, Some(id))
+        match self.lone.get(&id) {
+            Some(number) => numbers.lift_to(*number, fd),
+            None => numbers.lift(fd),
+        }
     }
 }
 
@@ -199,7 +201,6 @@ impl Order<'_, '_> {
 #[derive(Debug)]
 pub(crate) struct Numbers {
     used: BTreeSet<i32>,
-    lone: HashMap<FileId, i32>,
     next: i32,
     highest: i32,
 }
