@@ -81,7 +81,7 @@ impl Files<'_> {
     ) -> Result<Opened> {
         Ok(match opened {
             Opened::Here(fd) => Opened::Here(self.settle_here(id, fd, numbers)?),
-            Opened::Given(fd) => Opened::Given(numbers.lift(fd, None)?),
+            Opened::Given(fd) => Opened::Given(numbers.lift(fd)?),
             Opened::There => Opened::There,
         })
     }
@@ -197,7 +197,7 @@ impl Order<'_, '_> {
     }
 }
 
-/// Gives out descriptor numbers that no task needs, or for one file only.
+/// Gives out descriptor numbers that no task needs.
 #[derive(Debug)]
 pub(crate) struct Numbers {
     used: BTreeSet<i32>,
@@ -206,12 +206,7 @@ pub(crate) struct Numbers {
 }
 
 impl Numbers {
-    /// For `count` files besides those that have a number of their own.
-    pub(crate) fn new(
-        used: BTreeSet<i32>,
-        lone: HashMap<FileId, i32>,
-        count: usize,
-    ) -> Result<Self> {
+    pub(crate) fn new(used: BTreeSet<i32>, count: usize) -> Result<Self> {
         let highest = used.last().copied().unwrap_or(-1).max(2);
         let above = usize::try_from(highest).unwrap_or(0) + 1;
         let wanted = (above + count + SPARE) as u64;
@@ -248,7 +243,6 @@ impl Numbers {
         let next = if limit >= wanted { highest + 1 } else { 0 };
         Ok(Self {
             used,
-            lone,
             next,
             highest,
         })
@@ -259,22 +253,29 @@ impl Numbers {
         self.highest + 1
     }
 
-    /// Moves a descriptor to a number that no task needs, or to the one that is its file's alone.
-    pub(crate) fn lift(&mut self, mut fd: i32, id: Option<FileId>) -> Result<i32> {
-        let own = id.and_then(|id| self.lone.get(&id).copied());
-        if let Some(own) = own.filter(|own| *own != fd) {
-            let mut program = Program::new();
-            let moved = program.fcntl(fd, libc::F_DUPFD_CLOEXEC, own);
-            let moved = Local.run(&program)?.fd(moved);
-            let mut program = Program::new();
-            // It may be in use here.
-            program.close(if moved == own { fd } else { moved });
-            Local.run(&program)?;
-            fd = if moved == own { moved } else { fd };
-        }
-        if own == Some(fd) {
+    /// Moves a descriptor to the number that its file has for itself; elsewhere, if that is in use here.
+    fn lift_to(&mut self, number: i32, fd: i32) -> Result<i32> {
+        if fd == number {
             return Ok(fd);
         }
+        let mut program = Program::new();
+        let moved = program.fcntl(fd, libc::F_DUPFD_CLOEXEC, number);
+        let moved = Local.run(&program)?.fd(moved);
+        let (kept, other) = if moved == number {
+            (moved, fd)
+        } else {
+            (fd, moved)
+        };
+        Local::call(Sysno::close, [other.into()])?;
+        if kept == number {
+            Ok(number)
+        } else {
+            self.lift(fd)
+        }
+    }
+
+    /// Moves a descriptor to a number that no task needs.
+    pub(crate) fn lift(&mut self, mut fd: i32) -> Result<i32> {
         loop {
             while self.used.contains(&self.next) {
                 self.next += 1;
