@@ -22,6 +22,8 @@ mod cpu {
     pub(crate) mod armv7;
     #[cfg(target_arch = "x86_64")]
     pub(crate) mod compat;
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) mod cpu_cap;
     #[cfg(target_arch = "mips64")]
     pub(crate) mod mips64;
     #[cfg(target_arch = "x86_64")]
@@ -119,6 +121,8 @@ pub static AREAS: &[Area] = &[
             cpu::mips64::CASES,
             #[cfg(target_arch = "x86_64")]
             cpu::compat::CASES,
+            #[cfg(target_arch = "x86_64")]
+            cpu::cpu_cap::CASES,
             #[cfg(target_arch = "x86_64")]
             cpu::rseq::CASES,
             #[cfg(target_arch = "x86_64")]

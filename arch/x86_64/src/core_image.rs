@@ -367,6 +367,9 @@ fn entry_to_fp(
                 continue;
             }
             let Some(range) = layout.part(bit) else {
+                if is_initial(bit, &bytes) {
+                    continue;
+                }
                 return refuse(used, "is in use, and this processor has none").map(|()| Vec::new());
             };
             let unit = if matches!(bit, 2 | 9) { 4 } else { 8 };
@@ -374,8 +377,20 @@ fn entry_to_fp(
             xstate_bv |= used;
         }
     }
-    put(XSTATE_BV, &xstate_bv.to_le_bytes());
+    if layout.is_extended() {
+        put(XSTATE_BV, &xstate_bv.to_le_bytes());
+    }
     Ok(fp)
+}
+
+/// What Linux gives to every task where there are protection keys: only the first can be used.
+const PKRU_OF_LINUX: u32 = 0x5555_5554;
+
+/// Whether a component holds nothing that a task of a processor without it could miss. Some processors count
+/// it as in use all the same.
+fn is_initial(bit: u32, bytes: &[u8]) -> bool {
+    let untouched = bit == 9 && bytes == PKRU_OF_LINUX.to_le_bytes();
+    untouched || bytes.iter().all(|byte| *byte == 0)
 }
 
 fn exactly(
@@ -503,6 +518,7 @@ mod tests {
 
         let core = image(XSTATE, &amd()).expect("all known");
         let old = XstateLayout::from_cpuid(&|leaf, subleaf| match (leaf, subleaf) {
+            (1, 0) => [0, 0, 1 << 27, 0],
             (0xd, 0) => [3, 576, 576, 0],
             _ => [0; 4],
         });
@@ -511,6 +527,29 @@ mod tests {
             error.to_string(),
             "extended state \"AVX\" is in use, and this processor has none"
         );
+    }
+
+    #[test]
+    fn a_component_that_was_never_touched_can_be_left_behind() {
+        let mut core = image(XSTATE, &amd()).expect("all known");
+        let none = XstateLayout::from_cpuid(&|_, _| [0; 4]);
+        assert!(X86_64::from_core(&core, &none).is_err());
+        let fpregs = &mut core.thread_info.as_mut().expect("set").fpregs;
+        let xsave = fpregs.xsave.as_mut().expect("set");
+        for words in [
+            &mut xsave.opmask_reg,
+            &mut xsave.zmm_upper,
+            &mut xsave.hi16_zmm,
+        ] {
+            words.fill(0);
+        }
+        xsave.ymmh_space.fill(0);
+        xsave.pkru = vec![PKRU_OF_LINUX];
+        let fp = X86_64::from_core(&core, &none).expect("nothing is lost").fp;
+        // Behind the registers the kernel notes sizes for signal frames.
+        assert_eq!((fp.len(), &fp[..416]), (512, &XSTATE[..416]));
+        let again = image(&fp, &none).expect("all known");
+        assert_eq!(again.thread_info.expect("set").fpregs.xsave, None);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
+use std::rc::Rc;
 
 use criu_image::id::FileId;
 use criu_image::pb;
@@ -36,7 +37,7 @@ impl Files<'_> {
             if let Some(saved) = self.all.get_mut(id)
                 && saved.entry.reg.is_some()
             {
-                saved.entry.reg = Some(path.clone());
+                Rc::make_mut(&mut saved.entry).reg = Some(path.clone());
             }
         }
     }

@@ -392,7 +392,8 @@ impl<'s> Collector<'s> {
             }
         }
         Error::all(refused)?;
-        self.store.write_entries(desc::FILES, (), &self.entries)?;
+        self.store
+            .write_entries(desc::FILES, (), peers_first(&self.entries))?;
         let locks = std::mem::take(&mut self.locks).into_entries();
         if !locks.is_empty() {
             self.store.write_entries(desc::FILE_LOCKS, (), &locks)?;
@@ -425,6 +426,28 @@ impl criu_kind::MappedFiles for Collector<'_> {
         let proc = ProcDir::open(pid)?;
         self.magic_link(pid, &proc, "exe")
     }
+}
+
+/// The entries, each socket behind the one it is connected to: CRIU looks for that when it reads the socket.
+fn peers_first(entries: &[pb::FileEntry]) -> Vec<&pb::FileEntry> {
+    let places = entries.iter().enumerate();
+    let places: HashMap<u32, usize> = places
+        .filter_map(|(place, entry)| Some((entry.usk.as_ref()?.ino, place)))
+        .collect();
+    let mut written = vec![false; entries.len()];
+    let mut order = Vec::with_capacity(entries.len());
+    for first in 0..entries.len() {
+        let mut chain = Vec::new();
+        let mut next = Some(first);
+        while let Some(place) = next.filter(|place| !written[*place]) {
+            written[place] = true;
+            chain.push(&entries[place]);
+            let peer = entries[place].usk.as_ref().map(|socket| socket.peer);
+            next = peer.and_then(|peer| places.get(&peer).copied());
+        }
+        order.extend(chain.into_iter().rev());
+    }
+    order
 }
 
 /// What to say of a file that no kind knows.

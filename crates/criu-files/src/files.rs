@@ -5,6 +5,7 @@
 //! [`Files::settle`] and [`Files::arm`] do what needs all of it in place.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
 
 use criu_image::id::{FdTableId, FileId, ShmId, VPid};
 use criu_image::{Desc, ImageId, Store, StoreExt, desc, pb};
@@ -13,16 +14,16 @@ use criu_tracee::{Local, Program, Site, Sysno};
 
 use prost::{Message, Name};
 
-use crate::kinds::Controlling;
 use crate::late::Passage;
 use crate::open::Numbers;
 use crate::options::RestoreOptions;
 use crate::raise::Raised;
+use crate::terminal_open::Controlling;
 use crate::{legacy, path};
 
 /// An open file of the images.
 pub(crate) struct Saved {
-    pub(crate) entry: pb::FileEntry,
+    pub(crate) entry: Rc<pb::FileEntry>,
     pub(crate) kind: &'static dyn AnyFileKind,
     /// Belongs to another entry, or is a name only.
     pub(crate) part: bool,
@@ -63,6 +64,8 @@ pub struct Files<'s> {
     pub(crate) opened: BTreeMap<FileId, Opened>,
     /// Shared mappings that need a file open in a way that its entry does not say.
     pub(crate) shared: BTreeSet<(FileId, bool)>,
+    /// Files that are opened under the number that tasks have them by.
+    pub(crate) lone: HashMap<FileId, i32>,
     pub(crate) shared_fds: BTreeMap<(FileId, bool), i32>,
     pub(crate) raised: Raised,
     pub(crate) floor: i32,
@@ -114,6 +117,7 @@ impl<'s> Files<'s> {
             tasks: BTreeMap::new(),
             opened: BTreeMap::new(),
             shared: BTreeSet::new(),
+            lone: HashMap::new(),
             shared_fds: BTreeMap::new(),
             raised: Raised::default(),
             floor: 0,
@@ -170,7 +174,7 @@ impl<'s> Files<'s> {
                 continue;
             };
             let saved = Saved {
-                entry,
+                entry: Rc::new(entry),
                 kind: *kind,
                 part: false,
             };
@@ -317,17 +321,34 @@ impl<'s> Files<'s> {
 
     /// The descriptor numbers that tasks will have, and those that are needed on the way, ascending.
     pub fn numbers(&self) -> BTreeSet<i32> {
-        let placed = self
-            .tables
-            .values()
-            .flatten()
-            .map(|entry| entry.fd.cast_signed());
-        let passing = self
-            .all
-            .values()
-            .flat_map(|file| file.kind.numbers(&file.entry));
-        let former = self.former.iter().copied();
-        placed.chain(passing).chain(former).collect()
+        let entries = self.tables.values().flatten();
+        let placed = entries.map(|entry| entry.fd.cast_signed());
+        placed.chain(self.passing()).collect()
+    }
+
+    /// Numbers that are needed on the way.
+    fn passing(&self) -> impl Iterator<Item = i32> {
+        let files = self.all.values();
+        let passing = files.flat_map(|file| file.kind.numbers(&file.entry));
+        passing.chain(self.former.iter().copied())
+    }
+
+    /// Files that have a number for themselves: nowhere is it another file's, nor needed on the way. Opened under it
+    /// here, a file already is where tasks want it.
+    pub(crate) fn lone_numbers(&self) -> HashMap<FileId, i32> {
+        let mut owners: HashMap<i32, Option<FileId>> =
+            self.passing().map(|number| (number, None)).collect();
+        for entry in self.tables.values().flatten() {
+            let id = FileId::new(entry.id);
+            let owner = owners.entry(entry.fd.cast_signed()).or_insert(Some(id));
+            *owner = owner.filter(|owner| *owner == id);
+        }
+        // What is made later than the processes is brought to them under other numbers.
+        let late = |id: &FileId| self.all.get(id).is_some_and(|saved| saved.kind.late());
+        let lone = |(id, (_, number)): (&FileId, &(FdTableId, i32))| {
+            (owners.get(number) == Some(&Some(*id)) && !late(id)).then_some((*id, *number))
+        };
+        self.homes.iter().filter_map(lone).collect()
     }
 
     /// Says which process has which table. Needed before [`Files::place`]: some files are opened in one
@@ -441,8 +462,10 @@ impl RestoreCx for Files<'_> {
     }
 
     fn beside(&self, id: FileId, fd: i32) -> Option<FileId> {
-        let (home, _) = self.homes.get(&id)?;
-        let entries = self.tables.get(home)?;
+        // What is only in flight has no home.
+        let home = self.homes.get(&id).map(|(home, _)| *home);
+        let home = home.or_else(|| self.tables.keys().next().copied())?;
+        let entries = self.tables.get(&home)?;
         let at = entries
             .binary_search_by_key(&fd.cast_unsigned(), |entry| entry.fd)
             .ok()?;

@@ -49,8 +49,8 @@ impl Passage {
         );
         let (ours, theirs) = pair.map_err(Error::kernel("socketpair"))?;
         Ok(Self {
-            ours: numbers.lift(ours.into_raw_fd())?,
-            theirs: numbers.lift(theirs.into_raw_fd())?,
+            ours: numbers.lift(ours.into_raw_fd(), None)?,
+            theirs: numbers.lift(theirs.into_raw_fd(), None)?,
         })
     }
 
@@ -159,7 +159,10 @@ impl Files<'_> {
                 sites,
                 numbers: &mut numbers,
             };
-            let opened = kind.open(&mut cx, &entries.iter().collect::<Vec<_>>());
+            let opened = kind.open(
+                &mut cx,
+                &entries.iter().map(|entry| &**entry).collect::<Vec<_>>(),
+            );
             let opened = opened.within(|| subject)?;
             for (id, opened) in group.into_iter().zip(opened) {
                 let opened = self.keep(id, opened, &mut numbers)?;
@@ -249,7 +252,7 @@ impl RestoreCx for Late<'_, '_> {
     fn fetch(&mut self, pid: VPid, fd: i32) -> Result<i32> {
         let (_, real) = self.sites.process(pid).ok_or_else(|| gone(pid))?;
         let fetched = fetch_fd(pidfd_open(real)?, fd)?.ok_or_else(|| gone(pid))?;
-        self.numbers.lift(fetched.into_raw_fd())
+        self.numbers.lift(fetched.into_raw_fd(), None)
     }
 
     fn root(&self) -> VPid {
@@ -281,16 +284,18 @@ pub(crate) fn close(files: &mut Files<'_>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
 
     #[test]
     fn descriptors_keep_their_numbers() {
         let dir = tempfile::tempdir().expect("a directory");
         let file = std::fs::File::create(dir.path().join("file")).expect("a file");
-        let mut numbers = Numbers::new(BTreeSet::new(), 10).expect("a limit");
+        let mut numbers = Numbers::new(BTreeSet::new(), HashMap::new(), 10).expect("a limit");
         let passage = Passage::open(&mut numbers).expect("a pair");
         let high = file.try_clone().expect("a copy").into_raw_fd();
-        let high = numbers.lift(high).expect("a number");
+        let high = numbers.lift(high, None).expect("a number");
         passage
             .send(&[high], numbers.above(), &mut Local)
             .expect("sent to ourselves");

@@ -35,6 +35,7 @@ mod place;
 mod raise;
 mod terminal;
 mod terminal_data;
+mod terminal_open;
 mod watched;
 mod xattr;
 
@@ -68,7 +69,6 @@ pub mod kinds {
     pub use regular::Regular;
     pub use signalfd::Signalfd;
     pub use timerfd::Timerfd;
-    pub(crate) use tty::Controlling;
     pub use tty::Tty;
 }
 

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use criu_image::id::FileId;
 use criu_image::pb;
 use criu_kind::{Error, Opened, RestoreCx, Result, Subject, Within};
-use criu_tracee::{Local, Program, Site};
+use criu_tracee::{Local, Program, Site, Sysno};
 use nix::fcntl::AT_FDCWD;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -30,11 +31,13 @@ const SETTABLE: u32 =
 const SPARE: usize = 256;
 
 impl Files<'_> {
-    /// Opens or makes every file here. Tasks inherit them; [`criu_kind::FileFds::fd`] gives their numbers, which are
-    /// above every number of [`Files::numbers`] if the limit allows, and never one of them.
+    /// Opens or makes every file here. Tasks inherit them; [`criu_kind::FileFds::fd`] gives their numbers. Those are
+    /// above every number of [`Files::numbers`] if the limit allows, and never one of them but where a file has that
+    /// for itself: there it stays.
     pub fn open_all(&mut self) -> Result<()> {
-        let used = self.numbers();
-        let mut numbers = Numbers::new(used, self.all.len() + self.shared.len())?;
+        self.lone = self.lone_numbers();
+        let others = self.all.len() - self.lone.len() + self.shared.len();
+        let mut numbers = Numbers::new(self.numbers(), others)?;
         self.floor = numbers.next;
         self.cut()?;
         if self.has_late() {
@@ -78,17 +81,20 @@ impl Files<'_> {
     ) -> Result<Opened> {
         Ok(match opened {
             Opened::Here(fd) => Opened::Here(self.settle_here(id, fd, numbers)?),
-            Opened::Given(fd) => Opened::Given(numbers.lift(fd)?),
+            Opened::Given(fd) => Opened::Given(numbers.lift(fd, None)?),
             Opened::There => Opened::There,
         })
     }
 
     fn open_group(&mut self, group: &[FileId]) -> Result<Vec<Opened>> {
         let kind = self.all[&group[0]].kind;
-        let entries: Vec<pb::FileEntry> =
+        let entries: Vec<Rc<pb::FileEntry>> =
             group.iter().map(|id| self.all[id].entry.clone()).collect();
         let _span = tracing::debug_span!("file", id = group[0].get(), kind = kind.name()).entered();
-        kind.open(self, &entries.iter().collect::<Vec<_>>())
+        kind.open(
+            self,
+            &entries.iter().map(|entry| &**entry).collect::<Vec<_>>(),
+        )
     }
 
     /// Files in the order of opening, twins together.
@@ -137,7 +143,10 @@ impl Files<'_> {
             owner::set_signal(&owner, fd, &mut program);
         }
         self.here().run(&program)?;
-        numbers.lift(fd)
+        match self.lone.get(&id) {
+            Some(number) => numbers.lift_to(*number, fd),
+            None => numbers.lift(fd),
+        }
     }
 }
 
@@ -188,7 +197,7 @@ impl Order<'_, '_> {
     }
 }
 
-/// Gives out descriptor numbers that no task needs.
+/// Gives out descriptor numbers that no task needs, or for one file only.
 #[derive(Debug)]
 pub(crate) struct Numbers {
     used: BTreeSet<i32>,
@@ -197,7 +206,12 @@ pub(crate) struct Numbers {
 }
 
 impl Numbers {
-    pub(crate) fn new(used: BTreeSet<i32>, count: usize) -> Result<Self> {
+    /// For `count` files besides those that have a number of their own.
+    pub(crate) fn new(
+        used: BTreeSet<i32>,
+        lone: HashMap<FileId, i32>,
+        count: usize,
+    ) -> Result<Self> {
         let highest = used.last().copied().unwrap_or(-1).max(2);
         let above = usize::try_from(highest).unwrap_or(0) + 1;
         let wanted = (above + count + SPARE) as u64;
@@ -234,6 +248,7 @@ impl Numbers {
         let next = if limit >= wanted { highest + 1 } else { 0 };
         Ok(Self {
             used,
+            lone,
             next,
             highest,
         })
@@ -244,8 +259,22 @@ impl Numbers {
         self.highest + 1
     }
 
-    /// Moves a descriptor to a number that no task needs.
-    pub(crate) fn lift(&mut self, mut fd: i32) -> Result<i32> {
+    /// Moves a descriptor to a number that no task needs, or to the one that is its file's alone.
+    pub(crate) fn lift(&mut self, mut fd: i32, id: Option<FileId>) -> Result<i32> {
+        let own = id.and_then(|id| self.lone.get(&id).copied());
+        if let Some(own) = own.filter(|own| *own != fd) {
+            let mut program = Program::new();
+            let moved = program.fcntl(fd, libc::F_DUPFD_CLOEXEC, own);
+            let moved = Local.run(&program)?.fd(moved);
+            let mut program = Program::new();
+            // It may be in use here.
+            program.close(if moved == own { fd } else { moved });
+            Local.run(&program)?;
+            fd = if moved == own { moved } else { fd };
+        }
+        if own == Some(fd) {
+            return Ok(fd);
+        }
         loop {
             while self.used.contains(&self.next) {
                 self.next += 1;

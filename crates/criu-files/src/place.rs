@@ -29,6 +29,10 @@ impl Files<'_> {
                 O_CLOEXEC
             };
             match source {
+                // It is there already, but here it had to be closed for scripts.
+                Source::Number(fd) if fd == entry.fd.cast_signed() => {
+                    program.fcntl(fd, libc::F_SETFD, entry.flags & FD_CLOEXEC)
+                }
                 Source::Number(fd) => program.dup3(fd, entry.fd, flags),
                 Source::Result(fd) => program.dup3(fd, entry.fd, flags),
             };

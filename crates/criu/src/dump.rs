@@ -6,13 +6,14 @@
 use std::time::{Duration, Instant};
 
 use criu_files::{Collector, Memory, Names, Validation};
-use criu_image::{Directory, Durability, Manifest, Store};
+use criu_image::{Directory, Durability, Manifest, Store, StoreExt};
 use criu_kind::{Error, Result, Subject, Within};
 use criu_mm::{DrainOptions, Space, SurveyOptions};
 use criu_proc::Dev;
 use criu_task::{Node, Tree, freeze};
 use criu_tracee::{Tracee, fp_layout};
 
+use crate::cpuinfo;
 use crate::describe::{Described, describe};
 use crate::error::Failure;
 use crate::explain;
@@ -47,6 +48,7 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
 fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<bool, Failure> {
     let mut stats = DumpStats::start();
     let images = &options.tree.common.images;
+    let cpu = cpuinfo::of_dump(options.tree.cpu_cap)?;
     progress.stage("freeze");
     let (tree, mut tracees) = at("freeze", freeze(options.root, options.timeout))?;
     stats.frozen();
@@ -78,6 +80,10 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
     let drained = at("drain", drain(&mut tracees, &mut survey, &store))?;
     stats.drained(&drained);
     progress.stage("commit");
+    if let Some(cpu) = &cpu {
+        let written = store.write_entry(criu_image::desc::CPUINFO, (), cpu);
+        at("commit", written.map_err(Error::from))?;
+    }
     let names = at("commit", commit(&tree, survey, &described, &store))?;
     tracing::info!("Dumping finished successfully");
 

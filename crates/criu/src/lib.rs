@@ -13,6 +13,7 @@ pub mod cpuinfo;
 mod describe;
 mod dump;
 mod explain;
+mod furnish;
 mod inventory;
 mod ipc;
 mod load;
