@@ -196,6 +196,7 @@ entries! {
     InetSkEntry Inetsk isk flags fown;
     InotifyFileEntry Inotify ify flags fown;
     MemfdFileEntry Memfd memfd flags fown;
+    MqueueFileEntry PosixMq mqueue flags fown;
     NetlinkSkEntry Netlinksk nlsk flags fown;
     NsFileEntry Ns nsf flags -;
     PacketSockEntry Packetsk psk flags fown;
