@@ -389,8 +389,12 @@ const PKRU_OF_LINUX: u32 = 0x5555_5554;
 /// Whether a component holds nothing that a task of a processor without it could miss. Some processors count
 /// it as in use all the same.
 fn is_initial(bit: u32, bytes: &[u8]) -> bool {
-    let untouched = bit == 9 && bytes == PKRU_OF_LINUX.to_le_bytes();
-    untouched || bytes.iter().all(|byte| *byte == 0)
+    // The register has four bytes, its component eight.
+    let rest = match bytes.strip_prefix(&PKRU_OF_LINUX.to_le_bytes()) {
+        Some(rest) if bit == 9 => rest,
+        _ => bytes,
+    };
+    rest.iter().all(|byte| *byte == 0)
 }
 
 fn exactly(
@@ -544,7 +548,7 @@ mod tests {
             words.fill(0);
         }
         xsave.ymmh_space.fill(0);
-        xsave.pkru = vec![PKRU_OF_LINUX];
+        xsave.pkru = vec![PKRU_OF_LINUX, 0];
         let fp = X86_64::from_core(&core, &none).expect("nothing is lost").fp;
         // Behind the registers the kernel notes sizes for signal frames.
         assert_eq!((fp.len(), &fp[..416]), (512, &XSTATE[..416]));

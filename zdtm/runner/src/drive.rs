@@ -53,7 +53,10 @@ impl Run<'_> {
     fn course(&mut self) -> Result<Outcome> {
         if self.job.column.mode == Mode::Dumped {
             let outcome = self.second_half()?;
-            return Ok(carry::judge(outcome, &self.job.case.stays));
+            return Ok(match self.job.lesser_cpu {
+                true => outcome,
+                false => carry::judge(outcome, &self.job.case.stays),
+            });
         }
         self.start()?;
         if let Some(outcome) = self.until_ready()? {
