@@ -62,6 +62,7 @@ mod mm {
     pub(crate) mod anon;
     pub(crate) mod file;
     pub(crate) mod flags;
+    pub(crate) mod hugetlb;
     pub(crate) mod layout;
     pub(crate) mod shared;
     pub(crate) mod vdso;
@@ -70,15 +71,19 @@ mod files {
     pub(crate) mod epoll;
     pub(crate) mod eventfd;
     pub(crate) mod external;
+    pub(crate) mod fanotify;
     pub(crate) mod fifo;
     pub(crate) mod ghost;
     pub(crate) mod inotify;
+    pub(crate) mod io_uring;
     pub(crate) mod locks;
     pub(crate) mod memfd;
     pub(crate) mod ns_file;
     pub(crate) mod pidfd;
     pub(crate) mod pipe;
     pub(crate) mod place;
+    pub(crate) mod policy;
+    pub(crate) mod refused;
     pub(crate) mod regular;
     pub(crate) mod shared_table;
     pub(crate) mod signalfd;
@@ -162,6 +167,7 @@ pub static AREAS: &[Area] = &[
             mm::anon::CASES,
             mm::file::CASES,
             mm::flags::CASES,
+            mm::hugetlb::CASES,
             mm::layout::CASES,
             mm::shared::CASES,
             mm::vdso::CASES,
@@ -173,15 +179,19 @@ pub static AREAS: &[Area] = &[
             files::epoll::CASES,
             files::eventfd::CASES,
             files::external::CASES,
+            files::fanotify::CASES,
             files::fifo::CASES,
             files::ghost::CASES,
             files::inotify::CASES,
+            files::io_uring::CASES,
             files::locks::CASES,
             files::memfd::CASES,
             files::ns_file::CASES,
             files::pidfd::CASES,
             files::pipe::CASES,
             files::place::CASES,
+            files::policy::CASES,
+            files::refused::CASES,
             files::regular::CASES,
             files::signalfd::CASES,
             files::special::CASES,

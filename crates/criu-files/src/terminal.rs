@@ -49,7 +49,10 @@ pub(crate) fn readable(fd: i32) -> Result<bool> {
     let asked = [&fd.to_ne_bytes()[..], &events].concat();
     let asked = program.in_out(asked);
     let now = program.bytes(vec![0; 16]);
-    let count = program.call(Sysno::ppoll, [asked.into(), 1.into(), now.into(), 0.into(), 0.into()]);
+    let count = program.call(
+        Sysno::ppoll,
+        [asked.into(), 1.into(), now.into(), 0.into(), 0.into()],
+    );
     Ok(Local.run(&program)?.value(count) > 0)
 }
 
@@ -73,7 +76,10 @@ pub(crate) fn termios(bytes: &[u8]) -> pb::TermiosEntry {
         c_line: bytes[16].into(),
         c_ispeed: 0,
         c_ospeed: 0,
-        c_cc: bytes[17..17 + NCC].iter().map(|one| u32::from(*one)).collect(),
+        c_cc: bytes[17..17 + NCC]
+            .iter()
+            .map(|one| u32::from(*one))
+            .collect(),
     }
 }
 

@@ -56,7 +56,10 @@ impl Pair<'_> {
         arrive(self.master, out.len())?;
         put(self.master, lines)?;
         let whole = match self.is_canonical() {
-            true => lines.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1),
+            true => lines
+                .iter()
+                .rposition(|byte| *byte == b'\n')
+                .map_or(0, |last| last + 1),
             false => lines.len(),
         };
         arrive(self.slave, whole)

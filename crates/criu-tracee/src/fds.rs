@@ -61,7 +61,10 @@ pub fn peek_whole(fd: impl AsFd, room: &mut [u8]) -> Result<usize> {
     // SAFETY: a message of zeros has no name and no control data.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = vector.as_mut_ptr();
-    #[allow(clippy::useless_conversion, reason = "it has another width with other C libraries")]
+    #[allow(
+        clippy::useless_conversion,
+        reason = "it has another width with other C libraries"
+    )]
     {
         message.msg_iovlen = 2;
     }

@@ -26,7 +26,8 @@ impl FileKind for Regular {
     const SINCE: Kernel = Kernel::new(2, 6, 0);
 
     fn claims(&self, file: &OpenFile) -> bool {
-        if !file.link.starts_with(b"/") || memfd::is_memfd(file) || memfd::is_shared_memory(file) {
+        let memory = memfd::is_memfd(file) || memfd::is_shared_memory(file);
+        if !file.link.starts_with(b"/") || memory || memfd::is_secret(file) {
             return false;
         }
         match file.inode.format() {
