@@ -82,7 +82,13 @@ fn tcgetattr(fd: &impl AsFd) -> Result<Termios, Errno> {
 }
 
 fn tcsetattr(fd: &impl AsFd, settings: &Termios) -> Result<(), Errno> {
-    let settings = libc::termios::from(settings.clone());
+    let mut raw = libc::termios::from(settings.clone());
+    raw.c_iflag = settings.input_flags.bits();
+    raw.c_oflag = settings.output_flags.bits();
+    raw.c_cflag = settings.control_flags.bits();
+    raw.c_lflag = settings.local_flags.bits();
+    raw.c_cc = settings.control_chars;
+    let settings = raw;
     // SAFETY: the settings live through the call.
     let set = unsafe { set_settings(fd.as_fd().as_raw_fd(), libc::TCSANOW, &raw const settings) };
     Errno::result(set).map(drop)
