@@ -327,28 +327,10 @@ impl<'s> Files<'s> {
     }
 
     /// Numbers that are needed on the way.
-    fn passing(&self) -> impl Iterator<Item = i32> {
+    pub(crate) fn passing(&self) -> impl Iterator<Item = i32> {
         let files = self.all.values();
         let passing = files.flat_map(|file| file.kind.numbers(&file.entry));
         passing.chain(self.former.iter().copied())
-    }
-
-    /// Files that have a number for themselves: nowhere is it another file's, nor needed on the way. Opened under it
-    /// here, a file already is where tasks want it.
-    pub(crate) fn lone_numbers(&self) -> HashMap<FileId, i32> {
-        let mut owners: HashMap<i32, Option<FileId>> =
-            self.passing().map(|number| (number, None)).collect();
-        for entry in self.tables.values().flatten() {
-            let id = FileId::new(entry.id);
-            let owner = owners.entry(entry.fd.cast_signed()).or_insert(Some(id));
-            *owner = owner.filter(|owner| *owner == id);
-        }
-        // What is made later than the processes is brought to them under other numbers.
-        let late = |id: &FileId| self.all.get(id).is_some_and(|saved| saved.kind.late());
-        let lone = |(id, (_, number)): (&FileId, &(FdTableId, i32))| {
-            (owners.get(number) == Some(&Some(*id)) && !late(id)).then_some((*id, *number))
-        };
-        self.homes.iter().filter_map(lone).collect()
     }
 
     /// Says which process has which table. Needed before [`Files::place`]: some files are opened in one
@@ -381,14 +363,6 @@ impl<'s> Files<'s> {
             (wanted != flags).then_some((*id, *writable, wanted))
         });
         openings.collect()
-    }
-
-    /// The path that the user gave for an external device: `dev[NAME]`.
-    pub(crate) fn device(&self, name: &[u8]) -> Option<&std::path::Path> {
-        let name = name.strip_prefix(b"dev[")?.strip_suffix(b"]")?;
-        let mut given = self.options.devices.iter();
-        let found = given.find(|(known, _)| known.as_bytes() == name);
-        found.map(|(_, path)| path.as_path())
     }
 
     /// A path for people.
