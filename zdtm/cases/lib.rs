@@ -54,6 +54,7 @@ mod task {
     pub(crate) mod timers;
 }
 mod ipc {
+    pub(crate) mod mqueue;
     pub(crate) mod msg;
     pub(crate) mod sem;
     pub(crate) mod shm;
@@ -159,7 +160,12 @@ pub static AREAS: &[Area] = &[
     },
     Area {
         name: "ipc",
-        files: &[ipc::msg::CASES, ipc::sem::CASES, ipc::shm::CASES],
+        files: &[
+            ipc::mqueue::CASES,
+            ipc::msg::CASES,
+            ipc::sem::CASES,
+            ipc::shm::CASES,
+        ],
     },
     Area {
         name: "mm",

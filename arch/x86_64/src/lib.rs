@@ -7,6 +7,8 @@
 mod core_image;
 #[cfg(feature = "image")]
 mod cpu;
+#[cfg(feature = "image")]
+mod fp_image;
 mod fpu;
 mod regs;
 mod restart;

@@ -64,6 +64,8 @@ pub struct Files<'s> {
     pub(crate) opened: BTreeMap<FileId, Opened>,
     /// Shared mappings that need a file open in a way that its entry does not say.
     pub(crate) shared: BTreeSet<(FileId, bool)>,
+    /// Files that are opened under the number that tasks have them by.
+    pub(crate) lone: HashMap<FileId, i32>,
     pub(crate) shared_fds: BTreeMap<(FileId, bool), i32>,
     pub(crate) raised: Raised,
     pub(crate) floor: i32,
@@ -115,6 +117,7 @@ impl<'s> Files<'s> {
             tasks: BTreeMap::new(),
             opened: BTreeMap::new(),
             shared: BTreeSet::new(),
+            lone: HashMap::new(),
             shared_fds: BTreeMap::new(),
             raised: Raised::default(),
             floor: 0,

@@ -1,6 +1,6 @@
 //! Everything opened in the tracer, under numbers that no task needs.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::rc::Rc;
 use criu_image::id::FileId;
 use criu_image::pb;
 use criu_kind::{Error, Opened, RestoreCx, Result, Subject, Within};
-use criu_tracee::{Local, Program, Site};
+use criu_tracee::{Local, Program, Site, Sysno};
 use nix::fcntl::AT_FDCWD;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -35,9 +35,9 @@ impl Files<'_> {
     /// above every number of [`Files::numbers`] if the limit allows, and never one of them but where a file has that
     /// for itself: there it stays.
     pub fn open_all(&mut self) -> Result<()> {
-        let lone = self.lone_numbers();
-        let others = self.all.len() - lone.len() + self.shared.len();
-        let mut numbers = Numbers::new(self.numbers(), lone, others)?;
+        self.lone = self.lone_numbers();
+        let others = self.all.len() - self.lone.len() + self.shared.len();
+        let mut numbers = Numbers::new(self.numbers(), others)?;
         self.floor = numbers.next;
         self.cut()?;
         if self.has_late() {
@@ -65,8 +65,7 @@ impl Files<'_> {
                 _ => path(self, id, Some(flags)),
             };
             let fd = fd.within(|| self.subject(id))?;
-            self.shared_fds
-                .insert((id, writable), numbers.lift(fd, None)?);
+            self.shared_fds.insert((id, writable), numbers.lift(fd)?);
         }
         self.raised.end()?;
         self.numbers = Some(numbers);
@@ -82,7 +81,7 @@ impl Files<'_> {
     ) -> Result<Opened> {
         Ok(match opened {
             Opened::Here(fd) => Opened::Here(self.settle_here(id, fd, numbers)?),
-            Opened::Given(fd) => Opened::Given(numbers.lift(fd, None)?),
+            Opened::Given(fd) => Opened::Given(numbers.lift(fd)?),
             Opened::There => Opened::There,
         })
     }
@@ -144,7 +143,10 @@ impl Files<'_> {
             owner::set_signal(&owner, fd, &mut program);
         }
         self.here().run(&program)?;
-        numbers.lift(fd, Some(id))
+        match self.lone.get(&id) {
+            Some(number) => numbers.lift_to(*number, fd),
+            None => numbers.lift(fd),
+        }
     }
 }
 
@@ -195,22 +197,16 @@ impl Order<'_, '_> {
     }
 }
 
-/// Gives out descriptor numbers that no task needs, or for one file only.
+/// Gives out descriptor numbers that no task needs.
 #[derive(Debug)]
 pub(crate) struct Numbers {
     used: BTreeSet<i32>,
-    lone: HashMap<FileId, i32>,
     next: i32,
     highest: i32,
 }
 
 impl Numbers {
-    /// For `count` files besides those that have a number of their own.
-    pub(crate) fn new(
-        used: BTreeSet<i32>,
-        lone: HashMap<FileId, i32>,
-        count: usize,
-    ) -> Result<Self> {
+    pub(crate) fn new(used: BTreeSet<i32>, count: usize) -> Result<Self> {
         let highest = used.last().copied().unwrap_or(-1).max(2);
         let above = usize::try_from(highest).unwrap_or(0) + 1;
         let wanted = (above + count + SPARE) as u64;
@@ -247,7 +243,6 @@ impl Numbers {
         let next = if limit >= wanted { highest + 1 } else { 0 };
         Ok(Self {
             used,
-            lone,
             next,
             highest,
         })
@@ -258,22 +253,29 @@ impl Numbers {
         self.highest + 1
     }
 
-    /// Moves a descriptor to a number that no task needs, or to the one that is its file's alone.
-    pub(crate) fn lift(&mut self, mut fd: i32, id: Option<FileId>) -> Result<i32> {
-        let own = id.and_then(|id| self.lone.get(&id).copied());
-        if let Some(own) = own.filter(|own| *own != fd) {
-            let mut program = Program::new();
-            let moved = program.fcntl(fd, libc::F_DUPFD_CLOEXEC, own);
-            let moved = Local.run(&program)?.fd(moved);
-            let mut program = Program::new();
-            // It may be in use here.
-            program.close(if moved == own { fd } else { moved });
-            Local.run(&program)?;
-            fd = if moved == own { moved } else { fd };
-        }
-        if own == Some(fd) {
+    /// Moves a descriptor to the number that its file has for itself; elsewhere, if that is in use here.
+    fn lift_to(&mut self, number: i32, fd: i32) -> Result<i32> {
+        if fd == number {
             return Ok(fd);
         }
+        let mut program = Program::new();
+        let moved = program.fcntl(fd, libc::F_DUPFD_CLOEXEC, number);
+        let moved = Local.run(&program)?.fd(moved);
+        let (kept, other) = if moved == number {
+            (moved, fd)
+        } else {
+            (fd, moved)
+        };
+        Local::call(Sysno::close, [other.into()])?;
+        if kept == number {
+            Ok(number)
+        } else {
+            self.lift(fd)
+        }
+    }
+
+    /// Moves a descriptor to a number that no task needs.
+    pub(crate) fn lift(&mut self, mut fd: i32) -> Result<i32> {
         loop {
             while self.used.contains(&self.next) {
                 self.next += 1;

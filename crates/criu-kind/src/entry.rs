@@ -63,6 +63,7 @@ entries! {
     InotifyFileEntry Inotify ify flags fown;
     IoUringEntry IoUring io_uring flags fown;
     MemfdFileEntry Memfd memfd flags fown;
+    MqueueFileEntry PosixMq mqueue flags fown;
     NetlinkSkEntry Netlinksk nlsk flags fown;
     NsFileEntry Ns nsf flags -;
     PacketSockEntry Packetsk psk flags fown;

@@ -139,7 +139,7 @@ fn pair() -> Result<()> {
     tcsetattr(&slave, &settings)?;
     let (before, path) = (tcgetattr(&slave)?, name(&slave)?);
     zdtm::checkpoint()?;
-    let settings = |fd: &OwnedFd| Ok::<Termios, Errno>(tcgetattr(fd)?);
+    let settings = |fd: &OwnedFd| tcgetattr(fd);
     check!(settings(&slave)? == before);
     check!(settings(&master)? == before);
     check_eq!(size(&slave)?, (33, 77, 3, 7));

@@ -2849,6 +2849,82 @@ impl ::prost::Name for IpcExtEntry {
         "/ipc_ext_entry".into()
     }
 }
+/// A message.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MqueueMessage {
+    #[prost(uint32, required, tag = "1")]
+    pub priority: u32,
+    #[prost(bytes = "vec", required, tag = "2")]
+    pub text: ::prost::alloc::vec::Vec<u8>,
+}
+impl ::prost::Name for MqueueMessage {
+    const NAME: &'static str = "mqueue_message";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "mqueue_message".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/mqueue_message".into()
+    }
+}
+/// The queue behind an opening; in the first entry of it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MqueueEntry {
+    /// Without its slash.
+    #[prost(bytes = "vec", required, tag = "1")]
+    pub name: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, required, tag = "2")]
+    pub mode: u32,
+    #[prost(uint32, required, tag = "3")]
+    pub uid: u32,
+    #[prost(uint32, required, tag = "4")]
+    pub gid: u32,
+    #[prost(uint64, required, tag = "5")]
+    pub maxmsg: u64,
+    #[prost(uint64, required, tag = "6")]
+    pub msgsize: u64,
+    /// In the order in which they will be received.
+    #[prost(message, repeated, tag = "7")]
+    pub messages: ::prost::alloc::vec::Vec<MqueueMessage>,
+    /// It has no name any more.
+    #[prost(bool, optional, tag = "8")]
+    pub unlinked: ::core::option::Option<bool>,
+}
+impl ::prost::Name for MqueueEntry {
+    const NAME: &'static str = "mqueue_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "mqueue_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/mqueue_entry".into()
+    }
+}
+/// An opening.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MqueueFileEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub flags: u32,
+    #[prost(message, required, tag = "3")]
+    pub fown: FownEntry,
+    /// The inode number, which all openings of one queue have in common.
+    #[prost(uint64, required, tag = "4")]
+    pub queue_id: u64,
+    #[prost(message, optional, tag = "5")]
+    pub queue: ::core::option::Option<MqueueEntry>,
+}
+impl ::prost::Name for MqueueFileEntry {
+    const NAME: &'static str = "mqueue_file_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "mqueue_file_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/mqueue_file_entry".into()
+    }
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EventfdFileEntry {
     #[prost(uint32, required, tag = "1")]
@@ -4169,6 +4245,8 @@ pub struct FileEntry {
     /// Not of CRIU.
     #[prost(message, optional, tag = "20001")]
     pub io_uring: ::core::option::Option<IoUringEntry>,
+    #[prost(message, optional, tag = "20010")]
+    pub mqueue: ::core::option::Option<MqueueFileEntry>,
 }
 impl ::prost::Name for FileEntry {
     const NAME: &'static str = "file_entry";
@@ -4207,6 +4285,7 @@ pub enum FdTypes {
     Pidfd = 20,
     /// Not of CRIU, which refuses it.
     IoUring = 20001,
+    PosixMq = 20010,
     CtlTty = 65534,
     AutofsPipe = 65535,
 }
@@ -4239,6 +4318,7 @@ impl FdTypes {
             Self::Bpfmap => "BPFMAP",
             Self::Pidfd => "PIDFD",
             Self::IoUring => "IO_URING",
+            Self::PosixMq => "POSIX_MQ",
             Self::CtlTty => "CTL_TTY",
             Self::AutofsPipe => "AUTOFS_PIPE",
         }
@@ -4268,6 +4348,7 @@ impl FdTypes {
             "BPFMAP" => Some(Self::Bpfmap),
             "PIDFD" => Some(Self::Pidfd),
             "IO_URING" => Some(Self::IoUring),
+            "POSIX_MQ" => Some(Self::PosixMq),
             "CTL_TTY" => Some(Self::CtlTty),
             "AUTOFS_PIPE" => Some(Self::AutofsPipe),
             _ => None,

@@ -423,6 +423,7 @@ Field { number: 20, name: "memfd", label: Optional, ty: Message("memfd_file_entr
 Field { number: 21, name: "bpf", label: Optional, ty: Message("bpfmap_file_entry"), display: Plain },
 Field { number: 22, name: "pidfd", label: Optional, ty: Message("pidfd_entry"), display: Plain },
 Field { number: 20001, name: "io_uring", label: Optional, ty: Message("io_uring_entry"), display: Plain },
+Field { number: 20010, name: "mqueue", label: Optional, ty: Message("mqueue_file_entry"), display: Plain },
 ] },
 Message { name: "file_lock_entry", file: "file-lock", fields: &[
 Field { number: 1, name: "flag", label: Required, ty: Uint32, display: Plain },
@@ -753,6 +754,27 @@ Field { number: 15, name: "internal_sharing", label: Optional, ty: Bool, display
 Field { number: 16, name: "deleted", label: Optional, ty: Bool, display: Plain },
 Field { number: 17, name: "sb_flags", label: Optional, ty: Uint32, display: Hex },
 Field { number: 18, name: "ext_key", label: Optional, ty: String, display: Plain },
+] },
+Message { name: "mqueue_entry", file: "criu-rs-mqueue", fields: &[
+Field { number: 1, name: "name", label: Required, ty: Bytes, display: Plain },
+Field { number: 2, name: "mode", label: Required, ty: Uint32, display: Plain },
+Field { number: 3, name: "uid", label: Required, ty: Uint32, display: Plain },
+Field { number: 4, name: "gid", label: Required, ty: Uint32, display: Plain },
+Field { number: 5, name: "maxmsg", label: Required, ty: Uint64, display: Plain },
+Field { number: 6, name: "msgsize", label: Required, ty: Uint64, display: Plain },
+Field { number: 7, name: "messages", label: Repeated, ty: Message("mqueue_message"), display: Plain },
+Field { number: 8, name: "unlinked", label: Optional, ty: Bool, display: Plain },
+] },
+Message { name: "mqueue_file_entry", file: "criu-rs-mqueue", fields: &[
+Field { number: 1, name: "id", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "flags", label: Required, ty: Uint32, display: Plain },
+Field { number: 3, name: "fown", label: Required, ty: Message("fown_entry"), display: Plain },
+Field { number: 4, name: "queue_id", label: Required, ty: Uint64, display: Plain },
+Field { number: 5, name: "queue", label: Optional, ty: Message("mqueue_entry"), display: Plain },
+] },
+Message { name: "mqueue_message", file: "criu-rs-mqueue", fields: &[
+Field { number: 1, name: "priority", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "text", label: Required, ty: Bytes, display: Plain },
 ] },
 Message { name: "net_device_entry", file: "netdev", fields: &[
 Field { number: 1, name: "type", label: Required, ty: Enum("nd_type"), display: Plain },
@@ -1793,6 +1815,7 @@ Enum { name: "fd_types", values: &[
 (19, "BPFMAP"),
 (20, "PIDFD"),
 (20001, "IO_URING"),
+(20010, "POSIX_MQ"),
 (65534, "CTL_TTY"),
 (65535, "AUTOFS_PIPE"),
 ] },

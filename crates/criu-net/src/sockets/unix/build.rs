@@ -128,10 +128,13 @@ pub(super) struct Builder<'e> {
     pub(super) scratch: Scratch,
     /// Listening sockets that are nobody's, by name, directory and maker: what was accepted at them has
     /// their name.
-    pub(super) makeshift: HashMap<(Vec<u8>, Option<Vec<u8>>, u32), Listener>,
+    pub(super) makeshift: HashMap<Accepted, Listener>,
     /// The images are CRIU's: who sent what waits is not known, and whoever is connected will do.
     pub(super) foreign: bool,
 }
+
+/// Name, directory and maker of a listening socket.
+type Accepted = (Vec<u8>, Option<Vec<u8>>, u32);
 
 #[derive(Clone, Debug)]
 pub(super) struct Listener {
