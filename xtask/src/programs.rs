@@ -158,13 +158,6 @@ const PROGRAMS: &[Program] = &[
         result: "progress",
         ..PLAIN
     },
-    Program {
-        name: "bus",
-        needs: &[("dbus-daemon", "dbus-daemon"), ("dbus-send", "dbus-bin")],
-        run: "bash {src}/bus.sh run",
-        check: "bash {src}/bus.sh check",
-        ..PLAIN
-    },
 ];
 
 struct Options {

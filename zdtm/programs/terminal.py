@@ -48,7 +48,7 @@ def run():
         # Two jobs, and the terminal is still the one it was.
         ask(
             master,
-            f'tty | cmp - name && ps -o tty= -p $$ | cmp - was && echo "{count}:$(jobs | wc -l):$(jobs -s | wc -l):"',
+            f'tty | cmp - name && ps -o tty= -p $$ | cmp - was && echo "{count}:$(jobs -p | wc -l):$(jobs -s | wc -l):"',
             f"{count}:2:1:",
         )
         with open("progress", "a") as progress:

@@ -104,9 +104,9 @@ fn unknown_kinds_are_refused_all_at_once() {
             ..pb::UnixSkEntry::default()
         }
         .into_file();
-        let other = pb::TtyFileEntry {
+        let other = pb::NetlinkSkEntry {
             id: 2,
-            ..pb::TtyFileEntry::default()
+            ..pb::NetlinkSkEntry::default()
         }
         .into_file();
         put(store, desc::FILES, (), &[one, path(3), other]);
