@@ -95,6 +95,14 @@ const PROGRAMS: &[Program] = &[
         ..PLAIN
     },
     Program {
+        name: "mariadb",
+        needs: &[("python3", "python3"), ("mariadbd", "mariadb-server-core")],
+        options: &["--file-locks", "--ghost-limit=64M"],
+        run: "{python} {src}/mariadb.py run",
+        check: "{python} {src}/mariadb.py check",
+        ..PLAIN
+    },
+    Program {
         name: "shell",
         needs: &[("bash", "bash"), ("sed", "sed")],
         run: "bash {src}/pipeline.sh run",

@@ -5,6 +5,7 @@
 //! [`Files::settle`] and [`Files::arm`] do what needs all of it in place.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
 
 use criu_image::id::{FdTableId, FileId, ShmId, VPid};
 use criu_image::{Desc, ImageId, Store, StoreExt, desc, pb};
@@ -22,7 +23,7 @@ use crate::{legacy, path};
 
 /// An open file of the images.
 pub(crate) struct Saved {
-    pub(crate) entry: pb::FileEntry,
+    pub(crate) entry: Rc<pb::FileEntry>,
     pub(crate) kind: &'static dyn AnyFileKind,
     /// Belongs to another entry, or is a name only.
     pub(crate) part: bool,
@@ -57,10 +58,14 @@ pub struct Files<'s> {
     /// Processes and threads that there will be, helpers among them.
     pids: BTreeSet<u32>,
     helpers: BTreeSet<u32>,
+    /// Files that may have grown, and whether they are cut again.
+    pub(crate) growing: BTreeMap<FileId, bool>,
     pub(crate) tasks: BTreeMap<FdTableId, VPid>,
     pub(crate) opened: BTreeMap<FileId, Opened>,
     /// Shared mappings that need a file open in a way that its entry does not say.
     pub(crate) shared: BTreeSet<(FileId, bool)>,
+    /// Files that are opened under the number that tasks have them by.
+    pub(crate) lone: HashMap<FileId, i32>,
     pub(crate) shared_fds: BTreeMap<(FileId, bool), i32>,
     pub(crate) raised: Raised,
     pub(crate) floor: i32,
@@ -108,9 +113,11 @@ impl<'s> Files<'s> {
             former: Vec::new(),
             pids: BTreeSet::new(),
             helpers: BTreeSet::new(),
+            growing: BTreeMap::new(),
             tasks: BTreeMap::new(),
             opened: BTreeMap::new(),
             shared: BTreeSet::new(),
+            lone: HashMap::new(),
             shared_fds: BTreeMap::new(),
             raised: Raised::default(),
             floor: 0,
@@ -133,6 +140,7 @@ impl<'s> Files<'s> {
         files.take_entries(entries.collect(), &kinds)?;
         files.take_tables()?;
         files.take_remaps()?;
+        files.apply_policies();
         Ok(files)
     }
 
@@ -166,7 +174,7 @@ impl<'s> Files<'s> {
                 continue;
             };
             let saved = Saved {
-                entry,
+                entry: Rc::new(entry),
                 kind: *kind,
                 part: false,
             };
@@ -313,17 +321,34 @@ impl<'s> Files<'s> {
 
     /// The descriptor numbers that tasks will have, and those that are needed on the way, ascending.
     pub fn numbers(&self) -> BTreeSet<i32> {
-        let placed = self
-            .tables
-            .values()
-            .flatten()
-            .map(|entry| entry.fd.cast_signed());
-        let passing = self
-            .all
-            .values()
-            .flat_map(|file| file.kind.numbers(&file.entry));
-        let former = self.former.iter().copied();
-        placed.chain(passing).chain(former).collect()
+        let entries = self.tables.values().flatten();
+        let placed = entries.map(|entry| entry.fd.cast_signed());
+        placed.chain(self.passing()).collect()
+    }
+
+    /// Numbers that are needed on the way.
+    fn passing(&self) -> impl Iterator<Item = i32> {
+        let files = self.all.values();
+        let passing = files.flat_map(|file| file.kind.numbers(&file.entry));
+        passing.chain(self.former.iter().copied())
+    }
+
+    /// Files that have a number for themselves: nowhere is it another file's, nor needed on the way. Opened under it
+    /// here, a file already is where tasks want it.
+    pub(crate) fn lone_numbers(&self) -> HashMap<FileId, i32> {
+        let mut owners: HashMap<i32, Option<FileId>> =
+            self.passing().map(|number| (number, None)).collect();
+        for entry in self.tables.values().flatten() {
+            let id = FileId::new(entry.id);
+            let owner = owners.entry(entry.fd.cast_signed()).or_insert(Some(id));
+            *owner = owner.filter(|owner| *owner == id);
+        }
+        // What is made later than the processes is brought to them under other numbers.
+        let late = |id: &FileId| self.all.get(id).is_some_and(|saved| saved.kind.late());
+        let lone = |(id, (_, number)): (&FileId, &(FdTableId, i32))| {
+            (owners.get(number) == Some(&Some(*id)) && !late(id)).then_some((*id, *number))
+        };
+        self.homes.iter().filter_map(lone).collect()
     }
 
     /// Says which process has which table. Needed before [`Files::place`]: some files are opened in one
@@ -356,6 +381,14 @@ impl<'s> Files<'s> {
             (wanted != flags).then_some((*id, *writable, wanted))
         });
         openings.collect()
+    }
+
+    /// The path that the user gave for an external device: `dev[NAME]`.
+    pub(crate) fn device(&self, name: &[u8]) -> Option<&std::path::Path> {
+        let name = name.strip_prefix(b"dev[")?.strip_suffix(b"]")?;
+        let mut given = self.options.devices.iter();
+        let found = given.find(|(known, _)| known.as_bytes() == name);
+        found.map(|(_, path)| path.as_path())
     }
 
     /// A path for people.
@@ -452,7 +485,10 @@ impl RestoreCx for Files<'_> {
 
     fn memory(&mut self, id: ShmId, object: i32, size: u64) -> Result<()> {
         let path = format!("/proc/self/fd/{object}");
-        let file = std::fs::OpenOptions::new().write(true).open(path);
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path);
         (self.options.memory)(
             self.store,
             id,

@@ -159,7 +159,10 @@ impl Files<'_> {
                 sites,
                 numbers: &mut numbers,
             };
-            let opened = kind.open(&mut cx, &entries.iter().collect::<Vec<_>>());
+            let opened = kind.open(
+                &mut cx,
+                &entries.iter().map(|entry| &**entry).collect::<Vec<_>>(),
+            );
             let opened = opened.within(|| subject)?;
             for (id, opened) in group.into_iter().zip(opened) {
                 let opened = self.keep(id, opened, &mut numbers)?;

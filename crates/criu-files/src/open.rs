@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use criu_image::id::FileId;
 use criu_image::pb;
 use criu_kind::{Error, Opened, RestoreCx, Result, Subject, Within};
-use criu_tracee::{Local, Program, Site};
+use criu_tracee::{Local, Program, Site, Sysno};
 use nix::fcntl::AT_FDCWD;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -30,12 +31,15 @@ const SETTABLE: u32 =
 const SPARE: usize = 256;
 
 impl Files<'_> {
-    /// Opens or makes every file here. Tasks inherit them; [`criu_kind::FileFds::fd`] gives their numbers, which are
-    /// above every number of [`Files::numbers`] if the limit allows, and never one of them.
+    /// Opens or makes every file here. Tasks inherit them; [`criu_kind::FileFds::fd`] gives their numbers. Those are
+    /// above every number of [`Files::numbers`] if the limit allows, and never one of them but where a file has that
+    /// for itself: there it stays.
     pub fn open_all(&mut self) -> Result<()> {
-        let used = self.numbers();
-        let mut numbers = Numbers::new(used, self.all.len() + self.shared.len())?;
+        self.lone = self.lone_numbers();
+        let others = self.all.len() - self.lone.len() + self.shared.len();
+        let mut numbers = Numbers::new(self.numbers(), others)?;
         self.floor = numbers.next;
+        self.cut()?;
         if self.has_late() {
             self.passage = Some(Passage::open(&mut numbers)?);
         }
@@ -84,10 +88,13 @@ impl Files<'_> {
 
     fn open_group(&mut self, group: &[FileId]) -> Result<Vec<Opened>> {
         let kind = self.all[&group[0]].kind;
-        let entries: Vec<pb::FileEntry> =
+        let entries: Vec<Rc<pb::FileEntry>> =
             group.iter().map(|id| self.all[id].entry.clone()).collect();
         let _span = tracing::debug_span!("file", id = group[0].get(), kind = kind.name()).entered();
-        kind.open(self, &entries.iter().collect::<Vec<_>>())
+        kind.open(
+            self,
+            &entries.iter().map(|entry| &**entry).collect::<Vec<_>>(),
+        )
     }
 
     /// Files in the order of opening, twins together.
@@ -136,7 +143,10 @@ impl Files<'_> {
             owner::set_signal(&owner, fd, &mut program);
         }
         self.here().run(&program)?;
-        numbers.lift(fd)
+        match self.lone.get(&id) {
+            Some(number) => numbers.lift_to(*number, fd),
+            None => numbers.lift(fd),
+        }
     }
 }
 
@@ -243,6 +253,27 @@ impl Numbers {
         self.highest + 1
     }
 
+    /// Moves a descriptor to the number that its file has for itself; elsewhere, if that is in use here.
+    fn lift_to(&mut self, number: i32, fd: i32) -> Result<i32> {
+        if fd == number {
+            return Ok(fd);
+        }
+        let mut program = Program::new();
+        let moved = program.fcntl(fd, libc::F_DUPFD_CLOEXEC, number);
+        let moved = Local.run(&program)?.fd(moved);
+        let (kept, other) = if moved == number {
+            (moved, fd)
+        } else {
+            (fd, moved)
+        };
+        Local::call(Sysno::close, [other.into()])?;
+        if kept == number {
+            Ok(number)
+        } else {
+            self.lift(fd)
+        }
+    }
+
     /// Moves a descriptor to a number that no task needs.
     pub(crate) fn lift(&mut self, mut fd: i32) -> Result<i32> {
         loop {
@@ -274,6 +305,9 @@ pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Res
         let mut program = Program::new();
         let fd = program.fcntl(given, libc::F_DUPFD_CLOEXEC, 0);
         return Ok(Local.run(&program)?.fd(fd)); // A part of another file, such as a FIFO.
+    }
+    if let Some(device) = files.device(&name) {
+        return openat(device, flags & !ONE_TIME | ALWAYS);
     }
     if entry.ext() {
         return Err(Error::unsupported(

@@ -33,6 +33,8 @@ fn slot(fd: u32, id: u32) -> pb::FdinfoEntry {
 
 fn options() -> RestoreOptions {
     RestoreOptions {
+        devices: Vec::new(),
+        policies: Box::new(|_| criu_files::FilePolicy::Strict),
         validation: Validation::Size,
         skip_permissions: false,
         inherited: Vec::new(),
@@ -210,12 +212,17 @@ fn images_before_3_4_have_a_file_for_each_kind() {
         .expect("a program");
     let fd = |id: u32| criu_kind::FileFds::fd(&files, id.into()).expect("open");
     let (null, event, epoll) = (fd(1), fd(2), fd(3));
+    // A file whose number is free here as well is opened under it.
+    let place = |call: u32, from: i32, to: i32| match from == to {
+        true => format!("${call} = fcntl({to}, 2, 0)"),
+        false => format!("${call} = dup3({from}, {to}, 0)"),
+    };
     let lines = [
         format!("$0 = dup3({event}, 4, 0x80000)"),
         format!("$1 = epoll_ctl({epoll}, 1, 4, <000000000000000000000000>)"),
-        format!("$2 = dup3({null}, 3, 0)"),
-        format!("$3 = dup3({event}, 4, 0)"),
-        format!("$4 = dup3({epoll}, 5, 0)"),
+        place(2, null, 3),
+        place(3, event, 4),
+        place(4, epoll, 5),
         "$5 = close_range(0, 2, 0)".to_owned(),
         "$6 = close_range(6, 0xffffffff, 0)\n".to_owned(),
     ];

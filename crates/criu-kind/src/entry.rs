@@ -61,7 +61,9 @@ entries! {
     FifoEntry Fifo fifo - -;
     InetSkEntry Inetsk isk flags fown;
     InotifyFileEntry Inotify ify flags fown;
+    IoUringEntry IoUring io_uring flags fown;
     MemfdFileEntry Memfd memfd flags fown;
+    MqueueFileEntry PosixMq mqueue flags fown;
     NetlinkSkEntry Netlinksk nlsk flags fown;
     NsFileEntry Ns nsf flags -;
     PacketSockEntry Packetsk psk flags fown;

@@ -6,6 +6,7 @@
 
 use std::any::Any;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use criu_image::id::{FileId, ShmId, VPid};
@@ -173,6 +174,11 @@ pub trait DumpCx {
         ino: Option<u64>,
         fits: &mut dyn FnMut(Slot) -> Result<bool>,
     ) -> Result<Option<(FileId, Slot)>>;
+
+    /// Where a watched file may be searched for that has no path otherwise; `None`: nowhere.
+    fn scan_paths(&self) -> Option<Vec<PathBuf>> {
+        None
+    }
 
     /// A process or process group as the tree numbers it.
     fn vpid(&self, pid: Pid) -> Pid;

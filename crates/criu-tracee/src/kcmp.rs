@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 use syscalls::Sysno;
 
-use crate::{Error, Local, Program, Result, Site};
+use crate::{Error, Local, Result};
 
 /// What is compared; numbers of `include/uapi/linux/kcmp.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,18 +35,9 @@ pub fn kcmp(one: Pid, other: Pid, what: Kcmp) -> Result<Ordering> {
         Kcmp::Fs => (3, 0, 0),
         Kcmp::Sighand => (4, 0, 0),
     };
-    let mut program = Program::new();
-    let order = program.call(
-        Sysno::kcmp,
-        [
-            one.as_raw().into(),
-            other.as_raw().into(),
-            kind.into(),
-            a.into(),
-            b.into(),
-        ],
-    );
-    match Local.run(&program)?.value(order) {
+    let (one, other) = (one.as_raw().into(), other.as_raw().into());
+    let order = Local::call(Sysno::kcmp, [one, other, kind.into(), a.into(), b.into()]);
+    match order? {
         0 => Ok(Ordering::Equal),
         1 => Ok(Ordering::Less),
         2 => Ok(Ordering::Greater),

@@ -334,7 +334,7 @@ impl<'m> World<'m> {
                 })
             })
             .collect();
-        criu_mm::finish(&mut self.held, &jobs, &self.ground)?;
+        criu_mm::finish(&mut self.held, &jobs, &self.ground, &self.files)?;
         let pid = |image: &usize| model.tasks[*image].entry.pid;
         let tasks = self.alive.iter().map(|(image, here)| (pid(image), *here));
         self.ipc.settle(&mut self.held, tasks)?;

@@ -10,8 +10,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::termios::{
-    InputFlags, LocalFlags, OutputFlags, SetArg, SpecialCharacterIndices, Termios, cfmakeraw,
-    tcgetattr, tcgetsid, tcsetattr,
+    InputFlags, LocalFlags, OutputFlags, SpecialCharacterIndices, Termios, cfmakeraw, tcgetsid,
 };
 use nix::unistd::{Pid, getpid, getsid, read, setpgid, setsid, tcgetpgrp, write};
 use zdtm::{Case, Child, Result, check, check_eq};
@@ -59,7 +58,34 @@ fn open() -> Result<Ends> {
 fn raw(fd: &impl AsFd) -> Result<()> {
     let mut settings = tcgetattr(fd)?;
     cfmakeraw(&mut settings);
-    Ok(tcsetattr(fd, SetArg::TCSANOW, &settings)?)
+    Ok(tcsetattr(fd, &settings)?)
+}
+
+// The libc crate asks for versions of these two that the C library of MIPS does not have.
+unsafe extern "C" {
+    #[link_name = "tcgetattr"]
+    fn get_settings(fd: libc::c_int, settings: *mut libc::termios) -> libc::c_int;
+    #[link_name = "tcsetattr"]
+    fn set_settings(
+        fd: libc::c_int,
+        when: libc::c_int,
+        settings: *const libc::termios,
+    ) -> libc::c_int;
+}
+
+fn tcgetattr(fd: &impl AsFd) -> Result<Termios, Errno> {
+    // SAFETY: settings of zeros are some.
+    let mut settings = unsafe { std::mem::zeroed() };
+    // SAFETY: the call stores settings.
+    Errno::result(unsafe { get_settings(fd.as_fd().as_raw_fd(), &raw mut settings) })?;
+    Ok(settings.into())
+}
+
+fn tcsetattr(fd: &impl AsFd, settings: &Termios) -> Result<(), Errno> {
+    let settings = libc::termios::from(settings.clone());
+    // SAFETY: the settings live through the call.
+    let set = unsafe { set_settings(fd.as_fd().as_raw_fd(), libc::TCSANOW, &raw const settings) };
+    Errno::result(set).map(drop)
 }
 
 fn nonblocking(fd: &impl AsFd) -> Result<()> {
@@ -110,10 +136,10 @@ fn pair() -> Result<()> {
     settings.input_flags.insert(InputFlags::IUCLC);
     settings.output_flags.remove(OutputFlags::ONLCR);
     settings.control_chars[SpecialCharacterIndices::VINTR as usize] = 7;
-    tcsetattr(&slave, SetArg::TCSANOW, &settings)?;
+    tcsetattr(&slave, &settings)?;
     let (before, path) = (tcgetattr(&slave)?, name(&slave)?);
     zdtm::checkpoint()?;
-    let settings = |fd: &OwnedFd| -> Result<Termios, Errno> { tcgetattr(fd) };
+    let settings = |fd: &OwnedFd| tcgetattr(fd);
     check!(settings(&slave)? == before);
     check!(settings(&master)? == before);
     check_eq!(size(&slave)?, (33, 77, 3, 7));
