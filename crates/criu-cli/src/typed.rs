@@ -342,8 +342,8 @@ mod tests {
                 "options: --track-mem: not implemented yet",
             ),
             (
-                "dump --force-irmap",
-                "options: --force-irmap: not implemented yet",
+                "dump --allow-uprobes",
+                "options: --allow-uprobes: not implemented yet",
             ),
             (
                 "dump --frob",
