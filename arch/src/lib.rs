@@ -79,6 +79,11 @@ pub trait Arch {
     /// leaf and subleaf that gives eax, ebx, ecx, edx.
     fn fp_layout(identify: &dyn Fn(u32, u32) -> [u32; 4]) -> Self::FpLayout;
 
+    /// The regset with the FP and SIMD state on a processor of this layout.
+    fn fp_note(_: &Self::FpLayout) -> u32 {
+        Self::FP_NOTE
+    }
+
     /// Bytes of a kernel signal set.
     const SIGSET: usize;
 

@@ -95,6 +95,14 @@ const PROGRAMS: &[Program] = &[
         ..PLAIN
     },
     Program {
+        name: "mariadb",
+        needs: &[("python3", "python3"), ("mariadbd", "mariadb-server-core")],
+        options: &["--file-locks", "--ghost-limit=64M"],
+        run: "{python} {src}/mariadb.py run",
+        check: "{python} {src}/mariadb.py check",
+        ..PLAIN
+    },
+    Program {
         name: "shell",
         needs: &[("bash", "bash"), ("sed", "sed")],
         run: "bash {src}/pipeline.sh run",
@@ -121,6 +129,41 @@ const PROGRAMS: &[Program] = &[
         check: "java -XX:-UsePerfData -Xmx64m -cp {once} Hash check",
         // 128 and SIGTERM.
         exit: 143,
+        ..PLAIN
+    },
+    Program {
+        name: "nio",
+        needs: &[
+            ("javac", "openjdk-17-jdk-headless"),
+            ("java", "openjdk-17-jre-headless"),
+        ],
+        prepare: "javac -d {once} {src}/Nio.java",
+        run: "java -XX:-UsePerfData -Xmx64m -cp {once} Nio run",
+        check: "java -XX:-UsePerfData -Xmx64m -cp {once} Nio check",
+        exit: 143,
+        ..PLAIN
+    },
+    Program {
+        name: "node",
+        needs: &[("node", "nodejs")],
+        run: "node {src}/workers.js run",
+        check: "node {src}/workers.js check",
+        ..PLAIN
+    },
+    Program {
+        name: "terminal",
+        needs: &[("python3", "python3"), ("bash", "bash")],
+        run: "{python} {src}/terminal.py run",
+        check: "{python} {src}/terminal.py check",
+        ..PLAIN
+    },
+    Program {
+        name: "tmux",
+        needs: &[("tmux", "tmux"), ("vim", "vim")],
+        run: "bash {src}/tmux.sh run",
+        settle: "bash {src}/tmux.sh settle",
+        check: "bash {src}/tmux.sh check",
+        result: "progress",
         ..PLAIN
     },
 ];
@@ -254,10 +297,6 @@ fn once(
     }
     // Every time it is dumped at another moment.
     std::thread::sleep(Duration::from_millis(u64::from(time * 37 % 100)));
-    if let Err(error) = no_sockets() {
-        target.end()?;
-        return Err(error);
-    }
     let mut target = Some(target);
     let mut took = Vec::new();
     for generation in 1..=options.generations {
@@ -314,20 +353,6 @@ fn once(
         .run(program.check, dir, port)
         .context("what it left is not right")?;
     Ok(took)
-}
-
-/// What the programs promise.
-fn no_sockets() -> Result<()> {
-    for pid in room::others()? {
-        for fd in room::numbers(format!("/proc/{pid}/fd")).unwrap_or_default() {
-            let link = std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap_or_default();
-            ensure!(
-                !link.to_string_lossy().starts_with("socket:"),
-                "process {pid} has a socket"
-            );
-        }
-    }
-    Ok(())
 }
 
 /// Waits until it has done something.

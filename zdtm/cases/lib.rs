@@ -22,6 +22,8 @@ mod cpu {
     pub(crate) mod armv7;
     #[cfg(target_arch = "x86_64")]
     pub(crate) mod compat;
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) mod cpu_cap;
     #[cfg(target_arch = "mips64")]
     pub(crate) mod mips64;
     #[cfg(target_arch = "x86_64")]
@@ -52,6 +54,7 @@ mod task {
     pub(crate) mod timers;
 }
 mod ipc {
+    pub(crate) mod mqueue;
     pub(crate) mod msg;
     pub(crate) mod sem;
     pub(crate) mod shm;
@@ -60,6 +63,7 @@ mod mm {
     pub(crate) mod anon;
     pub(crate) mod file;
     pub(crate) mod flags;
+    pub(crate) mod hugetlb;
     pub(crate) mod layout;
     pub(crate) mod shared;
     pub(crate) mod vdso;
@@ -68,15 +72,19 @@ mod files {
     pub(crate) mod epoll;
     pub(crate) mod eventfd;
     pub(crate) mod external;
+    pub(crate) mod fanotify;
     pub(crate) mod fifo;
     pub(crate) mod ghost;
     pub(crate) mod inotify;
+    pub(crate) mod io_uring;
     pub(crate) mod locks;
     pub(crate) mod memfd;
     pub(crate) mod ns_file;
     pub(crate) mod pidfd;
     pub(crate) mod pipe;
     pub(crate) mod place;
+    pub(crate) mod policy;
+    pub(crate) mod refused;
     pub(crate) mod regular;
     pub(crate) mod shared_table;
     pub(crate) mod signalfd;
@@ -115,6 +123,8 @@ pub static AREAS: &[Area] = &[
             #[cfg(target_arch = "x86_64")]
             cpu::compat::CASES,
             #[cfg(target_arch = "x86_64")]
+            cpu::cpu_cap::CASES,
+            #[cfg(target_arch = "x86_64")]
             cpu::rseq::CASES,
             #[cfg(target_arch = "x86_64")]
             cpu::x86_64::CASES,
@@ -150,7 +160,12 @@ pub static AREAS: &[Area] = &[
     },
     Area {
         name: "ipc",
-        files: &[ipc::msg::CASES, ipc::sem::CASES, ipc::shm::CASES],
+        files: &[
+            ipc::mqueue::CASES,
+            ipc::msg::CASES,
+            ipc::sem::CASES,
+            ipc::shm::CASES,
+        ],
     },
     Area {
         name: "mm",
@@ -158,6 +173,7 @@ pub static AREAS: &[Area] = &[
             mm::anon::CASES,
             mm::file::CASES,
             mm::flags::CASES,
+            mm::hugetlb::CASES,
             mm::layout::CASES,
             mm::shared::CASES,
             mm::vdso::CASES,
@@ -169,15 +185,19 @@ pub static AREAS: &[Area] = &[
             files::epoll::CASES,
             files::eventfd::CASES,
             files::external::CASES,
+            files::fanotify::CASES,
             files::fifo::CASES,
             files::ghost::CASES,
             files::inotify::CASES,
+            files::io_uring::CASES,
             files::locks::CASES,
             files::memfd::CASES,
             files::ns_file::CASES,
             files::pidfd::CASES,
             files::pipe::CASES,
             files::place::CASES,
+            files::policy::CASES,
+            files::refused::CASES,
             files::regular::CASES,
             files::signalfd::CASES,
             files::special::CASES,

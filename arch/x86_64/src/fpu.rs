@@ -33,13 +33,15 @@ pub fn component_name(bit: u32) -> String {
 }
 
 /// Bytes of the legacy region: x87 and SSE, as FXSAVE writes them.
-#[cfg(feature = "image")]
 pub(crate) const LEGACY: usize = 512;
 /// Offset of the component bitmap in the header behind it.
 #[cfg(feature = "image")]
 pub(crate) const XSTATE_BV: usize = 512;
 /// The first byte behind the header.
 const EXTENDED: usize = 576;
+
+/// Leaf 1, ecx: the kernel has enabled XSAVE.
+const OSXSAVE: u32 = 27;
 
 /// Where components lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +53,11 @@ pub struct XstateLayout {
 impl XstateLayout {
     /// From CPUID: leaf and subleaf give eax, ebx, ecx, edx.
     pub fn from_cpuid(cpuid: &dyn Fn(u32, u32) -> [u32; 4]) -> Self {
+        // Without XSAVE, or with a kernel that does not use it, the legacy region is all there is.
+        if cpuid(1, 0)[2] >> OSXSAVE & 1 == 0 {
+            let (size, parts) = (LEGACY, Vec::new());
+            return Self { size, parts };
+        }
         let [low, size, _, high] = cpuid(0xd, 0);
         let features = u64::from(high) << 32 | u64::from(low);
         let size = (size as usize).max(EXTENDED);
@@ -69,6 +76,11 @@ impl XstateLayout {
         self.size
     }
 
+    /// Whether there is more than the legacy region.
+    pub(crate) fn is_extended(&self) -> bool {
+        self.size > LEGACY
+    }
+
     /// Where a component lies; `None` if this processor has none such.
     pub fn part(&self, bit: u32) -> Option<Range<usize>> {
         self.parts
@@ -85,6 +97,7 @@ pub(crate) mod tests {
     /// An AMD Zen 5, as seen on the machine this was written on.
     pub(crate) fn amd() -> XstateLayout {
         XstateLayout::from_cpuid(&|leaf, subleaf| match (leaf, subleaf) {
+            (1, 0) => [0, 0, 1 << 27, 0],
             (0xd, 0) => [0x2e7, 2440, 0x988, 0],
             (0xd, 2) => [256, 576, 0, 0],
             (0xd, 5) => [64, 832, 0, 0],
@@ -98,6 +111,7 @@ pub(crate) mod tests {
     /// An Intel Skylake server.
     pub(crate) fn intel() -> XstateLayout {
         XstateLayout::from_cpuid(&|leaf, subleaf| match (leaf, subleaf) {
+            (1, 0) => [0, 0, 1 << 27, 0],
             (0xd, 0) => [0x2ff, 2696, 2696, 0],
             (0xd, 2) => [256, 576, 0, 0],
             (0xd, 3) => [64, 960, 0, 0],
@@ -120,12 +134,19 @@ pub(crate) mod tests {
     #[test]
     fn what_is_not_enabled_is_not_there() {
         let layout = XstateLayout::from_cpuid(&|leaf, subleaf| match (leaf, subleaf) {
+            (1, 0) => [0, 0, 1 << 27, 0],
             (0xd, 0) => [7 | 1 << 18, 832, 11008, 0],
             (0xd, 2) => [256, 576, 0, 0],
             (0xd, 18) => [8192, 2816, 0, 0],
             _ => [0; 4],
         });
         assert_eq!((layout.part(18), layout.part(2)), (None, Some(576..832)));
+    }
+
+    #[test]
+    fn a_processor_without_xsave_has_the_legacy_region() {
+        let layout = XstateLayout::from_cpuid(&|_, _| [0; 4]);
+        assert_eq!((layout.size(), layout.is_extended()), (512, false));
     }
 
     #[test]

@@ -7,6 +7,8 @@
 mod core_image;
 #[cfg(feature = "image")]
 mod cpu;
+#[cfg(feature = "image")]
+mod fp_image;
 mod fpu;
 mod regs;
 mod restart;
@@ -22,6 +24,9 @@ use criu_arch::{
     Arch, Calls, CompatAbi, Entry, HealContext, RegsTransfer, SigactionLayout, SiginfoLayout,
     StackLayout, Stub, ThreadAreas, Wide,
 };
+
+/// The registers as FXSAVE writes them: all there is without XSAVE.
+const NT_PRFPREG: u32 = 2;
 
 /// The shadow stack pointer (`NT_X86_SHSTK`), since Linux 6.6.
 const NT_X86_SHSTK: u32 = 0x204;
@@ -83,6 +88,14 @@ impl Arch for X86_64 {
     const HEAL_SIZE: usize = stub::HEAL_SIZE;
     const PASSING: Option<fn(&[u8; 8]) -> bool> = None;
     const COMPAT_VDSO: Option<(usize, u64)> = Some((158, 0x2002)); // arch_prctl(ARCH_MAP_VDSO_32)
+
+    fn fp_note(layout: &XstateLayout) -> u32 {
+        if layout.is_extended() {
+            Self::FP_NOTE
+        } else {
+            NT_PRFPREG
+        }
+    }
 
     fn fp_layout(identify: &dyn Fn(u32, u32) -> [u32; 4]) -> XstateLayout {
         XstateLayout::from_cpuid(identify)

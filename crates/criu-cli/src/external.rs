@@ -2,8 +2,10 @@
 //!
 //! Only the outer form is read here, `kind[inside]:name`; what is inside belongs to whoever owns the kind.
 
+use std::path::PathBuf;
+
 use crate::error::Failure;
-use crate::typed::bad_value;
+use crate::typed::{Typed, bad_value, not_yet};
 
 /// One value of `--external`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +64,52 @@ impl Inherited {
     }
 }
 
+/// The devices among what stays outside, `dev[major/minor]:name`.
+pub(crate) fn dumped_devices(external: &[External]) -> Result<Vec<(u32, u32, String)>, Failure> {
+    let device = |external: &External| {
+        let parsed = external.inside.split_once('/').and_then(|(major, minor)| {
+            let name = external.name.clone()?;
+            Some((major.parse().ok()?, minor.parse().ok()?, name))
+        });
+        let text = format!("dev[{}]", external.inside);
+        parsed.ok_or_else(|| bad_value("external", text.as_ref()))
+    };
+    let all = external.iter().filter(|external| external.kind == "dev");
+    all.map(device).collect()
+}
+
+/// The devices among what the caller provides, `dev[name]:path`; nothing else can be yet.
+pub(crate) fn devices(external: &[External]) -> Result<Vec<(String, PathBuf)>, Failure> {
+    let device = |external: &External| {
+        if external.kind != "dev" {
+            return Err(not_yet(&format!("external {}[..]", external.kind)));
+        }
+        let path = external.name.as_ref().map(PathBuf::from);
+        let text = format!("dev[{}]", external.inside);
+        let path = path.ok_or_else(|| bad_value("external", text.as_ref()))?;
+        Ok((external.inside.clone(), path))
+    };
+    external.iter().map(device).collect()
+}
+
+/// Where to search for watched files: where told, and, if asked for, where programs like to watch.
+pub(crate) fn irmap(typed: &Typed) -> Option<Vec<PathBuf>> {
+    const USUAL: &[&str] = &[
+        "/etc",
+        "/var/spool",
+        "/var/log",
+        "/usr/share/dbus-1/system-services",
+        "/var/lib/polkit-1/localauthority",
+        "/usr/share/polkit-1/actions",
+        "/lib/udev",
+    ];
+    let mut paths: Vec<PathBuf> = typed.values("irmap-scan-path").map(PathBuf::from).collect();
+    if typed.switch("force-irmap", false) {
+        paths.extend(USUAL.iter().map(PathBuf::from));
+    }
+    (!paths.is_empty()).then_some(paths)
+}
+
 /// Splits `kind[inside]` or `kind[inside]:name`.
 fn brackets(text: &str) -> Option<(&str, &str, Option<&str>)> {
     let (kind, rest) = text.split_once('[')?;
@@ -89,6 +137,18 @@ mod tests {
             name: Some("v1@br0".into()),
         };
         assert_eq!(External::parse("veth[eth0]:v1@br0", PROVIDED), Ok(veth));
+        let device = External::parse("dev[10/229]:mine", DUMPED).expect("a device");
+        assert_eq!(
+            dumped_devices(&[device]),
+            Ok(vec![(10, 229, "mine".to_owned())])
+        );
+        let unnamed = External::parse("dev[10/229]", DUMPED).expect("its form is right");
+        assert!(dumped_devices(&[unnamed]).is_err());
+        let given = External::parse("dev[mine]:/dev/null", PROVIDED).expect("a path");
+        assert_eq!(
+            devices(&[given]),
+            Ok(vec![("mine".to_owned(), PathBuf::from("/dev/null"))])
+        );
         for wrong in ["", "tty", "tty[1", "veth[a]:b", "pid[1]x"] {
             assert!(External::parse(wrong, DUMPED).is_err(), "{wrong}");
         }

@@ -14,6 +14,7 @@ pub mod error;
 pub mod external;
 pub mod log;
 pub mod options;
+pub mod policy;
 pub mod scripts;
 pub mod table;
 pub mod typed;

@@ -8,8 +8,9 @@ use nix::unistd::Pid;
 
 use crate::config::Surroundings;
 use crate::error::Failure;
-use crate::external::{DUMPED, External, Inherited, PROVIDED};
+use crate::external::{DUMPED, External, Inherited, PROVIDED, devices, dumped_devices, irmap};
 use crate::log::{Target, Verbosity};
+use crate::policy::Policy;
 use crate::scripts::Scripts;
 use crate::typed::{Typed, bad_value, not_yet};
 use crate::verb::Verb;
@@ -117,6 +118,10 @@ pub struct DumpOptions {
     pub ghost_fiemap: bool,
     /// Any path to a device will do.
     pub evasive_devices: bool,
+    /// Devices that stay outside: major and minor number, and their name.
+    pub external_devices: Vec<(u32, u32, String)>,
+    /// Where to search for watched files that have no path otherwise; `None`: nowhere.
+    pub irmap: Option<Vec<PathBuf>>,
     /// Objects that stay outside: `file[1f:2a]`.
     pub outside: Vec<String>,
     /// How long collecting the tasks may take.
@@ -144,6 +149,10 @@ pub struct RestoreOptions {
     pub outside: Vec<String>,
     /// Descriptors the caller provides.
     pub inherited: Vec<Inherited>,
+    /// Paths of devices the caller provides, by name.
+    pub devices: Vec<(String, PathBuf)>,
+    /// What may have happened to files, by the paths they had.
+    pub policies: Vec<Policy>,
     /// What to become when the tasks run; empty is nothing.
     pub exec: Vec<OsString>,
 }
@@ -246,6 +255,8 @@ impl DumpOptions {
         let seconds = typed.parsed("timeout")?.unwrap_or(10);
         let tree = Tree::read(typed, around, DUMPED)?;
         Ok(DumpOptions {
+            external_devices: dumped_devices(&tree.external)?,
+            irmap: irmap(typed),
             outside: outside(typed, &tree.external)?,
             tree,
             root: Pid::from_raw(root),
@@ -264,9 +275,6 @@ impl RestoreOptions {
     /// Gives the words of a restore their meaning.
     pub fn read(typed: &Typed, around: &Surroundings) -> Result<Self, Failure> {
         let tree = Tree::read(typed, around, PROVIDED)?;
-        if let Some(external) = tree.external.first() {
-            return Err(not_yet(&format!("external {}[..]", external.kind)));
-        }
         Ok(RestoreOptions {
             outside: outside(typed, &[])?,
             detached: typed.switch("restore-detached", false),
@@ -278,6 +286,8 @@ impl RestoreOptions {
             check_permissions: !typed.switch("skip-file-rwx-check", false),
             verify: typed.switch("verify", true),
             inherited: texts(typed, "inherit-fd", Inherited::parse)?,
+            devices: devices(&tree.external)?,
+            policies: texts(typed, "file-policy", Policy::parse)?,
             exec: typed.operands.clone(),
             tree,
         })
@@ -321,12 +331,16 @@ fn outside(typed: &Typed, external: &[External]) -> Result<Vec<String>, Failure>
                 let second = u64::from_str_radix(second, 16).ok()?;
                 Some(format!("{kind}[{first:x}:{second:x}]"))
             }),
-            "unix" => inside.parse::<u32>().ok().map(|inode| format!("unix[{inode}]")),
+            "unix" => inside
+                .parse::<u32>()
+                .ok()
+                .map(|inode| format!("unix[{inode}]")),
             _ => return Err(not_yet(&format!("external {kind}[..]"))),
         };
         key.ok_or_else(|| bad_value("external", format!("{kind}[{inside}]").as_ref()))
     };
-    let mut keys: Vec<String> = external.iter().map(one).collect::<Result<_, _>>()?;
+    let named = external.iter().filter(|external| external.kind != "dev");
+    let mut keys: Vec<String> = named.map(one).collect::<Result<_, _>>()?;
     if typed.switch("shell-job", false) {
         keys.push("tty[*]".to_owned());
     }

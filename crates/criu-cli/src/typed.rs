@@ -341,7 +341,10 @@ mod tests {
                 "dump --track-mem",
                 "options: --track-mem: not implemented yet",
             ),
-            ("dump --force-irmap", "options: --force-irmap: not implemented yet"),
+            (
+                "dump --allow-uprobes",
+                "options: --allow-uprobes: not implemented yet",
+            ),
             (
                 "dump --frob",
                 "options: unexpected argument '--frob' found; see criu --help",

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use criu_kind::{Error, OpenFile, Result};
+use criu_proc::LockKind;
 use nix::fcntl::OFlag;
 
 use crate::describe::reopen;
@@ -21,6 +22,14 @@ pub(crate) fn of(file: &OpenFile, validation: Validation) -> Result<Vec<u32>> {
         || file.inode.size < 64
     {
         return Ok(Vec::new());
+    }
+    if file
+        .info
+        .locks
+        .iter()
+        .any(|lock| lock.kind == LockKind::Lease)
+    {
+        return Ok(Vec::new()); // To open it would break the lease.
     }
     match reopen(&file.fd, OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
         Ok(fd) => Ok(read(&File::from(fd)).unwrap_or_default()),

@@ -5,21 +5,62 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
+use std::rc::Rc;
 
 use criu_image::id::FileId;
 use criu_image::pb;
-use criu_kind::{Error, Inode, RestoreCx, Result};
+use criu_kind::{Error, Inode, RestoreCx, Result, Within};
 use criu_tracee::stat::lstat;
 use nix::errno::Errno;
 
 use crate::build_id;
 use crate::files::{Files, Remap};
 use crate::open::from_root;
-use crate::options::Validation;
+use crate::options::{FilePolicy, Validation};
 
 const MODE_BITS: u32 = 0o7777;
 
 impl Files<'_> {
+    /// Lets what the user expects of paths take the place of what the images say of them.
+    pub(crate) fn apply_policies(&mut self) {
+        for (id, path) in &mut self.paths {
+            match (self.options.policies)(&path.name) {
+                FilePolicy::Strict => {}
+                FilePolicy::Ignore => forget(path),
+                FilePolicy::Append => drop(self.growing.insert(*id, false)),
+                FilePolicy::Truncate => drop(self.growing.insert(*id, true)),
+                FilePolicy::Replace(other) => {
+                    forget(path);
+                    path.name = other;
+                }
+            }
+            if let Some(saved) = self.all.get_mut(id)
+                && saved.entry.reg.is_some()
+            {
+                Rc::make_mut(&mut saved.entry).reg = Some(path.clone());
+            }
+        }
+    }
+
+    /// Cuts files that have grown and may not. What was checked stays true: only the end goes.
+    pub(crate) fn cut(&self) -> Result<()> {
+        for (id, _) in self.growing.iter().filter(|(_, cut)| **cut) {
+            let Some(entry) = self.paths.get(id) else {
+                continue;
+            };
+            let Some(size) = entry.size else { continue };
+            let path = from_root(self, &entry.name);
+            let file = File::options().write(true).open(&path);
+            let cut = file.and_then(|file| match file.metadata()?.len() > size {
+                true => file.set_len(size),
+                false => Ok(()),
+            });
+            cut.map_err(Error::io("ftruncate"))
+                .within(|| self.subject(*id))?;
+        }
+        Ok(())
+    }
+
     /// Compares every path with what it was at dump: that it is there, its type and permissions, its size, its
     /// build-id. Changes nothing.
     pub fn check(&self) -> Result<()> {
@@ -78,6 +119,7 @@ impl Files<'_> {
         if let Some(size) = entry.size
             && stat.format() == libc::S_IFREG
             && size != stat.size
+            && !(self.growing.contains_key(&id) && size < stat.size)
         {
             return Err(differs(format!("its size was {size} and is {}", stat.size)));
         }
@@ -95,6 +137,15 @@ impl Files<'_> {
     }
 }
 
+/// Forgets what a file looked like.
+fn forget(path: &mut pb::RegFileEntry) {
+    (path.size, path.mode) = (None, None);
+    path.build_id.clear();
+}
+
 fn differs(fact: impl Into<String>) -> Error {
-    Error::unsupported(fact, "put back the file as it was at dump")
+    Error::unsupported(
+        fact,
+        "put back the file as it was at dump, or say with --file-policy what may have happened to it",
+    )
 }

@@ -15,12 +15,12 @@ use criu_kind::{
     Within,
 };
 use criu_proc::{Fdinfo, ProcDir};
-use criu_tracee::stat::fstat;
+use criu_tracee::stat::{fstat, fstatat};
 use criu_tracee::{fetch_fd, pidfd_open};
 use nix::unistd::Pid;
 
 use crate::identity::{self, Identities};
-use crate::kinds::{Memfd, memfd};
+use crate::kinds::{Memfd, Regular, io_uring, memfd};
 use crate::link::Names;
 use crate::locks::Locks;
 use crate::options::DumpOptions;
@@ -243,7 +243,9 @@ impl<'s> Collector<'s> {
     /// Lets exactly one kind claim the file, and describe it.
     fn describe(&mut self, file: OpenFile) -> Result<()> {
         let mut claims = self.kinds.iter().copied().filter(|kind| kind.claims(&file));
+        let given = self.device(&file).is_some();
         let kind = match (claims.next(), claims.next()) {
+            _ if given => &Regular,
             (Some(kind), None) => kind,
             (None, _) => return Err(unknown(&file)),
             (Some(one), Some(other)) => {
@@ -310,6 +312,36 @@ impl<'s> Collector<'s> {
         self.entries.push(entry);
     }
 
+    /// The ring behind a mapping: its file is one that the process has open, for no other way leads to it.
+    fn ring(&mut self, pid: Pid, proc: &ProcDir, mapping: &str) -> Result<FileId> {
+        let inode = fstatat(proc, std::path::Path::new(mapping), 0);
+        let inode = Inode::from(&inode.map_err(Error::kernel("newfstatat(map_files)"))?);
+        let pidfd = pidfd_open(pid)?;
+        for fd in proc.fds()? {
+            let link = proc.readlink(&format!("fd/{fd}"))?.into_vec();
+            if !io_uring::is_ring(&link) {
+                continue;
+            }
+            let Some(copy) = fetch_fd(&pidfd, fd)? else {
+                continue;
+            };
+            if !Inode::from(&fstat(&copy).map_err(Error::kernel("fstat"))?).is(&inode) {
+                continue;
+            }
+            let mut info = proc.fdinfo(fd)?;
+            info.flags &= !O_CLOEXEC;
+            let known = self.identify(proc, Slot { pid, fd }, &info, || Ok(Some(copy)));
+            let link = String::from_utf8_lossy(&link).into_owned();
+            if let Some((id, _)) = known.within(|| Subject::Fd { fd, link })? {
+                return Ok(id);
+            }
+        }
+        Err(Error::unsupported(
+            "a ring of io_uring(7) whose descriptor is closed",
+            "let the program keep the descriptor open, or run it without io_uring",
+        ))
+    }
+
     /// The working directory, the root and the umask of a process.
     pub fn fs(&mut self, pid: Pid, proc: &ProcDir) -> Result<pb::FsEntry> {
         for tid in proc.threads()? {
@@ -360,7 +392,8 @@ impl<'s> Collector<'s> {
             }
         }
         Error::all(refused)?;
-        self.store.write_entries(desc::FILES, (), &self.entries)?;
+        self.store
+            .write_entries(desc::FILES, (), peers_first(&self.entries))?;
         let locks = std::mem::take(&mut self.locks).into_entries();
         if !locks.is_empty() {
             self.store.write_entries(desc::FILE_LOCKS, (), &locks)?;
@@ -377,6 +410,9 @@ impl criu_kind::MappedFiles for Collector<'_> {
         let proc = ProcDir::open(pid)?;
         let name = format!("map_files/{:x}-{:x}", range.start, range.end);
         let link = proc.readlink(&name)?.into_vec();
+        if io_uring::is_ring(&link) {
+            return self.ring(pid, &proc, &name);
+        }
         let fd = map_files::open_path(&proc, &range, &link)?;
         let flags = if writable {
             libc::O_RDWR
@@ -392,32 +428,78 @@ impl criu_kind::MappedFiles for Collector<'_> {
     }
 }
 
+/// The entries, each socket behind the one it is connected to: CRIU looks for that when it reads the socket.
+fn peers_first(entries: &[pb::FileEntry]) -> Vec<&pb::FileEntry> {
+    let places = entries.iter().enumerate();
+    let places: HashMap<u32, usize> = places
+        .filter_map(|(place, entry)| Some((entry.usk.as_ref()?.ino, place)))
+        .collect();
+    let mut written = vec![false; entries.len()];
+    let mut order = Vec::with_capacity(entries.len());
+    for first in 0..entries.len() {
+        let mut chain = Vec::new();
+        let mut next = Some(first);
+        while let Some(place) = next.filter(|place| !written[*place]) {
+            written[place] = true;
+            chain.push(&entries[place]);
+            let peer = entries[place].usk.as_ref().map(|socket| socket.peer);
+            next = peer.and_then(|peer| places.get(&peer).copied());
+        }
+        order.extend(chain.into_iter().rev());
+    }
+    order
+}
+
 /// What to say of a file that no kind knows.
 fn unknown(file: &OpenFile) -> Error {
+    const CLOSE: &str = "let the task close it before the dump";
     let link = file.link_text();
     let format = file.inode.format();
     let number = criu_proc::Dev::from_st_dev(file.inode.rdev);
-    let (what, remedy) = if link.starts_with("socket:") {
-        (
-            "a socket of a family that cannot be kept yet".to_owned(),
+    let (major, minor) = (number.major, number.minor);
+    if link.starts_with("socket:") {
+        return Error::unsupported(
+            "a socket of a family that cannot be kept yet",
             "close the connection before the dump",
-        )
-    } else if format == libc::S_IFCHR {
-        let (major, minor) = (number.major, number.minor);
-        (
-            format!("character device {major}:{minor}"),
-            "let the task close the device before the dump",
-        )
-    } else if format == libc::S_IFBLK {
-        (
-            "a block device".to_owned(),
-            "let the task close the device before the dump",
-        )
-    } else {
-        (
-            "a kind of file that cannot be kept yet".to_owned(),
-            "let the task close it before the dump",
-        )
-    };
-    Error::unsupported(what, remedy)
+        );
+    }
+    if memfd::is_secret(file) {
+        return Error::unsupported(
+            "memory of memfd_secret(2), which nobody but the process may read",
+            CLOSE,
+        );
+    }
+    if let Some(name) = link.strip_prefix("anon_inode:") {
+        return match name.trim_matches(['[', ']']) {
+            "userfaultfd" => Error::unsupported(
+                "a userfaultfd(2), of which the kernel does not tell what memory it supplies",
+                "let the task close it when all its memory is there",
+            ),
+            name => Error::unsupported(format!("an object of the kernel, {name}"), CLOSE),
+        };
+    }
+    match format {
+        libc::S_IFCHR if (major, minor) == TUN => Error::unsupported(
+            "a network device of the task's own making, tun or tap",
+            "let the task close it before the dump, and make it again",
+        ),
+        libc::S_IFCHR | libc::S_IFBLK => {
+            let what = if format == libc::S_IFCHR {
+                "character"
+            } else {
+                "block"
+            };
+            Error::unsupported(
+                format!("{what} device {major}:{minor}"),
+                format!(
+                    "let the task close it, or give it one again: dump with --external \
+                     dev[{major}/{minor}]:NAME, restore with --external dev[NAME]:PATH"
+                ),
+            )
+        }
+        _ => Error::unsupported("a kind of file that cannot be kept yet", CLOSE),
+    }
 }
+
+/// `/dev/net/tun`: `TUN_MINOR` of `include/uapi/linux/miscdevice.h`.
+const TUN: (u32, u32) = (10, 200);

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStringExt;
 use criu_image::id::{FileId, ShmId};
 use criu_image::{Desc, ImageId, ImageWriter, StoreExt, desc, pb};
 use criu_kind::{Cache, DumpCx, Error, Inode, OpenFile, Result, Slot};
-use criu_proc::ProcDir;
+use criu_proc::{Dev, ProcDir};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
@@ -37,6 +37,11 @@ impl DumpCx for Collector<'_> {
         let name = format!("file[{mount:x}:{:x}]", file.inode.ino);
         if self.options.external.contains(&name) {
             let mut entry = self.entry_of(file, id, name.into_bytes());
+            entry.ext = Some(true);
+            return Ok(entry);
+        }
+        if let Some(name) = self.device(file) {
+            let mut entry = self.entry_of(file, id, format!("dev[{name}]").into_bytes());
             entry.ext = Some(true);
             return Ok(entry);
         }
@@ -122,6 +127,10 @@ impl DumpCx for Collector<'_> {
         Ok(None)
     }
 
+    fn scan_paths(&self) -> Option<Vec<std::path::PathBuf>> {
+        self.options.irmap.clone()
+    }
+
     fn vpid(&self, pid: Pid) -> Pid {
         // Who has gone has no other number: a tree is in the dumper's own pid namespace, or refused.
         let inner = ProcDir::open(pid).and_then(|proc| proc.status()).ok();
@@ -162,6 +171,15 @@ impl DumpCx for Collector<'_> {
 }
 
 impl Collector<'_> {
+    /// What the user calls a device that stays outside.
+    pub(crate) fn device(&self, file: &OpenFile) -> Option<&str> {
+        let is_device = matches!(file.inode.format(), libc::S_IFCHR | libc::S_IFBLK);
+        let number = Dev::from_st_dev(file.inode.rdev);
+        let mut known = self.options.devices.iter();
+        let found = known.find(|(device, _)| is_device && *device == number);
+        found.map(|(_, name)| name.as_str())
+    }
+
     /// Another node of the same device, if any will do (`--evasive-devices`), or if its own is out of
     /// reach: a descriptor from another mount namespace. A device is its number, whatever its node.
     fn device_elsewhere(&self, file: &OpenFile, lost: bool) -> Result<Option<path::Named>> {

@@ -14,11 +14,11 @@ use criu_tracee::{Local, Program, Site, Sysno};
 
 use prost::{Message, Name};
 
-use crate::kinds::Controlling;
 use crate::late::Passage;
 use crate::open::Numbers;
 use crate::options::RestoreOptions;
 use crate::raise::Raised;
+use crate::terminal_open::Controlling;
 use crate::{legacy, path};
 
 /// An open file of the images.
@@ -58,6 +58,8 @@ pub struct Files<'s> {
     /// Processes and threads that there will be, helpers among them.
     pids: BTreeSet<u32>,
     helpers: BTreeSet<u32>,
+    /// Files that may have grown, and whether they are cut again.
+    pub(crate) growing: BTreeMap<FileId, bool>,
     pub(crate) tasks: BTreeMap<FdTableId, VPid>,
     pub(crate) opened: BTreeMap<FileId, Opened>,
     /// Shared mappings that need a file open in a way that its entry does not say.
@@ -111,6 +113,7 @@ impl<'s> Files<'s> {
             former: Vec::new(),
             pids: BTreeSet::new(),
             helpers: BTreeSet::new(),
+            growing: BTreeMap::new(),
             tasks: BTreeMap::new(),
             opened: BTreeMap::new(),
             shared: BTreeSet::new(),
@@ -137,6 +140,7 @@ impl<'s> Files<'s> {
         files.take_entries(entries.collect(), &kinds)?;
         files.take_tables()?;
         files.take_remaps()?;
+        files.apply_policies();
         Ok(files)
     }
 
@@ -323,27 +327,10 @@ impl<'s> Files<'s> {
     }
 
     /// Numbers that are needed on the way.
-    fn passing(&self) -> impl Iterator<Item = i32> {
+    pub(crate) fn passing(&self) -> impl Iterator<Item = i32> {
         let files = self.all.values();
         let passing = files.flat_map(|file| file.kind.numbers(&file.entry));
         passing.chain(self.former.iter().copied())
-    }
-
-    /// Files that have a number for themselves: nowhere is it another file's, nor needed on the way. Opened under it
-    /// here, a file already is where tasks want it.
-    pub(crate) fn lone_numbers(&self) -> HashMap<FileId, i32> {
-        let mut owners: HashMap<i32, Option<FileId>> =
-            self.passing().map(|number| (number, None)).collect();
-        for entry in self.tables.values().flatten() {
-            let id = FileId::new(entry.id);
-            let owner = owners.entry(entry.fd.cast_signed()).or_insert(Some(id));
-            *owner = owner.filter(|owner| *owner == id);
-        }
-        let lone = |(id, (_, number)): (&FileId, &(FdTableId, i32))| {
-            let alone = owners.get(number) == Some(&Some(*id));
-            (alone && !self.all[id].kind.late()).then_some((*id, *number))
-        };
-        self.homes.iter().filter_map(lone).collect()
     }
 
     /// Says which process has which table. Needed before [`Files::place`]: some files are opened in one
@@ -449,8 +436,10 @@ impl RestoreCx for Files<'_> {
     }
 
     fn beside(&self, id: FileId, fd: i32) -> Option<FileId> {
-        let (home, _) = self.homes.get(&id)?;
-        let entries = self.tables.get(home)?;
+        // What is only in flight has no home.
+        let home = self.homes.get(&id).map(|(home, _)| *home);
+        let home = home.or_else(|| self.tables.keys().next().copied())?;
+        let entries = self.tables.get(&home)?;
         let at = entries
             .binary_search_by_key(&fd.cast_unsigned(), |entry| entry.fd)
             .ok()?;
@@ -470,7 +459,10 @@ impl RestoreCx for Files<'_> {
 
     fn memory(&mut self, id: ShmId, object: i32, size: u64) -> Result<()> {
         let path = format!("/proc/self/fd/{object}");
-        let file = std::fs::OpenOptions::new().write(true).open(path);
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path);
         (self.options.memory)(
             self.store,
             id,

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 
 use criu_image::{ImageId, desc, pb};
 use criu_kind::{DumpCx, Error, Inode, OpenFile, Result};
-use criu_proc::Dev;
+use criu_proc::{Dev, LockKind};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::{Whence, lseek64};
@@ -88,6 +88,17 @@ fn content(file: &OpenFile, limit: u64) -> Result<Option<File>> {
         return Err(Error::unsupported(
             format!("an unlinked file of {size} bytes is more than the limit of {limit}"),
             format!("give --ghost-limit {size}"),
+        ));
+    }
+    if file
+        .info
+        .locks
+        .iter()
+        .any(|lock| lock.kind == LockKind::Lease)
+    {
+        return Err(Error::unsupported(
+            "an unlinked file with a lease, which reading it would break",
+            "let the task give up the lease before the dump",
         ));
     }
     let fd = reopen(&file.fd, OFlag::O_RDONLY | OFlag::O_NOATIME)

@@ -287,17 +287,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn descriptors_keep_their_numbers() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let file = std::fs::File::create(dir.path().join("file")).expect("a file");
-        let mut numbers = Numbers::new(BTreeSet::new(), 10).expect("a limit");
-        let passage = Passage::open(&mut numbers).expect("a pair");
-        let high = file.try_clone().expect("a copy").into_raw_fd();
-        let high = numbers.lift(high).expect("a number");
-        passage
-            .send(&[high], numbers.above(), &mut Local)
-            .expect("sent to ourselves");
-        let link = std::fs::read_link(format!("/proc/self/fd/{high}")).expect("open");
-        assert_eq!(link, dir.path().join("file"));
+    fn descriptors_of_a_message() {
+        let length = WORD + 8 + 8;
+        let mut control = length.to_ne_bytes().to_vec();
+        control.extend(
+            [libc::SOL_SOCKET, libc::SCM_RIGHTS, 7, 9]
+                .map(i32::to_ne_bytes)
+                .concat(),
+        );
+        assert_eq!(rights(&control, 2), [7, 9]);
+        assert_eq!(rights(&control, 1), [7]);
+        // A kernel that gave fewer says so.
+        control[..WORD].copy_from_slice(&(length - 4).to_ne_bytes());
+        assert_eq!(rights(&control, 2), [7]);
+        assert_eq!(message(24).len(), 7 * WORD);
     }
 }

@@ -35,14 +35,18 @@ mod place;
 mod raise;
 mod terminal;
 mod terminal_data;
+mod terminal_open;
+mod watched;
 mod xattr;
 
 /// The kinds of open files, a file each.
 pub mod kinds {
     mod epoll;
     mod eventfd;
+    mod fanotify;
     mod fifo;
     mod inotify;
+    pub(crate) mod io_uring;
     pub(crate) mod memfd;
     mod ns_file;
     mod pidfd;
@@ -54,8 +58,10 @@ pub mod kinds {
 
     pub use epoll::Epoll;
     pub use eventfd::Eventfd;
+    pub use fanotify::Fanotify;
     pub use fifo::Fifo;
     pub use inotify::Inotify;
+    pub use io_uring::IoUring;
     pub use memfd::Memfd;
     pub use ns_file::NsFile;
     pub use pidfd::Pidfd;
@@ -63,7 +69,6 @@ pub mod kinds {
     pub use regular::Regular;
     pub use signalfd::Signalfd;
     pub use timerfd::Timerfd;
-    pub(crate) use tty::Controlling;
     pub use tty::Tty;
 }
 
@@ -71,8 +76,10 @@ pub mod kinds {
 pub const KINDS: &[&dyn criu_kind::AnyFileKind] = &[
     &kinds::Epoll,
     &kinds::Eventfd,
+    &kinds::Fanotify,
     &kinds::Fifo,
     &kinds::Inotify,
+    &kinds::IoUring,
     &kinds::Memfd,
     &kinds::NsFile,
     &kinds::Pidfd,
@@ -87,4 +94,4 @@ pub use collector::{Collector, FdTable, Memory};
 pub use files::Files;
 pub use late::Sites;
 pub use link::Names;
-pub use options::{DumpOptions, RestoreOptions, Validation};
+pub use options::{DumpOptions, FilePolicy, Policies, RestoreOptions, Validation};

@@ -1,7 +1,9 @@
 //! Locks on files: POSIX, flock(2), open file description, leases.
 //!
 //! The kernel lists them in fdinfo, at each descriptor of the struct file they were taken through; a POSIX lock
-//! belongs to the process and shows only there. Each is kept once. A lease that breaks is refused.
+//! belongs to the process and shows only there. Each is kept once. Of a lease that breaks the kernel shows
+//! what will be left of it; what it was follows from how the file is open. It is broken again at restore, and
+//! its holder, who knows already, is not told a second time.
 
 use std::collections::HashSet;
 
@@ -17,6 +19,8 @@ const POSIX: u32 = 1;
 const FLOCK: u32 = 2;
 const OFD: u32 = 4;
 const LEASE: u32 = 8;
+/// Beside the type that will be left, in the type of a lease that breaks.
+const BREAKING: u32 = 4;
 
 // `include/uapi/asm-generic/fcntl.h`, the same on all architectures.
 const F_RDLCK: u32 = 0;
@@ -86,7 +90,7 @@ fn entry(lock: &Lock, pid: i32, fd: i32) -> Result<pb::FileLockEntry> {
         (LockKind::Posix, LockMode::Advisory) => POSIX,
         (LockKind::Ofd, LockMode::Advisory) => OFD,
         (LockKind::Flock, LockMode::Advisory) => FLOCK,
-        (LockKind::Lease, LockMode::Active) => LEASE,
+        (LockKind::Lease, LockMode::Active | LockMode::Breaking) => LEASE,
         _ => {
             let fact = format!(
                 "it holds a {} lock that is not plain ({:?})",
@@ -104,10 +108,15 @@ fn entry(lock: &Lock, pid: i32, fd: i32) -> Result<pb::FileLockEntry> {
         LockAccess::Write => F_WRLCK,
         _ => F_UNLCK,
     };
+    let breaking = if lock.mode == LockMode::Breaking {
+        BREAKING
+    } else {
+        0
+    };
     let len = lock.end.map_or(0, |end| end - lock.start + 1);
     Ok(pb::FileLockEntry {
         flag,
-        r#type,
+        r#type: r#type | breaking,
         pid,
         fd,
         start: lock.start,
@@ -115,8 +124,8 @@ fn entry(lock: &Lock, pid: i32, fd: i32) -> Result<pb::FileLockEntry> {
     })
 }
 
-/// Takes the lock again, in the process that had it.
-pub(crate) fn retake(lock: &pb::FileLockEntry, program: &mut Program) -> Result<()> {
+/// Takes the lock again, in the process that had it. `file`: how its file is open.
+pub(crate) fn retake(lock: &pb::FileLockEntry, file: u32, program: &mut Program) -> Result<()> {
     let fd = lock.fd;
     let reads = lock.r#type == F_RDLCK;
     match lock.flag {
@@ -132,6 +141,7 @@ pub(crate) fn retake(lock: &pb::FileLockEntry, program: &mut Program) -> Result<
             let how = if reads { libc::LOCK_SH } else { libc::LOCK_EX };
             program.call(Sysno::flock, [fd.into(), (how | libc::LOCK_NB).into()]);
         }
+        LEASE if lock.r#type & BREAKING != 0 => rebreak(lock, file, program),
         LEASE => {
             program.fcntl(fd, libc::F_SETLEASE, lock.r#type);
         }
@@ -143,6 +153,25 @@ pub(crate) fn retake(lock: &pb::FileLockEntry, program: &mut Program) -> Result<
         }
     }
     Ok(())
+}
+
+/// Takes the lease that was, and breaks it without a signal: the owner is set afterwards.
+fn rebreak(lock: &pb::FileLockEntry, file: u32, program: &mut Program) {
+    const F_SETOWN: i32 = 8;
+    let only_reads = file & libc::O_ACCMODE.cast_unsigned() == libc::O_RDONLY.cast_unsigned();
+    let before = if only_reads { F_RDLCK } else { F_WRLCK };
+    program.fcntl(lock.fd, libc::F_SETLEASE, before);
+    program.fcntl(lock.fd, F_SETOWN, 0);
+    let breaker = if lock.r#type & !BREAKING == F_RDLCK {
+        libc::O_RDONLY
+    } else {
+        libc::O_WRONLY
+    };
+    let path = program.cstr(format!("/proc/self/fd/{}", lock.fd));
+    let flags = breaker | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    program.openat(libc::AT_FDCWD, path, flags, 0);
+    // Refused, as it is to be: EWOULDBLOCK.
+    program.tolerate();
 }
 
 /// `struct flock` with 64-bit offsets.
@@ -165,7 +194,7 @@ mod tests {
     #[test]
     fn each_kind_is_taken_by_its_own_call() {
         let mut program = Program::new();
-        for (flag, kind) in [(POSIX, 1), (OFD, 0), (FLOCK, 0), (LEASE, 1)] {
+        for (flag, kind) in [(POSIX, 1), (OFD, 0), (FLOCK, 0), (LEASE, 1), (LEASE, 6)] {
             let lock = pb::FileLockEntry {
                 flag,
                 r#type: kind,
@@ -174,13 +203,16 @@ mod tests {
                 start: 10,
                 len: 5,
             };
-            retake(&lock, &mut program).expect("known kinds");
+            retake(&lock, 2, &mut program).expect("known kinds");
         }
         expect![[r#"
             $0 = fcntl(3, 6, <01000000000000000a0000000000000005000000000000000000000000000000>)
             $1 = fcntl(3, 37, <00000000000000000a0000000000000005000000000000000000000000000000>)
             $2 = flock(3, 5)
             $3 = fcntl(3, 1024, 1)
+            $4 = fcntl(3, 1024, 1)
+            $5 = fcntl(3, 8, 0)
+            $6 = openat(-100, "/proc/self/fd/3", 0x80801, 0) ?
         "#]]
         .assert_eq(&program.to_string());
     }

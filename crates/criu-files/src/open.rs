@@ -1,12 +1,12 @@
 //! Everything opened in the tracer, under numbers that no task needs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use criu_image::id::FileId;
+use criu_image::id::{FdTableId, FileId};
 use criu_image::pb;
 use criu_kind::{Error, Opened, RestoreCx, Result, Subject, Within};
 use criu_tracee::{Local, Program, Site, Sysno};
@@ -39,6 +39,7 @@ impl Files<'_> {
         let others = self.all.len() - self.lone.len() + self.shared.len();
         let mut numbers = Numbers::new(self.numbers(), others)?;
         self.floor = numbers.next;
+        self.cut()?;
         if self.has_late() {
             self.passage = Some(Passage::open(&mut numbers)?);
         }
@@ -83,6 +84,32 @@ impl Files<'_> {
             Opened::Given(fd) => Opened::Given(numbers.lift(fd)?),
             Opened::There => Opened::There,
         })
+    }
+
+    /// Files that have a number for themselves: nowhere is it another file's, nor needed on the way. Opened under it
+    /// here, a file already is where tasks want it.
+    pub(crate) fn lone_numbers(&self) -> HashMap<FileId, i32> {
+        let mut owners: HashMap<i32, Option<FileId>> =
+            self.passing().map(|number| (number, None)).collect();
+        for entry in self.tables.values().flatten() {
+            let id = FileId::new(entry.id);
+            let owner = owners.entry(entry.fd.cast_signed()).or_insert(Some(id));
+            *owner = owner.filter(|owner| *owner == id);
+        }
+        // What is made later than the processes is brought to them under other numbers.
+        let late = |id: &FileId| self.all.get(id).is_some_and(|saved| saved.kind.late());
+        let lone = |(id, (_, number)): (&FileId, &(FdTableId, i32))| {
+            (owners.get(number) == Some(&Some(*id)) && !late(id)).then_some((*id, *number))
+        };
+        self.homes.iter().filter_map(lone).collect()
+    }
+
+    /// The path that the user gave for an external device: `dev[NAME]`.
+    pub(crate) fn device(&self, name: &[u8]) -> Option<&std::path::Path> {
+        let name = name.strip_prefix(b"dev[")?.strip_suffix(b"]")?;
+        let mut given = self.options.devices.iter();
+        let found = given.find(|(known, _)| known.as_bytes() == name);
+        found.map(|(_, path)| path.as_path())
     }
 
     fn open_group(&mut self, group: &[FileId]) -> Result<Vec<Opened>> {
@@ -304,6 +331,9 @@ pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Res
         let mut program = Program::new();
         let fd = program.fcntl(given, libc::F_DUPFD_CLOEXEC, 0);
         return Ok(Local.run(&program)?.fd(fd)); // A part of another file, such as a FIFO.
+    }
+    if let Some(device) = files.device(&name) {
+        return openat(device, flags & !ONE_TIME | ALWAYS);
     }
     if entry.ext() {
         return Err(Error::unsupported(

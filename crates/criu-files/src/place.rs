@@ -137,7 +137,19 @@ impl Files<'_> {
             .iter()
             .filter(|lock| u32::try_from(lock.pid).ok() == pid)
         {
-            locks::retake(lock, program)?;
+            let entries = self.entries(table);
+            let at = entries.binary_search_by_key(&lock.fd.cast_unsigned(), |entry| entry.fd);
+            let id = at.ok().map(|at| FileId::new(entries[at].id));
+            let saved = id.and_then(|id| self.all.get(&id)).ok_or_else(|| {
+                let why = format!("a lock of descriptor {}, which is not there", lock.fd);
+                Error::corrupt("filelocks.img", why)
+            })?;
+            let flags = saved.kind.flags(&saved.entry).unwrap_or(0);
+            locks::retake(lock, flags, program)?;
+            // To break a lease unheard takes the owner away.
+            if let Some(owner) = saved.kind.owner(&saved.entry) {
+                owner::set_owner(&owner, lock.fd, program);
+            }
         }
         Ok(())
     }

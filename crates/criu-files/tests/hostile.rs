@@ -33,6 +33,8 @@ fn slot(fd: u32, id: u32) -> pb::FdinfoEntry {
 
 fn options() -> RestoreOptions {
     RestoreOptions {
+        devices: Vec::new(),
+        policies: Box::new(|_| criu_files::FilePolicy::Strict),
         validation: Validation::Size,
         skip_permissions: false,
         inherited: Vec::new(),
@@ -104,9 +106,9 @@ fn unknown_kinds_are_refused_all_at_once() {
             ..pb::UnixSkEntry::default()
         }
         .into_file();
-        let other = pb::TtyFileEntry {
+        let other = pb::NetlinkSkEntry {
             id: 2,
-            ..pb::TtyFileEntry::default()
+            ..pb::NetlinkSkEntry::default()
         }
         .into_file();
         put(store, desc::FILES, (), &[one, path(3), other]);

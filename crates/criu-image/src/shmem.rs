@@ -10,6 +10,8 @@ use crate::{Desc, ImageId, Result, Store, StoreExt, desc, pb};
 
 /// What `/proc/PID/maps` calls it.
 const NAME: &[u8] = b"/dev/zero";
+/// What it calls one of huge pages.
+const HUGE_NAME: &[u8] = b"/anon_hugepage";
 const F_SEAL_SEAL: u32 = 1;
 
 /// An object and its size in bytes.
@@ -31,7 +33,11 @@ pub fn anonymous<S: Store + ?Sized>(store: &S) -> Result<BTreeMap<FileId, Object
         .into_iter()
         .map(|inode| inode.message)
         .filter(|inode| {
-            *inode.name == *NAME && inode.seals == F_SEAL_SEAL && inode.hugetlb_flag.is_none()
+            let name = match inode.hugetlb_flag {
+                Some(_) => HUGE_NAME,
+                None => NAME,
+            };
+            *inode.name == *name && inode.seals == F_SEAL_SEAL
         })
         .map(|inode| {
             let (id, size) = (ShmId::new(inode.shmid.into()), inode.size);

@@ -6,10 +6,11 @@
 //! * in a namespace that others use too, only what the tree uses is taken, and nothing of others is touched;
 //! * objects outlive processes, so a restore that fails removes what it made.
 //!
-//! Start at [`survey`] for the dump, at [`Objects`] for the restore.
+//! Start at [`survey`] for the dump of System V objects, at [`Objects`] for their restore. [`Mqueue`] is a kind of file.
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![forbid(unsafe_code)]
 
+mod mqueue;
 mod msg;
 mod objects;
 mod perm;
@@ -20,7 +21,11 @@ mod sysvipc;
 mod undo;
 pub mod var;
 
+pub use mqueue::Mqueue;
 pub use objects::Objects;
 pub use perm::Creator;
 pub use shm::Segment;
 pub use survey::{Scope, Survey, Task, Users, survey};
+
+/// Every kind of file of this crate.
+pub const KINDS: &[&dyn criu_kind::AnyFileKind] = &[&Mqueue];

@@ -20,6 +20,14 @@ pub enum Error {
         /// What the user can do.
         remedy: String,
     },
+    /// A refusal that may not be one a moment later.
+    #[error("{fact}")]
+    Busy {
+        /// What is under way.
+        fact: String,
+        /// What the user can do if it stays so.
+        remedy: String,
+    },
     /// A held task, or a call made in it or here, failed.
     #[error(transparent)]
     Tracee(#[from] criu_tracee::Error),
@@ -85,6 +93,14 @@ impl Error {
         }
     }
 
+    /// A refusal that may not be one a moment later.
+    pub fn busy(fact: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::Busy {
+            fact: fact.into(),
+            remedy: remedy.into(),
+        }
+    }
+
     /// A failed call of the driver's own.
     pub fn kernel(call: &'static str) -> impl FnOnce(Errno) -> Self {
         move |errno| Self::Kernel { call, errno }
@@ -121,6 +137,27 @@ impl Error {
             Self::Within { source, .. } => source.cause(),
             other => other,
         }
+    }
+
+    /// All failures of a list, however deep, without their subjects.
+    pub fn causes(&self) -> Vec<&Self> {
+        match self {
+            Self::Within { source, .. } => source.causes(),
+            Self::Several(errors) => errors.iter().flat_map(Self::causes).collect(),
+            other => vec![other],
+        }
+    }
+
+    /// Whether it is nothing but refusals.
+    pub fn is_refusal(&self) -> bool {
+        let refusal = |one: &Self| matches!(one, Self::Unsupported { .. } | Self::Busy { .. });
+        self.causes().into_iter().all(refusal)
+    }
+
+    /// Whether it may be gone a moment later.
+    pub fn may_pass(&self) -> bool {
+        let passes = |one: &Self| matches!(one, Self::Busy { .. });
+        self.causes().into_iter().all(passes)
     }
 
     /// The subjects, outermost first.

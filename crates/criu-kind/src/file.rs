@@ -6,6 +6,7 @@
 
 use std::any::Any;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use criu_image::id::{FileId, ShmId, VPid};
@@ -16,6 +17,7 @@ use criu_tracee::{Program, Ret, Site};
 use nix::unistd::Pid;
 use prost::{Message, Name};
 
+use crate::entry::FileEntry;
 use crate::error::{Error, Result};
 
 /// A kernel release.
@@ -138,77 +140,6 @@ impl OpenFile {
     }
 }
 
-/// A member of the union in `files.img`.
-pub trait FileEntry: Message + Name + Default + Clone {
-    /// Which member.
-    const TYPE: pb::FdTypes;
-    /// The id.
-    fn id(&self) -> FileId;
-    /// The member of a union.
-    fn of(file: &pb::FileEntry) -> Option<&Self>;
-    /// The union with this member.
-    fn into_file(self) -> pb::FileEntry;
-    /// The flags of open(2), if the message has them.
-    fn flags(&self) -> Option<u32>;
-    /// The signal owner, if the message has one.
-    fn owner(&self) -> Option<&pb::FownEntry>;
-}
-
-macro_rules! entries {
-    ($($message:ident $kind:ident $member:ident $flags:tt $owner:tt;)*) => {
-        $(impl FileEntry for pb::$message {
-            const TYPE: pb::FdTypes = pb::FdTypes::$kind;
-            fn id(&self) -> FileId {
-                FileId::new(self.id)
-            }
-            fn of(file: &pb::FileEntry) -> Option<&Self> {
-                file.$member.as_ref()
-            }
-            fn into_file(self) -> pb::FileEntry {
-                pb::FileEntry {
-                    r#type: pb::FdTypes::$kind.into(),
-                    id: self.id,
-                    $member: Some(self),
-                    ..pb::FileEntry::default()
-                }
-            }
-            fn flags(&self) -> Option<u32> {
-                entries!(@flags $flags self)
-            }
-            fn owner(&self) -> Option<&pb::FownEntry> {
-                entries!(@owner $owner self)
-            }
-        })*
-    };
-    (@flags flags $self:ident) => { Some($self.flags) };
-    (@flags - $self:ident) => { None };
-    (@owner fown $self:ident) => { Some(&$self.fown) };
-    (@owner - $self:ident) => { None };
-}
-
-entries! {
-    BpfmapFileEntry Bpfmap bpf flags fown;
-    EventfdFileEntry Eventfd efd flags fown;
-    EventpollFileEntry Eventpoll epfd flags fown;
-    ExtFileEntry Ext ext - fown;
-    FanotifyFileEntry Fanotify ffy flags fown;
-    FifoEntry Fifo fifo - -;
-    InetSkEntry Inetsk isk flags fown;
-    InotifyFileEntry Inotify ify flags fown;
-    MemfdFileEntry Memfd memfd flags fown;
-    NetlinkSkEntry Netlinksk nlsk flags fown;
-    NsFileEntry Ns nsf flags -;
-    PacketSockEntry Packetsk psk flags fown;
-    PidfdEntry Pidfd pidfd flags fown;
-    PipeEntry Pipe pipe flags fown;
-    RegFileEntry Reg reg flags fown;
-    SignalfdEntry Signalfd sgfd flags fown;
-    TimerfdEntry Timerfd tfd flags fown;
-    TtyFileEntry Tty tty flags fown;
-    TunfileEntry Tunf tunf - -;
-    UnixSkEntry Unixsk usk flags fown;
-}
-
 /// What a kind may ask of the walker at dump.
 pub trait DumpCx {
     /// Appends to an image through `write`; images are made when they are first asked for.
@@ -243,6 +174,11 @@ pub trait DumpCx {
         ino: Option<u64>,
         fits: &mut dyn FnMut(Slot) -> Result<bool>,
     ) -> Result<Option<(FileId, Slot)>>;
+
+    /// Where a watched file may be searched for that has no path otherwise; `None`: nowhere.
+    fn scan_paths(&self) -> Option<Vec<PathBuf>> {
+        None
+    }
 
     /// A process or process group as the tree numbers it.
     fn vpid(&self, pid: Pid) -> Pid;

@@ -5,15 +5,16 @@
 #![forbid(unsafe_code)]
 
 mod aspect;
+mod entry;
 mod error;
 mod file;
 mod mapped;
 pub mod testing;
 
 pub use aspect::{Answer, Aspect, Draft, Now, Saved, ThreadView};
+pub use entry::FileEntry;
 pub use error::{Error, Result, Subject, Within};
 pub use file::{
-    AnyFileKind, Cache, DumpCx, FileEntry, FileKind, Inode, Kernel, OpenFile, Opened, RestoreCx,
-    Slot,
+    AnyFileKind, Cache, DumpCx, FileKind, Inode, Kernel, OpenFile, Opened, RestoreCx, Slot,
 };
 pub use mapped::{FileFds, MappedFiles};

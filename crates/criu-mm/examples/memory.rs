@@ -130,7 +130,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         },
     )?;
     step("fill");
-    finish(&mut tracees, &jobs, &ground)?;
+    finish(&mut tracees, &jobs, &ground, &files)?;
     step("finish");
     println!("{stats:?}");
     Ok(())

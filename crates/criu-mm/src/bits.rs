@@ -19,6 +19,8 @@ pub(crate) mod status {
     pub(crate) const SHSTK: u32 = 1 << 15;
     pub(crate) const GUARD: u32 = 1 << 16;
     pub(crate) const UPROBES: u32 = 1 << 17;
+    /// A queue of io_uring(7). Not of CRIU.
+    pub(crate) const RING: u32 = 1 << 26;
     pub(crate) const EXT_PLUGIN: u32 = 1 << 27;
 
     /// All that an image may have.
@@ -39,6 +41,7 @@ pub(crate) mod status {
         | SHSTK
         | GUARD
         | UPROBES
+        | RING
         | EXT_PLUGIN;
 }
 
@@ -75,7 +78,9 @@ pub(crate) mod prot {
     pub(crate) const READ: u32 = libc::PROT_READ.cast_unsigned();
     pub(crate) const WRITE: u32 = libc::PROT_WRITE.cast_unsigned();
     pub(crate) const EXEC: u32 = libc::PROT_EXEC.cast_unsigned();
-    pub(crate) const KNOWN: u32 = READ | WRITE | EXEC;
+    /// `PROT_BTI` of 64-bit ARM: branches must land where they may.
+    pub(crate) const BTI: u32 = 0x10;
+    pub(crate) const KNOWN: u32 = READ | WRITE | EXEC | BTI;
 }
 
 /// Advice of madvise(2).

@@ -145,7 +145,7 @@ pub(crate) fn plan(
         let makes = match backing(vma) {
             Backing::Anonymous | Backing::File | Backing::Shared => true,
             Backing::Vdso | Backing::Vvar => matches!(fate, Fate::Proxy(_)),
-            Backing::Aio | Backing::Kernel => false,
+            Backing::Aio | Backing::Kernel | Backing::Ring => false,
             // Attached already, or taken over.
             Backing::Segment if kept.is_none() => false,
             Backing::Segment => true,

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use criu_image::pb;
-use criu_kind::{Error, Result, Within};
+use criu_kind::{Error, FileFds, Result, Within};
 use criu_proc::{MapName, ProcDir, Vmas};
 use criu_tracee::arch::Arch;
 use criu_tracee::{Job, Native, Program, Ret, Sysno, Tracee, run_all};
@@ -23,7 +23,12 @@ const PR_SET_VMA_ANON_NAME: i32 = 0;
 const MLOCK_ONFAULT: i32 = 1;
 
 /// Gives tasks that were filled, and whose children were cloned, the memory they will go on with.
-pub fn finish(tracees: &mut [Tracee], jobs: &[FillJob<'_>], ground: &Ground) -> Result<()> {
+pub fn finish(
+    tracees: &mut [Tracee],
+    jobs: &[FillJob<'_>],
+    ground: &Ground,
+    files: &dyn FileFds,
+) -> Result<()> {
     let plans = jobs.iter().map(|job| {
         let plan = plan(job.image, ground);
         plan.within(|| subject(&tracees[job.tracee]))
@@ -58,6 +63,8 @@ pub fn finish(tracees: &mut [Tracee], jobs: &[FillJob<'_>], ground: &Ground) -> 
             check_compat(tracee, code).within(|| subject(tracee))?;
         }
         let done = crate::aio::restore(tracee, job.image);
+        done.within(|| subject(tracee))?;
+        let done = crate::ring::restore(tracee, job.image, files);
         done.within(|| subject(tracee))?;
     }
     Ok(())

@@ -112,10 +112,10 @@ pub(crate) fn hole(mut busy: Vec<Range<u64>>, size: u64, highest: u64) -> Option
                 if range.start.saturating_sub(MARGIN) >= at.checked_add(size)? {
                     break;
                 }
-                at = at.max(range.end.checked_add(MARGIN)?);
+                // 64 KiB: the largest page of any machine here.
+                let behind = range.end.checked_add(MARGIN)?;
+                at = at.max(behind.checked_next_multiple_of(0x1_0000)?);
             }
-            // 64 KiB: the largest page of any machine here.
-            let at = at.checked_next_multiple_of(0x1_0000)?;
             let free = busy
                 .iter()
                 .all(|range| range.end <= at || range.start.saturating_sub(MARGIN) >= at + size);
@@ -136,6 +136,13 @@ mod tests {
     #[test]
     fn the_first_hole_that_fits() {
         assert_eq!(hole(vec![], 0x1000, TOP), Some(FROM));
+        // A gap that an address to start from just misses is none.
+        let (size, most) = (0x8_1000, FROM);
+        let tight = [0x1_0000..0x1_8000, 0x49_a000..FROM - 0x100_0000];
+        assert_eq!(
+            hole(tight.to_vec(), size, most),
+            Some(FROM - 0x100_0000 + MARGIN)
+        );
         let low = 0x5000..FROM + 0x1000;
         assert_eq!(
             hole(vec![low.clone()], 0x1000, TOP),

@@ -54,6 +54,8 @@ pub(crate) enum Backing {
     Vvar,
     /// A ring of io_setup(2).
     Aio,
+    /// A ring of io_uring_setup(2): a file that is mapped where the kernel chooses.
+    Ring,
     /// The kernel's, in every process.
     Kernel,
 }
@@ -209,6 +211,8 @@ pub(crate) fn backing(vma: &pb::VmaEntry) -> Backing {
         Backing::Vvar
     } else if is(status::AIORING) {
         Backing::Aio
+    } else if is(status::RING) {
+        Backing::Ring
     } else if is(status::FILE_PRIVATE) || is(status::FILE_SHARED) {
         Backing::File
     } else if is(status::SYSVIPC) {
@@ -240,7 +244,9 @@ fn holds_pages(vma: &pb::VmaEntry) -> bool {
     match backing(vma) {
         Backing::Anonymous | Backing::Vdso | Backing::Aio => true,
         Backing::File => vma.flags & map::SHARED == 0,
-        Backing::Shared | Backing::Segment | Backing::Vvar | Backing::Kernel => false,
+        Backing::Shared | Backing::Segment | Backing::Vvar | Backing::Kernel | Backing::Ring => {
+            false
+        }
     }
 }
 
@@ -278,7 +284,7 @@ fn check_vma(vma: &pb::VmaEntry, at: impl Fn(&str) -> Error) -> Result<()> {
     let shared = vma.flags & map::SHARED != 0;
     let fits = match backing(vma) {
         Backing::Anonymous | Backing::Vdso | Backing::Vvar => !shared,
-        Backing::Shared | Backing::Segment => shared,
+        Backing::Shared | Backing::Segment | Backing::Ring => shared,
         Backing::File => shared == (vma.status & status::FILE_SHARED != 0),
         Backing::Aio | Backing::Kernel => true,
     };

@@ -103,6 +103,9 @@ fn common(vma: &pb::VmaEntry, other: &pb::VmaEntry) -> Option<Range<u64>> {
         | map::NORESERVE
         | map::HUGETLB
         | map::HUGE_MASK;
+    if vma.flags & map::HUGETLB != 0 {
+        return None; // Huge pages are not compared, and are taken away and copied as a whole only.
+    }
     let kind = backing(vma);
     let object = |vma: &pb::VmaEntry| (vma.shmid, vma.pgoff.wrapping_sub(vma.start));
     let same_object = match kind {

@@ -20,6 +20,7 @@ mod image;
 mod inherit;
 mod pages;
 mod passage;
+mod ring;
 mod scan;
 mod segment;
 mod shared;

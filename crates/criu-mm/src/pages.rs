@@ -11,6 +11,7 @@ use criu_image::{Desc, ImageId, Store, desc};
 use criu_kind::{Error, Result};
 
 use crate::page_size;
+use crate::shared::{huge_page, put};
 
 /// A run of pages in one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +68,7 @@ impl Pages {
 
     /// Writes all of it into a new object of `size` bytes, at the same places.
     pub fn copy_to(&self, object: &File, size: u64) -> Result<()> {
+        let huge = huge_page(object)?;
         let mut buffer = vec![0; 256 << 10];
         for run in &self.runs {
             let end = run.end.min(size);
@@ -75,9 +77,7 @@ impl Pages {
                     usize::try_from(end - at).map_or(buffer.len(), |n| n.min(buffer.len()));
                 let part = &mut buffer[..length];
                 self.read(at, part)?;
-                object
-                    .write_all_at(part, at)
-                    .map_err(Error::io("pwrite(shared memory)"))?;
+                put(object, huge, at, part)?;
             }
         }
         Ok(())

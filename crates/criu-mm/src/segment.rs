@@ -237,7 +237,7 @@ mod tests {
             $2 = munmap(0x13000, 0x1000)
             $3 = munmap(0x15000, 0x1000)
             $4 = mprotect(0x12000, 0x1000, 1)
-            $5 = shmat(7, 0x20000, 4096)
+            $5 = shmat(7, 0x20000, 0x1000)
         "#]]
         .assert_eq(&program.to_string());
     }

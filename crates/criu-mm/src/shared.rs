@@ -13,9 +13,10 @@ use criu_image::pages::{PageFlags, PagemapWriter};
 use criu_image::{Store, desc};
 use criu_kind::{Error, Result, Subject, Within};
 use criu_proc::ProcDir;
-use criu_tracee::{Program, Site, Sysno, Tracee, shared_anonymous};
+use criu_tracee::{Program, Site, Sysno, Tracee, shared_anonymous, write_huge};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use nix::unistd::{Whence, lseek64};
 
 use crate::bits::map;
@@ -164,7 +165,9 @@ fn drain_one(
             len,
             offset,
         };
-        let seen = widest.area.readable && widest.pgoff <= start && end <= widest.end();
+        // To read a huge page that is not there through a mapping would make it.
+        let plain = huge_page(&object)?.is_none();
+        let seen = plain && widest.area.readable && widest.pgoff <= start && end <= widest.end();
         if seen { &mut inside } else { &mut outside }.push(piece);
         offset += len;
     }
@@ -204,6 +207,9 @@ fn open(tracee: &Tracee, area: &Area) -> Result<Option<File>> {
 
 /// The runs of an object that have pages, in memory or in swap.
 fn data(object: &File, size: u64) -> Result<Vec<(u64, u64)>> {
+    if let Some(huge) = huge_page(object)? {
+        return huge_data(object, size, huge);
+    }
     let seek = |at: u64, whence| match lseek64(object.as_fd(), at.cast_signed(), whence) {
         Ok(at) => Ok(Some(at.cast_unsigned())),
         Err(Errno::ENXIO) => Ok(None),
@@ -230,6 +236,49 @@ fn data(object: &File, size: u64) -> Result<Vec<(u64, u64)>> {
     Ok(runs)
 }
 
+/// The size of the pages of an object, if they are huge.
+pub(crate) fn huge_page(object: &File) -> Result<Option<u64>> {
+    let fs = fstatfs(object).map_err(Error::kernel("fstatfs(shared memory)"))?;
+    let huge = fs.filesystem_type() == HUGETLBFS_MAGIC;
+    Ok(huge.then(|| u64::try_from(fs.block_size()).unwrap_or(0)))
+}
+
+/// The runs of huge pages that hold anything: which ones there are the file system does not tell.
+fn huge_data(object: &File, size: u64, huge: u64) -> Result<Vec<(u64, u64)>> {
+    let mut buffer = vec![0; BUFFER];
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    let step = usize::try_from(huge).unwrap_or(usize::MAX);
+    for start in (0..size).step_by(step) {
+        let mut at = start;
+        let end = (start + huge).min(size);
+        let mut empty = true;
+        while empty && at < end {
+            let length = usize::try_from(end - at).map_or(BUFFER, |left| left.min(BUFFER));
+            object
+                .read_exact_at(&mut buffer[..length], at)
+                .map_err(Error::io("pread(shared memory)"))?;
+            empty = buffer[..length].iter().all(|byte| *byte == 0);
+            at += length as u64;
+        }
+        match runs.last_mut() {
+            _ if empty => {}
+            Some(last) if last.1 == start => last.1 = end,
+            _ => runs.push((start, end)),
+        }
+    }
+    Ok(runs)
+}
+
+/// Writes into an object, whatever its pages are.
+pub(crate) fn put(object: &File, huge: Option<u64>, at: u64, bytes: &[u8]) -> Result<()> {
+    match huge {
+        Some(huge) => Ok(write_huge(object, huge, at, bytes)?),
+        None => object
+            .write_all_at(bytes, at)
+            .map_err(Error::io("pwrite(shared memory)")),
+    }
+}
+
 /// The objects of anonymous shared memory of a tree, made but still empty.
 #[derive(Debug, Default)]
 pub struct Shared {
@@ -246,17 +295,14 @@ struct Object {
 impl Shared {
     /// Makes all that the images map. Before the first task is born: it and all others inherit them.
     pub fn create(images: &[SpaceImage], store: &dyn Store) -> Result<Self> {
-        let mut sizes: BTreeMap<ShmId, (u64, bool)> = BTreeMap::new();
+        let mut sizes: BTreeMap<ShmId, (u64, bool, Option<u32>)> = BTreeMap::new();
         for vma in images.iter().flat_map(SpaceImage::vmas) {
             if backing(vma) == Backing::Shared {
                 let entry = sizes.entry(ShmId::new(vma.shmid)).or_default();
                 entry.0 = entry.0.max(vma.pgoff + (vma.end - vma.start));
                 entry.1 |= vma.flags & map::NORESERVE != 0;
                 if vma.flags & map::HUGETLB != 0 {
-                    return Err(Error::unsupported(
-                        "shared anonymous huge pages",
-                        "restore it with CRIU",
-                    ));
+                    entry.2 = Some((vma.flags & map::HUGE_MASK) >> map::HUGE_SHIFT);
                 }
             }
         }
@@ -265,14 +311,14 @@ impl Shared {
             entry.0 = entry.0.max(size.next_multiple_of(page_size()));
         }
         let mut objects = BTreeMap::new();
-        for (id, (size, noreserve)) in sizes {
+        for (id, (size, noreserve, huge)) in sizes {
             let image = desc::SHMEM_PAGEMAP.file_name(id);
             let pages = Pages::load(store, desc::SHMEM_PAGEMAP, id)?
                 .ok_or_else(|| Error::corrupt(&image, "missing"))?;
             if pages.runs().last().is_some_and(|run| run.end > size) {
                 return Err(Error::corrupt(&image, "pages behind the end of the object"));
             }
-            let file = shared_anonymous(size, !noreserve)
+            let file = shared_anonymous(size, !noreserve, huge)
                 .within(|| Subject::Object(format!("shared memory {id}")))?;
             objects.insert(id, Object { file, size, pages });
         }
@@ -310,6 +356,11 @@ impl Shared {
 
 impl Object {
     fn fill(&self, tracee: &mut Tracee) -> Result<()> {
+        let huge = huge_page(&self.file)?;
+        if huge.is_some() {
+            // What it may not write, but for by mapping it, the driver writes.
+            return self.pages.copy_to(&self.file, self.size);
+        }
         /// The most that the kernel copies by one call is a little less than 2 GiB.
         const MOST: u64 = 1 << 30;
         let out = self.file.as_raw_fd();

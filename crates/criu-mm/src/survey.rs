@@ -10,12 +10,14 @@ use criu_image::id::{ShmId, VPid};
 use criu_image::pb;
 use criu_kind::{Error, MappedFiles, Result, Subject, Within};
 use criu_proc::{Dev, MapName, ProcDir, Resource, Rlim, Smap, Smaps, VmFlags, WordSize, auxv};
+use criu_tracee::arch::Arch;
 use criu_tracee::stat::{fstat, fstatat};
-use criu_tracee::{Blob, Outcome, Program, Ret, Tracee};
+use criu_tracee::{Blob, Native, Outcome, Program, Ret, Tracee};
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::bits::{map, prot, status};
+use crate::page_size;
 use crate::vma::{Class, Surroundings, classify, join_vvar};
 
 /// What a survey may pass over.
@@ -264,6 +266,7 @@ fn subject(smap: &Smap<'_>) -> Subject {
         end: vma.end,
         name: match &vma.name {
             MapName::Path { path, .. } => String::from_utf8_lossy(path).into_owned(),
+            MapName::AnonInode(name) => format!("anon_inode:{}", String::from_utf8_lossy(name)),
             other => format!("{other:?}"),
         },
     }
@@ -346,9 +349,27 @@ fn name(smap: &Smap<'_>) -> Option<pb::VmaNameEntry> {
     })
 }
 
+/// Whether a vector on a 64-bit machine is that of a 32-bit program: it tells the page size (`AT_PAGESZ`) in
+/// words of that width alone.
+fn is_narrow(bytes: &[u8]) -> bool {
+    let tells = |size| {
+        let words = auxv(bytes, size).unwrap_or_default();
+        let mut pairs = words.chunks_exact(2);
+        pairs.any(|pair| pair == [6, page_size()])
+    };
+    AUXV_WORD == WordSize::Eight && tells(WordSize::Four) && !tells(WordSize::Eight)
+}
+
 /// The auxiliary vector without its end mark, for which CRIU's readers may have no room.
 fn auxiliary(proc: &ProcDir) -> Result<Vec<u64>> {
-    let mut words = auxv(&proc.read("auxv")?, AUXV_WORD).map_err(criu_proc::Error::from)?;
+    let bytes = proc.read("auxv")?;
+    if Native::COMPAT.is_none() && is_narrow(&bytes) {
+        return Err(Error::unsupported(
+            "it is a program of 32 bits, which cannot be held on this machine",
+            "use its 64-bit form",
+        ));
+    }
+    let mut words = auxv(&bytes, AUXV_WORD).map_err(criu_proc::Error::from)?;
     if words.ends_with(&[0, 0]) {
         words.truncate(words.len() - 2);
     }
@@ -374,4 +395,20 @@ fn shmem_device() -> Result<Dev> {
         memfd_create("probe", MFdFlags::MFD_CLOEXEC).map_err(Error::kernel("memfd_create"))?;
     let stat = fstat(&probe).map_err(Error::kernel("fstat"))?;
     Ok(Dev::from_st_dev(stat.st_dev))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_size_tells_the_width() {
+        let page = u32::try_from(page_size()).expect("small");
+        let narrow = [33, 0x7000, 6, page, 0, 0].map(u32::to_ne_bytes).concat();
+        let wide = [33, 0x7000, 6, page_size(), 0, 0]
+            .map(u64::to_ne_bytes)
+            .concat();
+        assert_eq!(is_narrow(&narrow), AUXV_WORD == WordSize::Eight);
+        assert!(!is_narrow(&wide) && !is_narrow(&[]));
+    }
 }

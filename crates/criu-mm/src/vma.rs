@@ -8,6 +8,9 @@ use criu_proc::{Dev, MapName, Smap, VmFlags};
 
 use crate::bits::{madv, map, prot, status};
 
+/// Where an id of shared memory has the size of its pages, if they are huge.
+const HUGE_ID_SHIFT: u32 = 40;
+
 /// What must be known to classify mappings.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Surroundings {
@@ -65,7 +68,15 @@ pub(crate) fn classify(
             status::REGULAR | status::ANON_SHARED | status::SYSVIPC
         }
         MapName::AnonHugepage if !shared => private,
+        MapName::AnonHugepage => {
+            // Another file system numbers its inodes as it likes: the size of the pages tells them apart.
+            shmid = vma.inode | u64::from(smap.kernel_page_size.trailing_zeros()) << HUGE_ID_SHIFT;
+            status::REGULAR | status::ANON_SHARED
+        }
         MapName::Aio => status::AIORING,
+        MapName::AnonInode(name) if **name == *b"[io_uring]" && shared => {
+            status::REGULAR | status::RING
+        }
         // Anonymous shared memory with a name of its own is as good as a memfd: it has a link.
         MapName::Memfd(_) | MapName::Path { deleted: true, .. }
             if shmem || matches!(vma.name, MapName::Memfd(_)) =>
@@ -92,6 +103,7 @@ pub(crate) fn classify(
         && !kind(status::VVAR)
         && !kind(status::VSYSCALL)
         && !kind(status::FILE_SHARED)
+        && !kind(status::RING)
     {
         return Err(Error::unsupported(
             "memory of a device",
@@ -104,13 +116,19 @@ pub(crate) fn classify(
             "run the program without it: GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
         ));
     }
+    if has(VmFlags::MTE) {
+        return Err(Error::unsupported(
+            "memory with tags (MTE)",
+            "run the program without them: GLIBC_TUNABLES=glibc.mem.tagging=0",
+        ));
+    }
     if has(VmFlags::UFFD_MISSING) || has(VmFlags::UFFD_MINOR) {
         return Err(Error::unsupported(
             "memory that a userfaultfd(2) supplies",
             "wait until it is all there, or end that first",
         ));
     }
-    let file = kind(status::FILE_PRIVATE) || kind(status::FILE_SHARED);
+    let file = kind(status::FILE_PRIVATE) || kind(status::FILE_SHARED) || kind(status::RING);
     if !file {
         extra |= map::ANONYMOUS;
     }
@@ -149,10 +167,6 @@ fn refused(name: &MapName<'_>) -> Error {
             format!("a private mapping of System V shared memory with key {key:#x}"),
             "unmap it before the dump",
         ),
-        MapName::AnonHugepage => (
-            "shared anonymous huge pages".to_owned(),
-            "use a file in hugetlbfs",
-        ),
         MapName::AnonInode(name) => (
             format!("memory of {}", text(name)),
             "close it before the dump",
@@ -169,7 +183,12 @@ fn refused(name: &MapName<'_>) -> Error {
 fn protection(smap: &Smap<'_>) -> u32 {
     let perms = &smap.vma.perms;
     let bit = |set, bit| if set { bit } else { 0 };
-    bit(perms.read, prot::READ) | bit(perms.write, prot::WRITE) | bit(perms.exec, prot::EXEC)
+    // A vdso may have to get jumps over its landing places.
+    let guarded = smap.flags.contains(VmFlags::ARM64_BTI) && smap.vma.name != MapName::Vdso;
+    bit(perms.read, prot::READ)
+        | bit(perms.write, prot::WRITE)
+        | bit(perms.exec, prot::EXEC)
+        | bit(guarded, prot::BTI)
 }
 
 fn flags(smap: &Smap<'_>) -> u32 {
@@ -339,8 +358,11 @@ mod tests {
     fn honest_refusals() {
         let refusal = |maps, flags| class(maps, flags).expect_err("refused").to_string();
         assert_eq!(
-            refusal("1000-3000 rw-s 0 00:10 7 anon_inode:[io_uring]", "rd wr sh"),
-            "memory of [io_uring]"
+            refusal(
+                "1000-3000 rw-s 0 00:10 7 anon_inode:[perf_event]",
+                "rd wr sh"
+            ),
+            "memory of [perf_event]"
         );
         assert_eq!(
             refusal("1000-3000 rw-p 0 00:00 0", "rd wr pf io"),

@@ -199,7 +199,7 @@ fn rebuild(image: &[SpaceImage; 1], files: &Files, store: &Memory) -> (Nursery, 
         segments: &Segments::default(),
     };
     fill(&mut tracees, &jobs, &materials).expect("filled");
-    finish(&mut tracees, &jobs, &ground).expect("finished");
+    finish(&mut tracees, &jobs, &ground, files).expect("finished");
     let [tracee] = tracees;
     (nursery, tracee)
 }
@@ -388,7 +388,7 @@ fn a_family_comes_back_and_shares_what_it_shared() {
     let stats = fill(&mut tracees, &jobs[1..], &materials).expect("filled");
     assert!(stats.pages_skipped_cow > 1900, "{stats:?}");
     assert!(stats.pages_restored < 400, "{stats:?}");
-    finish(&mut tracees, &jobs, &ground).expect("finished");
+    finish(&mut tracees, &jobs, &ground, &files).expect("finished");
 
     for index in 0..2 {
         let pid = tracees[index].pid();

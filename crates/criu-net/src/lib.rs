@@ -19,6 +19,7 @@ mod sockets {
     pub(crate) mod unix {
         pub(crate) mod build;
         pub(crate) mod dump;
+        mod join;
         pub(crate) mod kind;
         pub(crate) mod name;
         pub(crate) mod refill;

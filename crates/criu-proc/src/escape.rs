@@ -8,7 +8,7 @@ use crate::text::unsigned;
 ///
 /// Exact only where the kernel escapes the backslash itself, as mountinfo does:
 /// `seq_escape`, `mangle_path` in `fs/seq_file.c`.
-pub(crate) fn octal(text: &[u8]) -> Vec<u8> {
+pub fn octal(text: &[u8]) -> Vec<u8> {
     let mut undone = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some((&first, after)) = rest.split_first() {

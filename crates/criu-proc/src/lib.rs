@@ -65,6 +65,7 @@ pub use cgroup::{Cgroup, cgroups};
 pub use dev::Dev;
 pub use dir::ProcDir;
 pub use error::{Error, ParseError};
+pub use escape::octal as unescape;
 pub use fdinfo::{Fdinfo, InfoLine};
 pub use idmap::{IdRange, id_map};
 pub use limits::{Limit, Limits, Resource, Rlim};

@@ -66,7 +66,10 @@ fn every_process() {
         if let Ok(text) = task.read("autogroup") {
             check_text(pid, autogroup(&text));
         }
-        if let Ok(text) = task.read("timens_offsets") {
+        // Empty if the process has ended between the two.
+        if let Ok(text) = task.read("timens_offsets")
+            && !text.is_empty()
+        {
             check_text(pid, timens_offsets(&text));
         }
         if let Ok(text) = task.read("oom_score_adj") {

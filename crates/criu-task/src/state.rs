@@ -48,7 +48,7 @@ fn misfit(error: CoreError) -> Error {
 /// [`crate::describe`] are still missing.
 pub fn core(view: &ThreadView<'_>, layout: &FpLayout) -> Result<Draft> {
     let mut core = pb::CoreEntry::default();
-    let state = processor_state(view)?;
+    let state = processor_state(view, layout)?;
     Native::to_core(&state, layout, &mut core).map_err(misfit)?;
     let (mask, mask_extended) = sigset(view.thread.mask());
     let mut thread = pb::ThreadCoreEntry::default();
@@ -98,7 +98,7 @@ fn extra(more: Vec<(u32, Vec<u8>)>) -> Vec<pb::RegsetEntry> {
         .collect()
 }
 
-fn processor_state(view: &ThreadView<'_>) -> Result<ThreadState<NativeRegs>> {
+fn processor_state(view: &ThreadView<'_>, layout: &FpLayout) -> Result<ThreadState<NativeRegs>> {
     let stopped = view.thread.stopped()?;
     let mut more = Vec::new();
     for note in Native::MORE_NOTES.iter().chain(Native::EXTRA_NOTES) {
@@ -111,7 +111,10 @@ fn processor_state(view: &ThreadView<'_>) -> Result<ThreadState<NativeRegs>> {
         .collect();
     Ok(ThreadState {
         regs: view.thread.natural().clone(),
-        fp: view.thread.regset(Native::FP_NOTE)?.unwrap_or_default(),
+        fp: view
+            .thread
+            .regset(Native::fp_note(layout))?
+            .unwrap_or_default(),
         more,
         tls: tls?,
     })
@@ -136,6 +139,7 @@ pub fn zombie(stat: &Stat) -> pb::CoreEntry {
 #[derive(Clone, Debug)]
 pub struct NewThread {
     state: ThreadState<NativeRegs>,
+    fp_note: u32,
     mask: Vec<u8>,
 }
 
@@ -162,12 +166,17 @@ impl NewThread {
         for (slot, area) in Native::TLS.slots.iter().zip(&self.state.tls) {
             stopped.set_thread_area(*slot, area)?;
         }
-        stopped.set_regset(Native::FP_NOTE, &self.state.fp)?;
+        stopped.set_regset(self.fp_note, &self.state.fp)?;
         for (note, bytes) in &self.state.more {
             stopped.set_regset(*note, bytes)?;
         }
         Ok(())
     }
+}
+
+/// Whether the registers of a thread fit this processor: what it has in use is there.
+pub fn fits(core: &pb::CoreEntry, layout: &FpLayout) -> Result<()> {
+    Native::from_core(core, layout).map(drop).map_err(misfit)
 }
 
 /// The registers and the signal mask of a thread, from its image.
@@ -189,6 +198,7 @@ pub fn natural(saved: &Saved<'_>, layout: &FpLayout) -> Result<NewThread> {
     };
     Ok(NewThread {
         state,
+        fp_note: Native::fp_note(layout),
         mask: to_sigset(low, extended),
     })
 }

@@ -64,7 +64,15 @@ const ALLOWED: &[(Sysno, u8)] = &[
     (Sysno::inotify_init1, 0),
     (Sysno::inotify_add_watch, 0b010),
     (Sysno::fanotify_init, 0),
-    (Sysno::fanotify_mark, 0b1_0000),
+    // Its mask takes two words where a word is half as wide.
+    (
+        Sysno::fanotify_mark,
+        if size_of::<usize>() == 8 {
+            0b1_0000
+        } else {
+            0b10_0000
+        },
+    ),
     (Sysno::memfd_create, 0b001),
     (Sysno::userfaultfd, 0),
     (Sysno::pidfd_open, 0),

@@ -23,11 +23,40 @@ pub(crate) fn thread_ids(pid: Pid) -> Vec<Pid> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else {
         return Vec::new();
     };
-    entries
+    let mut tids: Vec<Pid> = entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .map(Pid::from_raw)
-        .collect()
+        .collect();
+    if tids.len() > 1 && has_ring(pid) {
+        tids.retain(|tid| *tid == pid || !is_worker(*tid));
+    }
+    tids
+}
+
+/// Whether the kernel may have threads of its own in a process: those of io_uring(7).
+fn has_ring(pid: Pid) -> bool {
+    let fds = fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten();
+    fds.flatten().any(|fd| {
+        let link = fs::read_link(fd.path());
+        link.is_ok_and(|link| link.as_os_str() == "anon_inode:[io_uring]")
+    })
+}
+
+/// Whether a thread is one of them. It never returns to user mode, and it goes on while others are stopped.
+fn is_worker(tid: Pid) -> bool {
+    /// `PF_IO_WORKER`, and `PF_USER_WORKER` of Linux 6.4.
+    const WORKER: u64 = 0x10 | 0x4000;
+    let Ok(stat) = fs::read_to_string(format!("/proc/{tid}/stat")) else {
+        return false;
+    };
+    let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
+    let flags = after.split_ascii_whitespace().nth(6);
+    flags
+        .and_then(|flags| flags.parse().ok())
+        .is_some_and(|flags: u64| flags & WORKER != 0)
 }
 
 /// All of a small file of proc, in one piece. `take` keeps it from being asked for its size: it has none.

@@ -42,3 +42,15 @@ pub fn identify(leaf: u32, subleaf: u32) -> [u32; 4] {
 pub fn identify(_: u32, _: u32) -> [u32; 4] {
     [0; 4]
 }
+
+/// libc 0.2.190 and 0.2.191 have the numbers of other machines here, and nothing else would tell.
+#[cfg(target_arch = "mips64")]
+const _: () = {
+    assert!(libc::SIGCHLD == 18 && libc::SIGUSR1 == 16 && libc::SIGSTOP == 23);
+    assert!(libc::SIG_BLOCK == 1 && libc::SIG_SETMASK == 3 && libc::SA_SIGINFO == 8);
+    assert!(libc::SOCK_STREAM == 2 && libc::SOCK_DGRAM == 1 && libc::SOCK_NONBLOCK == 0x80);
+    assert!(libc::SOL_SOCKET == 0xffff && libc::SO_TYPE == 0x1008);
+    assert!(libc::O_CREAT == 0x100 && libc::O_NONBLOCK == 0x80 && libc::MAP_ANONYMOUS == 0x800);
+    assert!(libc::RLIMIT_NOFILE == 5 && libc::RLIMIT_MEMLOCK == 9 && libc::F_SETOWN == 24);
+    assert!(libc::EDQUOT == 1133 && libc::ENOSYS == 89 && libc::ELOOP == 90);
+};

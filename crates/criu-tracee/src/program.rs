@@ -107,7 +107,8 @@ impl Program {
         self.push(sysno, args)
     }
 
-    fn push(&mut self, sysno: Sysno, args: Vec<Arg>) -> Ret {
+    /// Adds a call with these arguments as they are.
+    pub(crate) fn push(&mut self, sysno: Sysno, args: Vec<Arg>) -> Ret {
         self.calls.push(Call {
             sysno: widest(sysno),
             args,

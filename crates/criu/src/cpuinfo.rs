@@ -1,11 +1,14 @@
-//! `criu cpuinfo`: what the CPU can do, written down, and compared with the CPU of another host.
+//! `criu cpuinfo`: what the CPU can do, written down, and compared with the CPU of another host. Dump and restore do the
+//! same with `--cpu-cap`.
+//!
+//! Without it nothing is compared but what is certain: registers that are in use and that this CPU has not.
 
 use std::fs;
 use std::path::Path;
 
 use criu_image::desc::CPUINFO;
 use criu_image::pb::CpuinfoEntry;
-use criu_image::{ImageId, ImageReader, ImageWriter};
+use criu_image::{ImageId, ImageReader, ImageWriter, Store, StoreExt};
 use criu_tracee::Native;
 use criu_tracee::arch::{Arch, CoreImage, CpuChecks};
 
@@ -56,14 +59,47 @@ pub fn run(options: &CpuinfoOptions, images: &Path) -> Result<(), Failure> {
     compare(&written.message, &here, cap)
 }
 
+/// With a dump: what this CPU can do, if the option and the format want it.
+pub(crate) fn of_dump(cap: CpuCap) -> Result<Option<CpuinfoEntry>, Failure> {
+    let described = || {
+        Native::describe_cpu(&criu_tracee::identify).map_err(|error| unsupported(error.to_string()))
+    };
+    if cap.image { described() } else { Ok(None) }
+}
+
+/// With a restore: whether this CPU can do what the option wants compared.
+pub(crate) fn check(store: &dyn Store, cap: CpuCap) -> Result<(), Failure> {
+    let Some(here) = of_dump(cap)? else {
+        return Ok(());
+    };
+    let written = store
+        .entries::<CpuinfoEntry>(CPUINFO, ())
+        .map_err(|error| Failure::from_chain("cpuinfo", &error))?;
+    match written.as_deref() {
+        Some([written]) => compare(&written.message, &here, cap),
+        Some(_) => Err(Failure::new(
+            Kind::Corrupt,
+            "cpuinfo",
+            "cpuinfo.img has not one entry",
+        )),
+        None => Err(
+            Failure::new(Kind::Incompatible, "cpuinfo", "cpuinfo.img is missing")
+                .remedy("dump with --cpu-cap too, or restore without"),
+        ),
+    }
+}
+
+fn unsupported(why: String) -> Failure {
+    Failure::new(Kind::Unsupported, "cpuinfo", why)
+}
+
 /// What this CPU can do.
 pub fn here() -> Result<CpuinfoEntry, Failure> {
-    let refuse = |why: String| Failure::new(Kind::Unsupported, "cpuinfo", why);
     Native::describe_cpu(&criu_tracee::identify)
-        .map_err(|error| refuse(error.to_string()))?
+        .map_err(|error| unsupported(error.to_string()))?
         .ok_or_else(|| {
             let why = format!("the format has no entry for the CPUs of {}", Native::NAME);
-            refuse(why).exits(NOT_SUPPORTED)
+            unsupported(why).exits(NOT_SUPPORTED)
         })
 }
 

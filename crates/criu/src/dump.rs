@@ -3,13 +3,17 @@
 //! Until *commit* every way out leaves the tasks as they were found: what holds them cures them when
 //! it is dropped, and the half-written images go with the store.
 
+use std::time::{Duration, Instant};
+
 use criu_files::{Collector, Memory, Names, Validation};
-use criu_image::{Directory, Durability, Manifest, Store};
+use criu_image::{Directory, Durability, Manifest, Store, StoreExt};
 use criu_kind::{Error, Result, Subject, Within};
 use criu_mm::{DrainOptions, Space, SurveyOptions};
+use criu_proc::Dev;
 use criu_task::{Node, Tree, freeze};
 use criu_tracee::{Tracee, fp_layout};
 
+use crate::cpuinfo;
 use crate::describe::{Described, describe};
 use crate::error::Failure;
 use crate::explain;
@@ -21,15 +25,30 @@ use crate::scripts::Action;
 use crate::stats::DumpStats;
 use crate::tables;
 
-/// Dumps the tree of `options` into its images directory.
+/// How long requests that are under way may take to end, and how long tasks go on before the next look.
+const PATIENCE: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Dumps the tree of `options` into its images directory. What the tasks have under way, and cannot be kept, may
+/// end: then they go on for a moment, and all starts anew.
 pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Failure> {
-    let mut stats = DumpStats::start();
-    let images = &options.tree.common.images;
     options
         .tree
         .scripts
         .run(Action::PreDump, Some(options.root))?;
+    let start = Instant::now();
+    while !attempt(options, progress, start.elapsed() < PATIENCE)? {
+        tracing::debug!("tasks go on until what they have under way is done");
+        std::thread::sleep(PAUSE);
+    }
+    Ok(())
+}
 
+/// Whether the tree was dumped; if not, another attempt may succeed, which there is only if `patient`.
+fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<bool, Failure> {
+    let mut stats = DumpStats::start();
+    let images = &options.tree.common.images;
+    let cpu = cpuinfo::of_dump(options.tree.cpu_cap)?;
     progress.stage("freeze");
     let (tree, mut tracees) = at("freeze", freeze(options.root, options.timeout))?;
     stats.frozen();
@@ -39,7 +58,7 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
         let store = criu_image::Memory::new();
         let mut survey = at("survey", Survey::of(&tree, &tracees, options, &store))?;
         tracing::warn!(target: "criu", "plan:\n{}", survey.plan(&tree));
-        return at("survey", survey.check());
+        return at("survey", survey.check()).map(|()| true);
     }
     // Dropped before it is finished, it leaves nothing.
     let store = at(
@@ -47,7 +66,10 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
         Directory::create(images, Durability::Manifest).map_err(Error::from),
     )?;
     let mut survey = at("survey", Survey::of(&tree, &tracees, options, &store))?;
-    at("survey", survey.check())?;
+    match survey.check() {
+        Err(error) if patient && error.may_pass() => return Ok(false),
+        checked => at("survey", checked)?,
+    }
     progress.stage("describe");
     let described = at(
         "describe",
@@ -70,6 +92,10 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
     at("describe", written)?;
     stats.drained(&drained);
     progress.stage("commit");
+    if let Some(cpu) = &cpu {
+        let written = store.write_entry(criu_image::desc::CPUINFO, (), cpu);
+        at("commit", written.map_err(Error::from))?;
+    }
     let names = at("commit", commit(&tree, survey, &described, &store))?;
     tracing::info!("Dumping finished successfully");
 
@@ -99,7 +125,7 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
     progress.clear();
     tracing::info!("done");
     stats.write(&options.tree.common.work, options.tree.display_stats)?;
-    refused
+    refused.map(|()| true)
 }
 
 /// From here on the images of threads are worth a thread of the driver.
@@ -233,8 +259,18 @@ fn file_options(
         evasive_devices: options.evasive_devices,
         mounts: false,
         validation: validation(options.tree.validation),
+        irmap: options.irmap.clone(),
+        devices: devices(options),
         external: options.outside.clone(),
     }
+}
+
+fn devices(options: &DumpOptions) -> Vec<(Dev, String)> {
+    let device = |(major, minor, name): &(u32, u32, String)| {
+        let (major, minor) = (*major, *minor);
+        (Dev { major, minor }, name.clone())
+    };
+    options.external_devices.iter().map(device).collect()
 }
 
 /// The option in the words of the files.

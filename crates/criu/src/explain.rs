@@ -29,7 +29,7 @@ pub(crate) fn failure(stage: &'static str, error: &Error) -> Failure {
 fn cause(stage: &'static str, error: &Error) -> Failure {
     let plain = |kind| Failure::new(kind, stage, error.to_string());
     match error {
-        Error::Unsupported { fact, remedy } => {
+        Error::Unsupported { fact, remedy } | Error::Busy { fact, remedy } => {
             let failure = Failure::new(Kind::Unsupported, stage, fact);
             if remedy.is_empty() {
                 failure
@@ -46,15 +46,13 @@ fn cause(stage: &'static str, error: &Error) -> Failure {
         Error::Image(criu_image::Error::Io { .. }) => Failure::from_chain(stage, error),
         Error::Image(inner) => Failure::from_chain(stage, inner).of_kind(Kind::Corrupt),
         Error::Corrupt { .. } => plain(Kind::Corrupt),
-        Error::Several(errors)
-            if errors
-                .iter()
-                .all(|one| matches!(one.cause(), Error::Unsupported { .. })) =>
-        {
-            let remedies = errors
-                .iter()
-                .filter_map(|one| cause(stage, one.cause()).remedy.clone());
+        Error::Several(_) if error.is_refusal() => {
+            let remedies = error
+                .causes()
+                .into_iter()
+                .filter_map(|one| cause(stage, one).remedy.clone());
             let mut remedies: Vec<_> = remedies.collect();
+            remedies.sort();
             remedies.dedup();
             let failure = plain(Kind::Unsupported);
             if remedies.is_empty() {
@@ -127,5 +125,19 @@ mod tests {
         ]);
         expect!["survey: 2 problems: [a] [b]; do x"]
             .assert_eq(&failure("survey", &several.expect_err("two")).to_string());
+        // Those of several descriptors of several tasks, all with their remedies.
+        let task = || {
+            let both = vec![
+                within(Error::unsupported("a", "do x")),
+                within(Error::busy("b", "wait")),
+            ];
+            Error::all(both).expect_err("two")
+        };
+        let all = Error::all(vec![task(), task()]).expect_err("two");
+        assert!(all.is_refusal() && !all.may_pass());
+        let told = failure("survey", &all);
+        assert_eq!(told.kind, Kind::Unsupported);
+        assert_eq!(told.remedy.as_deref(), Some("do x; wait"));
+        assert_eq!(told.to_string().matches("fd 7").count(), 4);
     }
 }

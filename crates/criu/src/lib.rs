@@ -13,6 +13,7 @@ pub mod cpuinfo;
 mod describe;
 mod dump;
 mod explain;
+mod furnish;
 mod inventory;
 mod ipc;
 mod load;
@@ -26,7 +27,7 @@ mod world;
 
 use criu_cli::config::Surroundings;
 use criu_cli::typed::{self, Asked};
-use criu_cli::{error, log, options, scripts};
+use criu_cli::{error, log, options, policy, scripts};
 
 /// The CRIU release whose interfaces these are. Callers compare it as text, so its major number stays below 10.
 pub const COMPATIBLE: &str = "4.2";

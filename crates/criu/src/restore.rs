@@ -4,11 +4,11 @@
 
 use std::time::{Duration, Instant};
 
-use criu_files::Files;
+use criu_files::{FilePolicy, Files, Policies};
 use criu_image::manifest::{Depth, Manifest};
 use criu_image::{Checked, Directory, Store};
 use criu_ipc::Objects;
-use criu_kind::{Error, Result};
+use criu_kind::{Error, Result, Within};
 use criu_mm::SpaceImage;
 use criu_proc::{ProcDir, TaskState};
 use criu_task::{Plan, birth};
@@ -17,10 +17,12 @@ use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
+use crate::cpuinfo;
 use crate::error::Failure;
 use crate::explain;
 use crate::load::{self, Model};
 use crate::options::RestoreOptions;
+use crate::policy::How;
 use crate::progress::Progress;
 use crate::scripts::Action;
 use crate::stats::RestoreStats;
@@ -34,6 +36,7 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
     let tree = &options.tree;
     progress.stage("load");
     let store = at("load", images(options).map_err(Error::from))?;
+    cpuinfo::check(&*store, tree.cpu_cap)?;
     let model = at("load", load::model(&*store))?;
     let files = at(
         "load",
@@ -136,10 +139,27 @@ fn file_options(options: &RestoreOptions) -> criu_files::RestoreOptions {
             .iter()
             .map(|given| (given.key.clone(), given.fd))
             .collect(),
+        devices: options.devices.clone(),
+        policies: policies(options),
         external: options.outside.clone(),
         root: None,
         memory: criu_mm::bring_object,
     }
+}
+
+/// What may have happened to files, in the words of the files: the first that is about a path counts.
+fn policies(options: &RestoreOptions) -> Policies {
+    let policies = options.policies.clone();
+    Box::new(move |path| {
+        let policy = policies.iter().find(|policy| policy.covers(path));
+        match policy.map(|policy| &policy.how) {
+            None | Some(How::Strict) => FilePolicy::Strict,
+            Some(How::Ignore) => FilePolicy::Ignore,
+            Some(How::Append) => FilePolicy::Append,
+            Some(How::Truncate) => FilePolicy::Truncate,
+            Some(How::Replace(other)) => FilePolicy::Replace(other.clone().into_bytes()),
+        }
+    })
 }
 
 fn at<T>(stage: &'static str, result: Result<T>) -> Result<T, Failure> {
@@ -168,6 +188,16 @@ fn preflight(model: &Model, files: &Files<'_>, ipc: &mut Objects, plan: &Plan) -
     let pids = model.pids();
     let of_tree = |pid: i32| pids.binary_search(&pid).is_ok();
     problems.extend(ipc.check(&mut Local, &of_tree).err());
+    let layout = fp_layout();
+    for task in model.tasks.iter().filter(|task| task.body.is_some()) {
+        let threads = task.threads.iter().map(|(_, core)| core);
+        // One thread tells enough of its process.
+        let misfit = [&task.core].into_iter().chain(threads).find_map(|core| {
+            let fits = criu_task::fits(core, &layout);
+            fits.within(|| task.subject()).err()
+        });
+        problems.extend(misfit);
+    }
     Error::all(problems)
 }
 

@@ -4,6 +4,11 @@ use criu_kind::AnyFileKind;
 
 /// Every kind of open file.
 pub(crate) fn kinds() -> impl Iterator<Item = &'static dyn AnyFileKind> {
-    let all = [criu_bpf::KINDS, criu_files::KINDS, criu_net::KINDS];
+    let all = [
+        criu_bpf::KINDS,
+        criu_files::KINDS,
+        criu_ipc::KINDS,
+        criu_net::KINDS,
+    ];
     all.into_iter().flatten().copied()
 }

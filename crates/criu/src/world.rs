@@ -1,16 +1,13 @@
 //! The tasks on their way back: born, filled, settled, sealed, and let go together.
 
-use std::collections::HashMap;
-
-use criu_files::{Files, Sites};
+use criu_files::Files;
 use criu_image::Store;
-use criu_image::id::{FdTableId, VPid};
 use criu_ipc::Objects;
 use criu_kind::{Now, Result, Within};
 use criu_mm::{FillJob, FillStats, Ground, Materials, Shared};
 use criu_proc::ProcDir;
 use criu_task::{NewThread, Plan, Role, Step, TaskState, birth};
-use criu_tracee::{FpLayout, Job, Nursery, Program, Site, Tracee, run_all, spawn_root};
+use criu_tracee::{FpLayout, Job, Nursery, Program, Tracee, run_all, spawn_root};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -25,20 +22,20 @@ const CLONE_PARENT: u64 = 0x8000;
 
 /// The held tasks. Dropping it ends them all.
 pub(crate) struct World<'m> {
-    model: &'m Model,
-    files: Files<'m>,
+    pub(crate) model: &'m Model,
+    pub(crate) files: Files<'m>,
     ground: Ground,
     shared: Shared,
     ipc: ipc::Back,
     /// What became of the pages.
     pub(crate) filled: FillStats,
     /// Processes of the images that live, parents first: index in the model, and where.
-    alive: Vec<(usize, usize)>,
+    pub(crate) alive: Vec<(usize, usize)>,
     /// All that are held, zombies and helpers gone.
-    held: Vec<Tracee>,
+    pub(crate) held: Vec<Tracee>,
     /// Helpers that must be there until descriptors are placed.
-    helpers: Vec<(usize, i32)>,
-    nursery: Nursery,
+    pub(crate) helpers: Vec<(usize, i32)>,
+    pub(crate) nursery: Nursery,
     /// Which nodes of the plan clone others.
     bears: Vec<bool>,
     /// What processes have in common.
@@ -302,7 +299,7 @@ impl<'m> World<'m> {
         }
     }
 
-    fn task(&self, image: usize) -> &'m Task {
+    pub(crate) fn task(&self, image: usize) -> &'m Task {
         &self.model.tasks[image]
     }
 
@@ -337,124 +334,11 @@ impl<'m> World<'m> {
                 })
             })
             .collect();
-        criu_mm::finish(&mut self.held, &jobs, &self.ground)?;
+        criu_mm::finish(&mut self.held, &jobs, &self.ground, &self.files)?;
         let pid = |image: &usize| model.tasks[*image].entry.pid;
         let tasks = self.alive.iter().map(|(image, here)| (pid(image), *here));
         self.ipc.settle(&mut self.held, tasks)?;
         self.place()
-    }
-
-    /// The groups in the foreground of terminals.
-    fn foreground(&mut self) -> Result<()> {
-        for (sid, fd, pgrp) in self.files.controlling_terminals() {
-            let leader = self.alive.iter().find(|(image, _)| {
-                self.model.tasks[*image].entry.pid == sid
-            });
-            let lives = self.model.tasks.iter().any(|task| task.entry.pgid == pgrp);
-            if let Some((image, here)) = leader.copied()
-                && lives
-            {
-                birth::set_foreground(&mut self.held[here], fd, pgrp)
-                    .within(|| self.model.tasks[image].subject())?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Files whose makers are remembered.
-    fn open_late(&mut self) -> Result<()> {
-        let places = self.held.iter().enumerate();
-        let places = places.map(|(here, held)| (held.vpid().as_raw().unsigned_abs(), here));
-        let mut sites = Processes {
-            places: places.collect(),
-            held: &mut self.held,
-        };
-        self.files.open_late(&mut sites)
-    }
-
-    /// Processes that are dead but whose directories in `/proc` are open.
-    fn raise_helpers(&mut self) -> Result<()> {
-        let pids: Vec<i32> = self
-            .files
-            .helper_pids()
-            .map(|pid| pid.get().cast_signed())
-            .collect();
-        for pid in pids {
-            let helper = birth::clone_child(&mut self.held[0], pid, 0, &self.nursery)?;
-            self.helpers.push((self.held.len(), pid));
-            self.held.push(helper);
-        }
-        let makers: Vec<i32> = self
-            .files
-            .maker_pids()
-            .map(|pid| pid.get().cast_signed())
-            .collect();
-        for pid in makers {
-            match birth::clone_child(&mut self.held[0], pid, 0, &self.nursery) {
-                Ok(helper) => {
-                    self.helpers.push((self.held.len(), pid));
-                    self.held.push(helper);
-                }
-                Err(error) => {
-                    tracing::warn!(pid, %error, "sockets that this process made will say that another one did");
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn place(&mut self) -> Result<()> {
-        let mut tables: Vec<(FdTableId, usize, usize)> = Vec::new();
-        for (image, here) in &self.alive {
-            let Some(body) = &self.model.tasks[*image].body else {
-                continue;
-            };
-            let table = FdTableId::new(body.ids.files_id);
-            self.files
-                .set_tasks([(table, VPid::new(self.model.tasks[*image].entry.pid))]);
-            tables.push((table, *image, *here));
-        }
-        tables.sort_by_key(|(table, ..)| *table);
-        self.open_late()?;
-        for (position, (table, image, here)) in tables.iter().enumerate() {
-            let task = self.task(*image);
-            let Some(body) = &task.body else { continue };
-            // Of those that share a table the last one fills it: nothing of ours is in it then.
-            let fills = tables.get(position + 1).map(|(next, ..)| next) != Some(table);
-            if fills {
-                let delivered = self.files.deliver(*table, &mut self.held[*here]);
-                delivered.within(|| task.subject())?;
-            }
-            let mut program = Program::new();
-            self.files.fs_program(&body.fs, &mut program)?;
-            if fills {
-                self.files.place(*table, &mut program)?;
-            }
-            self.held[*here].run(&program).within(|| task.subject())?;
-        }
-        tables.dedup_by_key(|(table, ..)| *table);
-        for (here, pid) in std::mem::take(&mut self.helpers).into_iter().rev() {
-            debug_assert_eq!(here, self.held.len() - 1);
-            if let Some(helper) = self.held.pop() {
-                helper.exit(0)?;
-                birth::reap(&mut self.held[0], pid)?;
-            }
-        }
-        for (table, image, here) in &tables {
-            let mut program = Program::new();
-            self.files.settle(*table, &mut program)?;
-            self.held[*here]
-                .run(&program)
-                .within(|| self.model.tasks[*image].subject())?;
-        }
-        for (table, image, here) in &tables {
-            let mut program = Program::new();
-            self.files.arm(*table, &mut program)?;
-            self.held[*here]
-                .run(&program)
-                .within(|| self.model.tasks[*image].subject())?;
-        }
-        self.files.last()
     }
 
     /// Every thread gets what makes it what it was; the last of it takes its power away.
@@ -623,24 +507,6 @@ impl<'m> World<'m> {
                 .within(|| task.subject()),
             None => Ok(()),
         }
-    }
-}
-
-/// The held processes by pid.
-struct Processes<'a> {
-    places: HashMap<u32, usize>,
-    held: &'a mut [Tracee],
-}
-
-impl Sites for Processes<'_> {
-    fn process(&mut self, pid: VPid) -> Option<(&mut dyn Site, Pid)> {
-        let held = &mut self.held[*self.places.get(&pid.get())?];
-        let real = held.pid();
-        Some((held, real))
-    }
-
-    fn root(&self) -> VPid {
-        VPid::new(self.held[0].vpid().as_raw().unsigned_abs())
     }
 }
 

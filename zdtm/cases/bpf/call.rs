@@ -31,7 +31,8 @@ fn bpf(command: i32, attributes: &mut [u64]) -> io::Result<i64> {
             size_of_val(attributes),
         )
     };
-    ret(done)
+    #[allow(clippy::useless_conversion, reason = "widths differ between machines")]
+    ret(done.into())
 }
 
 fn pair(low: u32, high: u32) -> u64 {

@@ -5,7 +5,7 @@
 
 use std::arch::asm;
 
-use zdtm::{Case, Result, Team, check, check_eq, fill, skip, verify};
+use zdtm::{Case, Mapping, Result, Team, check, check_eq, fill, proc_text, skip, verify};
 
 pub(crate) const CASES: &[Case] = &[
     Case::new("general", general),
@@ -18,6 +18,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("sve-length", sve_length),
     Case::new("thread-pointer", thread_pointer),
     Case::new("pointer-authentication", pointer_authentication),
+    Case::new("landing-places", landing_places),
 ];
 
 /// Runs on a thread of its own, with a moment to get to its waiting place.
@@ -465,4 +466,25 @@ fn pointer_authentication() -> Result<()> {
         check_eq!(signed(seed << 12), before);
         Ok(())
     })
+}
+
+/// Code into which indirect branches may land at marked places only (BTI).
+fn landing_places() -> Result<()> {
+    const PROT_BTI: i32 = 0x10;
+    let protection = libc::PROT_READ | libc::PROT_EXEC | PROT_BTI;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let Ok(mapping) = Mapping::new(4096, protection, flags, -1, 0) else {
+        return skip("no BTI");
+    };
+    let guarded = || -> Result<bool> {
+        let smaps = proc_text("self", "smaps")?;
+        let start = format!("{:x}-", mapping.address());
+        let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&start));
+        let flags = lines.find(|line| line.starts_with("VmFlags:"));
+        Ok(flags.is_some_and(|flags| flags.contains(" bt")))
+    };
+    check!(guarded()?);
+    zdtm::checkpoint()?;
+    check!(guarded()?);
+    Ok(())
 }

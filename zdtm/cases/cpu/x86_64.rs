@@ -14,9 +14,9 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("x87", x87),
     Case::new("mxcsr", mxcsr),
     Case::new("sse", sse),
-    Case::new("avx", avx),
-    Case::new("avx512", avx512),
-    Case::new("pkru", pkru),
+    Case::new("avx", avx).needs(&["AVX"]),
+    Case::new("avx512", avx512).needs(&["AVX"]),
+    Case::new("pkru", pkru).needs(&["protection keys"]),
     Case::new("segment-bases", segments),
     Case::new("direction-flag", flags),
 ];

@@ -30,6 +30,10 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("inherit-pipe", pipe)
         .restore_options(RESTORE)
         .changes(FIRST),
+    Case::new("external-device", device)
+        .dump_options(DUMP)
+        .restore_options(RESTORE)
+        .changes(FIRST),
 ];
 
 fn say(name: &str, text: &str) -> Result<()> {
@@ -110,4 +114,29 @@ fn pipe() -> Result<()> {
     )?;
     drop(writer);
     given(&reader)
+}
+
+/// A device of which nothing but the number is known; another one is given for it.
+fn device() -> Result<()> {
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    // Nobody mounts anything through it here.
+    let Ok(meta) = fs::metadata("/dev/fuse") else {
+        return zdtm::skip("no such device here");
+    };
+    let number = meta.rdev();
+    let (major, minor) = (nix::sys::stat::major(number), nix::sys::stat::minor(number));
+    let name = zdtm::dir().join("device");
+    if mknod(&name, SFlag::S_IFCHR, Mode::S_IRWXU, makedev(major, minor)).is_err() {
+        return zdtm::skip("no device nodes in this directory");
+    }
+    let file = match File::options().read(true).write(true).open(&name) {
+        Ok(file) => file,
+        Err(error) => return zdtm::skip(format!("devices cannot be opened here: {error}")),
+    };
+    say(
+        "dump.conf",
+        &format!("external dev[{major}/{minor}]:mine\n"),
+    )?;
+    say("restore.conf", "external dev[mine]:/dev/null\n")?;
+    given(&file)
 }

@@ -14,6 +14,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("inotify-hardlink", || removed(true)).options(&["--link-remap"]),
     Case::new("inotify-quiet", quiet),
     Case::new("inotify-queued", queued),
+    Case::new("inotify-irmap", hidden).dump_options(&["--config=../work/dump.conf"]),
 ];
 
 fn path(name: &str) -> PathBuf {
@@ -144,6 +145,28 @@ fn queued() -> Result<()> {
     check_eq!(
         found[1..],
         [(directory, EventMask::CREATE, "after".to_owned())]
+    );
+    Ok(())
+}
+
+/// A watched file under a name that the kernel does not remember: found by a search.
+fn hidden() -> Result<()> {
+    fs::create_dir_all(path("some/where"))?;
+    fs::write(path("some/where/file"), "")?;
+    fs::write(
+        path("dump.conf"),
+        format!("force-irmap\nirmap-scan-path {}\n", path("some").display()),
+    )?;
+    let mut inotify = Inotify::init()?;
+    let file = watch(&inotify, "some/where/file", WatchMask::MODIFY)?;
+    // Without the names that it remembers it has to open the file by its handle.
+    fs::write("/proc/sys/vm/drop_caches", "2").ok();
+    zdtm::checkpoint()?;
+    fs::write(path("some/where/file"), "more")?;
+    let found = events(&mut inotify);
+    check!(
+        found.contains(&(file, EventMask::MODIFY, String::new())),
+        "{found:?}"
     );
     Ok(())
 }

@@ -12,6 +12,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("lock-flock", flocks).options(&["--file-locks"]),
     Case::new("lock-flock-inherited", flock_inherited).options(&["--file-locks"]),
     Case::new("lease", leases).options(&["--file-locks"]),
+    Case::new("lease-breaking", breaking).options(&["--file-locks"]),
     Case::new("lock-not-asked", posix).refused("needs --file-locks"),
 ];
 
@@ -160,5 +161,72 @@ fn leases() -> Result<()> {
     check_eq!(fcntl(&read, libc::F_GETLEASE, 0)?, libc::F_RDLCK);
     check_eq!(fcntl(&write, libc::F_GETLEASE, 0)?, libc::F_WRLCK);
     fcntl(&write, libc::F_SETLEASE, libc::F_UNLCK)?;
+    Ok(())
+}
+
+/// A lease that its holder is to give up: for a reader, for a writer, and one for reading.
+fn breaking() -> Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut pending = nix::sys::signal::SigSet::empty();
+    pending.add(nix::sys::signal::Signal::SIGIO);
+    pending.thread_block()?;
+    let lease = |file: &File, command, argument: c_int| {
+        // SAFETY: takes no address.
+        ret(unsafe { libc::fcntl(file.as_raw_fd(), command, argument) })
+    };
+    let breaks = |name: &str, write: bool| {
+        let mut options = File::options();
+        options
+            .read(!write)
+            .write(write)
+            .custom_flags(libc::O_NONBLOCK);
+        let opened = options.open(zdtm::dir().join(name));
+        opened.err().and_then(|error| error.raw_os_error()) == Some(libc::EWOULDBLOCK)
+    };
+    let cases = [
+        ("one", true, false),
+        ("two", true, true),
+        ("three", false, true),
+    ];
+    let mut files = Vec::new();
+    for (name, written, by_writer) in cases {
+        fs::write(zdtm::dir().join(name), "")?;
+        let file = File::options()
+            .read(true)
+            .write(written)
+            .open(zdtm::dir().join(name))?;
+        lease(
+            &file,
+            libc::F_SETLEASE,
+            if written {
+                libc::F_WRLCK
+            } else {
+                libc::F_RDLCK
+            },
+        )?;
+        check!(breaks(name, by_writer));
+        pending.wait()?;
+        files.push((
+            file,
+            name,
+            if by_writer {
+                libc::F_UNLCK
+            } else {
+                libc::F_RDLCK
+            },
+            by_writer,
+        ));
+    }
+    zdtm::checkpoint()?;
+    let waiting = zdtm::status_field("self", "SigPnd")?;
+    check_eq!(u64::from_str_radix(&waiting, 16)?, 0, "he was told before");
+    let waiting = zdtm::status_field("self", "ShdPnd")?;
+    check_eq!(u64::from_str_radix(&waiting, 16)?, 0, "he was told before");
+    for (file, name, left, by_writer) in &files {
+        check_eq!(lease(file, libc::F_GETLEASE, 0)?, *left, "{name}");
+        check!(breaks(name, *by_writer), "{name}");
+        lease(file, libc::F_SETLEASE, libc::F_UNLCK)?;
+        check!(!breaks(name, *by_writer), "{name}");
+    }
     Ok(())
 }

@@ -105,8 +105,11 @@ const F_GETSIG: c_int = 11;
 static GOT: std::sync::atomic::AtomicI32 = std::sync::atomic::AtomicI32::new(0);
 
 extern "C" fn got(_: c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: with F_SETSIG the kernel tells the descriptor right after the band; both are in the union at 16.
-    let fd = unsafe { info.cast::<i32>().add(6).read() };
+    let word = size_of::<usize>();
+    // Band and descriptor follow three ints; the band is a word, and aligned like one.
+    let at = 12_usize.next_multiple_of(word) + word;
+    // SAFETY: with F_SETSIG the kernel tells the descriptor right after the band.
+    let fd = unsafe { info.byte_add(at).cast::<i32>().read() };
     GOT.store(fd, std::sync::atomic::Ordering::SeqCst);
 }
 

@@ -10,30 +10,30 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::termios::{
-    InputFlags, LocalFlags, OutputFlags, SetArg, SpecialCharacterIndices, Termios, cfmakeraw, tcgetsid,
-    tcgetattr, tcsetattr,
+    InputFlags, LocalFlags, OutputFlags, SpecialCharacterIndices, Termios, cfmakeraw, tcgetsid,
 };
 use nix::unistd::{Pid, getpid, getsid, read, setpgid, setsid, tcgetpgrp, write};
 use zdtm::{Case, Child, Result, check, check_eq};
 
+// Alone: their numbers must be free when they come back.
 pub(crate) const CASES: &[Case] = &[
-    Case::new("tty-pair", pair),
-    Case::new("tty-data", data),
-    Case::new("tty-data-lines", lines),
-    Case::new("tty-packet-mode", packet_mode),
-    Case::new("tty-exclusive", exclusive),
-    Case::new("tty-locked", locked),
-    Case::new("tty-master-alone", alone),
-    Case::new("tty-hung-up", hung_up),
-    Case::new("tty-several", several),
-    Case::new("tty-crossed", crossed),
-    Case::new("tty-controlling", controlling),
-    Case::new("tty-controlling-no-slave", no_slave),
-    Case::new("tty-current", current),
-    Case::new("tty-foreground", foreground),
-    Case::new("tty-background", background),
-    Case::new("tty-hangup-signal", hangup),
-    Case::new("tty-owner", owner),
+    Case::new("tty-pair", pair).exclusive(),
+    Case::new("tty-data", data).exclusive(),
+    Case::new("tty-data-lines", lines).exclusive(),
+    Case::new("tty-packet-mode", packet_mode).exclusive(),
+    Case::new("tty-exclusive", exclusive).exclusive(),
+    Case::new("tty-locked", locked).exclusive(),
+    Case::new("tty-master-alone", alone).exclusive(),
+    Case::new("tty-hung-up", hung_up).exclusive(),
+    Case::new("tty-several", several).exclusive(),
+    Case::new("tty-crossed", crossed).exclusive(),
+    Case::new("tty-controlling", controlling).exclusive(),
+    Case::new("tty-controlling-no-slave", no_slave).exclusive(),
+    Case::new("tty-current", current).exclusive(),
+    Case::new("tty-foreground", foreground).exclusive(),
+    Case::new("tty-background", background).exclusive(),
+    Case::new("tty-hangup-signal", hangup).exclusive(),
+    Case::new("tty-owner", owner).exclusive(),
 ];
 
 struct Ends {
@@ -58,7 +58,40 @@ fn open() -> Result<Ends> {
 fn raw(fd: &impl AsFd) -> Result<()> {
     let mut settings = tcgetattr(fd)?;
     cfmakeraw(&mut settings);
-    Ok(tcsetattr(fd, SetArg::TCSANOW, &settings)?)
+    Ok(tcsetattr(fd, &settings)?)
+}
+
+// The libc crate asks for versions of these two that the C library of MIPS does not have.
+unsafe extern "C" {
+    #[link_name = "tcgetattr"]
+    fn get_settings(fd: libc::c_int, settings: *mut libc::termios) -> libc::c_int;
+    #[link_name = "tcsetattr"]
+    fn set_settings(
+        fd: libc::c_int,
+        when: libc::c_int,
+        settings: *const libc::termios,
+    ) -> libc::c_int;
+}
+
+fn tcgetattr(fd: &impl AsFd) -> Result<Termios, Errno> {
+    // SAFETY: settings of zeros are some.
+    let mut settings = unsafe { std::mem::zeroed() };
+    // SAFETY: the call stores settings.
+    Errno::result(unsafe { get_settings(fd.as_fd().as_raw_fd(), &raw mut settings) })?;
+    Ok(settings.into())
+}
+
+fn tcsetattr(fd: &impl AsFd, settings: &Termios) -> Result<(), Errno> {
+    let mut raw = libc::termios::from(settings.clone());
+    raw.c_iflag = settings.input_flags.bits();
+    raw.c_oflag = settings.output_flags.bits();
+    raw.c_cflag = settings.control_flags.bits();
+    raw.c_lflag = settings.local_flags.bits();
+    raw.c_cc = settings.control_chars;
+    let settings = raw;
+    // SAFETY: the settings live through the call.
+    let set = unsafe { set_settings(fd.as_fd().as_raw_fd(), libc::TCSANOW, &raw const settings) };
+    Errno::result(set).map(drop)
 }
 
 fn nonblocking(fd: &impl AsFd) -> Result<()> {
@@ -69,7 +102,10 @@ fn nonblocking(fd: &impl AsFd) -> Result<()> {
 /// What comes, when it has had the time to.
 fn come(fd: &impl AsFd) -> Result<Vec<u8>, Errno> {
     let mut room = vec![0; 5000];
-    let mut asked = [nix::poll::PollFd::new(fd.as_fd(), nix::poll::PollFlags::POLLIN)];
+    let mut asked = [nix::poll::PollFd::new(
+        fd.as_fd(),
+        nix::poll::PollFlags::POLLIN,
+    )];
     nix::poll::poll(&mut asked, 200u8)?;
     let length = read(fd, &mut room)?;
     room.truncate(length);
@@ -92,7 +128,10 @@ fn size(fd: &impl AsRawFd) -> Result<(u16, u16, u16, u16)> {
 }
 
 fn name(slave: &impl AsRawFd) -> Result<std::path::PathBuf> {
-    Ok(std::fs::read_link(format!("/proc/self/fd/{}", slave.as_raw_fd()))?)
+    Ok(std::fs::read_link(format!(
+        "/proc/self/fd/{}",
+        slave.as_raw_fd()
+    ))?)
 }
 
 /// Settings and size; lines go through as the settings say.
@@ -103,10 +142,10 @@ fn pair() -> Result<()> {
     settings.input_flags.insert(InputFlags::IUCLC);
     settings.output_flags.remove(OutputFlags::ONLCR);
     settings.control_chars[SpecialCharacterIndices::VINTR as usize] = 7;
-    tcsetattr(&slave, SetArg::TCSANOW, &settings)?;
+    tcsetattr(&slave, &settings)?;
     let (before, path) = (tcgetattr(&slave)?, name(&slave)?);
     zdtm::checkpoint()?;
-    let settings = |fd: &OwnedFd| Ok::<Termios, Errno>(tcgetattr(fd)?);
+    let settings = |fd: &OwnedFd| tcgetattr(fd);
     check!(settings(&slave)? == before);
     check!(settings(&master)? == before);
     check_eq!(size(&slave)?, (33, 77, 3, 7));
@@ -187,7 +226,13 @@ fn locked() -> Result<()> {
     let path = format!("/dev/pts/{}", number(&master, libc::TIOCGPTN)?);
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(libc::O_NOCTTY);
-    check_eq!(options.open(&path).map_err(|error| error.raw_os_error()).err(), Some(Some(libc::EIO)));
+    check_eq!(
+        options
+            .open(&path)
+            .map_err(|error| error.raw_os_error())
+            .err(),
+        Some(Some(libc::EIO))
+    );
     nix::pty::unlockpt(&master)?;
     options.open(&path)?;
     Ok(())
@@ -410,7 +455,11 @@ extern "C" fn on_hangup(_: i32) {
 fn hangup() -> Result<()> {
     let ends = open()?;
     let leader = leader(&ends, |slave| {
-        let action = SigAction::new(SigHandler::Handler(on_hangup), SaFlags::SA_RESTART, SigSet::empty());
+        let action = SigAction::new(
+            SigHandler::Handler(on_hangup),
+            SaFlags::SA_RESTART,
+            SigSet::empty(),
+        );
         // SAFETY: the handler stores an atomic.
         unsafe { sigaction(Signal::SIGHUP, &action) }?;
         Child::set_up();

@@ -143,7 +143,7 @@ fn blocked() -> Result<()> {
         check_eq!(receive(queue, 5, 0)?, (5, b"for the child".to_vec()));
         Ok(())
     })?;
-    while !zdtm::proc_text(&child.pid().to_string(), "wchan")?.contains("msgrcv") {
+    while !zdtm::proc_text(child.pid(), "wchan")?.contains("msgrcv") {
         std::thread::yield_now();
     }
     zdtm::checkpoint()?;

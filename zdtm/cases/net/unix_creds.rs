@@ -210,7 +210,10 @@ fn queued() -> Result<()> {
             zdtm::wait();
         }
         check_eq!(hear(&other)?, (b"parent".to_vec(), me()));
-        check_eq!(hear(&other)?, (b"child".to_vec(), (child.pid().as_raw(), 0, 0)));
+        check_eq!(
+            hear(&other)?,
+            (b"child".to_vec(), (child.pid().as_raw(), 0, 0))
+        );
         check_eq!(hear(&other)?, (b"as another".to_vec(), (pid, 12, 34)));
         child.finish()?;
     }
@@ -223,7 +226,11 @@ fn sender_gone() -> Result<()> {
     let far = one.as_raw_fd();
     let child = Child::spawn("sender", move || {
         // SAFETY: the descriptor is inherited, and nobody else closes it.
-        say(&unsafe { std::os::fd::BorrowedFd::borrow_raw(far) }, b"bye", None)
+        say(
+            &unsafe { std::os::fd::BorrowedFd::borrow_raw(far) },
+            b"bye",
+            None,
+        )
     })?;
     let pid = child.pid().as_raw();
     child.join()?;

@@ -59,13 +59,19 @@ fn heard(socket: &OwnedFd) -> Result<(Vec<u8>, Option<UnixAddr>)> {
     );
     let (length, from) = recvfrom::<UnixAddr>(socket.as_raw_fd(), &mut room)?;
     room.truncate(length);
-    Ok((room, from.filter(|from| from.path().is_some() || from.as_abstract().is_some())))
+    Ok((
+        room,
+        from.filter(|from| from.path().is_some() || from.as_abstract().is_some()),
+    ))
 }
 
 /// A server, clients that are connected to it, one by a file and one by an abstract name.
 fn clients() -> Result<()> {
     for name in [file("server")?, hidden("server")?] {
-        check_eq!(getpeername::<UnixAddr>(bound(&name)?.as_raw_fd()), Err(Errno::ENOTCONN));
+        check_eq!(
+            getpeername::<UnixAddr>(bound(&name)?.as_raw_fd()),
+            Err(Errno::ENOTCONN)
+        );
         if let Some(path) = name.path() {
             std::fs::remove_file(path)?;
         }
@@ -133,7 +139,13 @@ fn pair() -> Result<()> {
 fn pair_full() -> Result<()> {
     let (one, other) = both(Datagram)?;
     let mut count = 0u32;
-    while send(one.as_raw_fd(), &count.to_ne_bytes(), MsgFlags::MSG_DONTWAIT).is_ok() {
+    while send(
+        one.as_raw_fd(),
+        &count.to_ne_bytes(),
+        MsgFlags::MSG_DONTWAIT,
+    )
+    .is_ok()
+    {
         count += 1;
     }
     check!(count > 20, "{count}");
@@ -151,7 +163,12 @@ fn senders() -> Result<()> {
     let clients = names.iter().map(bound).collect::<Result<Vec<_>>>()?;
     for round in 0u8..2 {
         for client in &clients {
-            sendto(client.as_raw_fd(), &[round], &file("server")?, MsgFlags::empty())?;
+            sendto(
+                client.as_raw_fd(),
+                &[round],
+                &file("server")?,
+                MsgFlags::empty(),
+            )?;
         }
     }
     zdtm::checkpoint()?;
@@ -173,13 +190,23 @@ fn sender_gone() -> Result<()> {
     let names = [file("gone")?, hidden("gone")?];
     for name in &names {
         let client = bound(name)?;
-        sendto(client.as_raw_fd(), b"bye", &file("server")?, MsgFlags::empty())?;
+        sendto(
+            client.as_raw_fd(),
+            b"bye",
+            &file("server")?,
+            MsgFlags::empty(),
+        )?;
         if let Some(path) = name.path() {
             std::fs::remove_file(path)?;
         }
     }
     let nobody = make(Datagram)?;
-    sendto(nobody.as_raw_fd(), b"from nobody", &file("server")?, MsgFlags::empty())?;
+    sendto(
+        nobody.as_raw_fd(),
+        b"from nobody",
+        &file("server")?,
+        MsgFlags::empty(),
+    )?;
     drop(nobody);
     zdtm::checkpoint()?;
     for name in &names {
@@ -193,10 +220,24 @@ fn sender_gone() -> Result<()> {
 
 /// What came from others before it was connected to one waits still; later nobody else may send.
 fn before_connect() -> Result<()> {
-    let (one, two, three) = (bound(&file("one")?)?, bound(&file("two")?)?, bound(&file("three")?)?);
-    sendto(three.as_raw_fd(), b"early", &file("one")?, MsgFlags::empty())?;
+    let (one, two, three) = (
+        bound(&file("one")?)?,
+        bound(&file("two")?)?,
+        bound(&file("three")?)?,
+    );
+    sendto(
+        three.as_raw_fd(),
+        b"early",
+        &file("one")?,
+        MsgFlags::empty(),
+    )?;
     connect(one.as_raw_fd(), &file("two")?)?;
-    sendto(two.as_raw_fd(), b"of the peer", &file("one")?, MsgFlags::empty())?;
+    sendto(
+        two.as_raw_fd(),
+        b"of the peer",
+        &file("one")?,
+        MsgFlags::empty(),
+    )?;
     zdtm::checkpoint()?;
     check_eq!(heard(&one)?, (b"early".to_vec(), Some(file("three")?)));
     check_eq!(heard(&one)?, (b"of the peer".to_vec(), Some(file("two")?)));
@@ -237,7 +278,11 @@ fn to_itself() -> Result<()> {
 
 /// One to two, two to three.
 fn chain() -> Result<()> {
-    let (one, two, three) = (make(Datagram)?, bound(&file("two")?)?, bound(&file("three")?)?);
+    let (one, two, three) = (
+        make(Datagram)?,
+        bound(&file("two")?)?,
+        bound(&file("three")?)?,
+    );
     connect(two.as_raw_fd(), &file("three")?)?;
     // Only its peer may send to a socket that has one.
     check_eq!(connect(one.as_raw_fd(), &file("two")?), Err(Errno::EPERM));
@@ -270,7 +315,12 @@ fn orphan() -> Result<()> {
     let client = bound(&file("client")?)?;
     connect(client.as_raw_fd(), &file("server")?)?;
     tell(&server, b"").err(); // It has no peer.
-    sendto(server.as_raw_fd(), b"last", &file("client")?, MsgFlags::empty())?;
+    sendto(
+        server.as_raw_fd(),
+        b"last",
+        &file("client")?,
+        MsgFlags::empty(),
+    )?;
     drop(server);
     std::fs::remove_file(zdtm::dir().join("server"))?;
     zdtm::checkpoint()?;
@@ -306,7 +356,10 @@ fn shut() -> Result<()> {
     tell(&one, b"before")?;
     shutdown(one.as_raw_fd(), Shutdown::Write)?;
     zdtm::checkpoint()?;
-    check_eq!(send(one.as_raw_fd(), b"x", MsgFlags::MSG_NOSIGNAL), Err(Errno::EPIPE));
+    check_eq!(
+        send(one.as_raw_fd(), b"x", MsgFlags::MSG_NOSIGNAL),
+        Err(Errno::EPIPE)
+    );
     check_eq!(next(&other)?, b"before");
     tell(&other, b"this way")?;
     check_eq!(next(&one)?, b"this way");

@@ -134,7 +134,8 @@ fn stream() -> Result<()> {
 fn inode(socket: &impl AsRawFd) -> Result<u64> {
     // SAFETY: it is open.
     let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(socket.as_raw_fd()) };
-    Ok(fstat(fd)?.st_ino)
+    #[allow(clippy::useless_conversion, reason = "widths differ between machines")]
+    Ok(fstat(fd)?.st_ino.into())
 }
 
 /// Connects again to who listens there.

@@ -104,7 +104,8 @@ fn buffers() -> Result<()> {
     set(&one, libc::SO_SNDBUF, &10_000)?;
     set(&one, libc::SO_RCVBUF, &20_000)?;
     set(&other, libc::SO_SNDBUFFORCE, &4_000_000)?;
-    let sizes = |socket| Ok::<_, Errno>((get(socket, libc::SO_SNDBUF)?, get(socket, libc::SO_RCVBUF)?));
+    let sizes =
+        |socket| Ok::<_, Errno>((get(socket, libc::SO_SNDBUF)?, get(socket, libc::SO_RCVBUF)?));
     let locks = |socket| get(socket, SO_BUF_LOCK);
     let before = (sizes(&one)?, sizes(&other)?, locks(&one), locks(&other));
     zdtm::checkpoint()?;
@@ -146,10 +147,16 @@ fn filter() -> Result<()> {
     zdtm::checkpoint()?;
     tell(&one, b"longer than that").err();
     let mut room = [0; 32];
-    check_eq!(recv(other.as_raw_fd(), &mut room, MsgFlags::MSG_DONTWAIT)?, 3);
+    check_eq!(
+        recv(other.as_raw_fd(), &mut room, MsgFlags::MSG_DONTWAIT)?,
+        3
+    );
     set(&other, libc::SO_DETACH_FILTER, &0)?;
     tell(&one, b"all of it")?;
-    check_eq!(recv(other.as_raw_fd(), &mut room, MsgFlags::MSG_DONTWAIT)?, 9);
+    check_eq!(
+        recv(other.as_raw_fd(), &mut room, MsgFlags::MSG_DONTWAIT)?,
+        9
+    );
     Ok(())
 }
 

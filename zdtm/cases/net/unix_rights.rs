@@ -47,7 +47,10 @@ fn get(socket: &impl AsRawFd, length: usize) -> Result<(Vec<u8>, Vec<OwnedFd>)> 
     for one in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(got) = one {
             // SAFETY: recvmsg(2) has just made them.
-            fds.extend(got.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            fds.extend(
+                got.into_iter()
+                    .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
+            );
         }
     }
     let count = message.bytes;

@@ -187,7 +187,7 @@ fn ioprio() -> Result<()> {
 
 fn timerslack() -> Result<()> {
     // SAFETY: takes no address.
-    let prctl = |option, value: u64| ret(unsafe { libc::prctl(option, value) });
+    let prctl = |option, value: libc::c_ulong| ret(unsafe { libc::prctl(option, value) });
     let child = Child::spawn("child", move || {
         prctl(libc::PR_SET_TIMERSLACK, 123_456)?;
         Child::checkpoint();

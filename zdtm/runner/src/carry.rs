@@ -61,3 +61,112 @@ pub(crate) fn judge(outcome: Outcome, stays: &str) -> Outcome {
         outcome => outcome,
     }
 }
+
+impl Visible {
+    /// A line each, to be read by [`Visible::from_text`].
+    pub(crate) fn to_text(&self) -> String {
+        let line = |(key, value): (&String, &String)| {
+            format!("{key}\t{}\n", value.replace('\n', "\u{2424}"))
+        };
+        self.0.iter().map(line).collect()
+    }
+
+    /// What [`Visible::to_text`] wrote.
+    pub(crate) fn from_text(text: &str) -> Self {
+        let lines = text.lines().filter_map(|line| line.split_once('\t'));
+        let pair = |(key, value): (&str, &str)| (key.to_owned(), value.replace('\u{2424}', "\n"));
+        Self(lines.map(pair).collect())
+    }
+
+    /// Takes out of both looks what is a kernel's own: lines that only one of them has, how it guards itself against
+    /// speculation, its numbers of namespaces, sizes it gives to directories of /proc, its way with pidfds, and its vdso,
+    /// of which a restored task has two.
+    pub(crate) fn keep_common(&mut self, other: &mut Self) {
+        let vdso = |value: &str| value.contains("[vdso]") || value.contains("[vvar");
+        let places: Vec<String> = self
+            .0
+            .iter()
+            .filter(|(_, value)| vdso(value))
+            .map(|(key, _)| key.clone())
+            .collect();
+        let keep = |key: &str, value: &str, other: &Self| {
+            let own = key.contains("/Speculation") || vdso(value) || is_namespace(value);
+            let thread = key.contains("/thread/");
+            !own && !places.iter().any(|place| place == key)
+                && (!thread || other.0.contains_key(key))
+        };
+        self.0.retain(|key, value| keep(key, value, other));
+        other.0.retain(|key, value| keep(key, value, self));
+        for look in [self, other] {
+            for (key, value) in &mut look.0 {
+                if key.contains("/fd/") {
+                    *value = without_own(value);
+                }
+            }
+        }
+    }
+}
+
+/// A descriptor of a namespace: `ipc:[4026532152]`.
+fn is_namespace(value: &str) -> bool {
+    let kind = value.split_once(":[").map_or("", |(kind, _)| kind);
+    !["", "pipe", "socket"].contains(&kind) && kind.bytes().all(|byte| byte.is_ascii_lowercase())
+}
+
+/// A descriptor without the words that differ by kernel.
+fn without_own(value: &str) -> String {
+    let (proc, pidfd) = (value.starts_with("/proc"), value.contains("[pidfd]"));
+    let own = |word: &&str| {
+        word.starts_with("eventfd-semaphore=")
+            || (proc && word.starts_with("size="))
+            || (pidfd
+                && (word.starts_with("mode=")
+                    || word.starts_with("links=")
+                    || word.starts_with("file=")))
+    };
+    let words: Vec<&str> = value.split(' ').filter(|word| !own(word)).collect();
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_survives_the_file() {
+        let look = Visible([("    5/cmdline".to_owned(), "a\tb\nc".to_owned())].into());
+        assert_eq!(Visible::from_text(&look.to_text()), look);
+    }
+
+    #[test]
+    fn what_differs_by_kernel_is_left_out() {
+        let look = |values: &[(&str, &str)]| {
+            Visible(
+                values
+                    .iter()
+                    .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                    .collect(),
+            )
+        };
+        let mut old = look(&[
+            ("    2/fd/0001", "ipc:[4026532151] mode=100444"),
+            ("    2/fd/0002", "anon_inode:[eventfd] eventfd-count=2"),
+            ("    2/maps/1-2", "r-xp 0 [vdso] []"),
+            ("    2/state", "alive"),
+        ]);
+        let mut new = look(&[
+            ("    2/fd/0001", "ipc:[4026532152] mode=100444"),
+            (
+                "    2/fd/0002",
+                "anon_inode:[eventfd] eventfd-count=2 eventfd-semaphore=0",
+            ),
+            ("    2/maps/1-2", "r-xp 0  []"),
+            ("    2/maps/3-4", "r-xp 0 [vdso] []"),
+            ("    2/state", "alive"),
+            ("    2/thread/2/untag_mask", "0xff"),
+        ]);
+        old.keep_common(&mut new);
+        assert_eq!(old, new);
+        assert_eq!(old.0.len(), 2);
+    }
+}

@@ -53,7 +53,10 @@ impl Run<'_> {
     fn course(&mut self) -> Result<Outcome> {
         if self.job.column.mode == Mode::Dumped {
             let outcome = self.second_half()?;
-            return Ok(carry::judge(outcome, &self.job.case.stays));
+            return Ok(match self.job.lesser_cpu {
+                true => outcome,
+                false => carry::judge(outcome, &self.job.case.stays),
+            });
         }
         self.start()?;
         if let Some(outcome) = self.until_ready()? {
@@ -155,7 +158,7 @@ impl Run<'_> {
             if Instant::now() > self.deadline {
                 return Ok(Some(Outcome::Fail(format!(
                     "never got ready{}",
-                    self.sleeping()
+                    self.pid().map(visible::sleeping).unwrap_or_default()
                 ))));
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -341,7 +344,10 @@ impl Run<'_> {
         while self.status.is_none() {
             self.reap()?;
             if Instant::now() > self.deadline {
-                fail!("hung after the restore{}", self.sleeping());
+                fail!(
+                    "hung after the restore{}",
+                    self.pid().map(visible::sleeping).unwrap_or_default()
+                );
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -381,26 +387,6 @@ impl Run<'_> {
                 Err(error) => return Err(error.into()),
             }
         }
-    }
-
-    /// Where everybody hangs, for the message.
-    fn sleeping(&self) -> String {
-        let Ok(tree) = self.pid().and_then(visible::tree) else {
-            return String::new();
-        };
-        let line = |process: &Process| {
-            let read = |name: &str| {
-                fs::read_to_string(format!("/proc/{}/{name}", process.pid)).unwrap_or_default()
-            };
-            format!(
-                "\n    {} {} {} {}",
-                process.pid,
-                process.state,
-                read("wchan").trim(),
-                read("syscall").trim()
-            )
-        };
-        tree.iter().take(10).map(line).collect()
     }
 
     fn pid(&self) -> Result<u32> {

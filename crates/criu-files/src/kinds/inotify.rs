@@ -6,22 +6,14 @@
 //! their place is one that says that some were lost, `IN_Q_OVERFLOW`, which programs must expect anyway.
 
 use std::collections::HashMap;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
 
 use criu_image::id::FileId;
 use criu_image::{Store, StoreExt, desc, pb};
-use criu_kind::{
-    DumpCx, Error, FileEntry, FileKind, Inode, Kernel, OpenFile, Opened, RestoreCx, Result, Slot,
-};
-use criu_proc::{Dev, ProcDir};
-use criu_tracee::stat::fstat;
-use criu_tracee::{Local, Program, Site};
-use nix::fcntl::{OFlag, open, readlink};
-use nix::sys::stat::Mode;
-use nix::unistd::Pid;
+use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
+use criu_tracee::Program;
 
 use crate::handle;
+use crate::watched::{self, Place};
 
 /// Those bits of a mask that inotify_add_watch(2) takes and that are not about the adding: events,
 /// `IN_EXCL_UNLINK`, `IN_ONESHOT`.
@@ -34,8 +26,6 @@ const IN_ATTRIB: u32 = 0x4;
 const EVENT: usize = 16;
 const O_NONBLOCK: u32 = libc::O_NONBLOCK.cast_unsigned();
 const O_WRONLY: u32 = libc::O_WRONLY.cast_unsigned();
-const O_PATH: u32 = libc::O_PATH.cast_unsigned();
-const O_NOFOLLOW: u32 = libc::O_NOFOLLOW.cast_unsigned();
 const O_CLOEXEC: u32 = libc::O_CLOEXEC.cast_unsigned();
 
 /// A set of watches.
@@ -65,7 +55,7 @@ impl FileKind for Inotify {
             })
         });
         let wd = wd.collect::<Result<Vec<_>>>()?;
-        if events_wait(file)? {
+        if watched::bytes_wait(file)? != 0 {
             note(cx, file.number(), |ext| ext.events_lost = Some(true))?;
         }
         Ok(pb::InotifyFileEntry {
@@ -83,17 +73,7 @@ impl FileKind for Inotify {
         entry: &mut Self::Entry,
     ) -> Result<()> {
         for watch in &mut entry.wd {
-            let target = target(cx, file.pid, watch)?;
-            let mut path = Vec::new();
-            let id = cx.part(&mut |cx, id| {
-                let target = opened(&target, id, file.pid)?;
-                let mut entry = cx.path(&target, id)?;
-                entry.flags = O_PATH | O_NOFOLLOW;
-                // It may change while it is watched: that is the point.
-                entry.size = None;
-                path.clone_from(&entry.name);
-                Ok(entry.into_file())
-            })?;
+            let (id, path) = watched::describe(cx, file.pid, &Place::of(watch))?;
             watch.f_handle.path = Some(path);
             let wd = watch.wd;
             note(cx, entry.id, |ext| {
@@ -118,32 +98,8 @@ impl FileKind for Inotify {
         let mut program = Program::new();
         let mut held = Vec::new();
         for watch in &entry.wd {
-            let mut opening = Program::new();
-            let target = match notes.files.get(&(entry.id, watch.wd)) {
-                Some(file) => {
-                    let missing = || Error::corrupt("files.img", "a watched file is not open");
-                    let file = cx.file(*file)?.ok_or_else(missing)?;
-                    opening.fcntl(file, libc::F_DUPFD_CLOEXEC, 0)
-                }
-                None => match &watch.f_handle.path {
-                    Some(path) => {
-                        let path = opening.cstr(path);
-                        let flags = O_PATH | O_NOFOLLOW | O_CLOEXEC;
-                        opening.openat(libc::AT_FDCWD, path, flags, 0)
-                    }
-                    None => {
-                        let me = ProcDir::open(Pid::this())?;
-                        let found = handle::inode(&me, watch.s_dev, &watch.f_handle)?;
-                        let found = found.ok_or_else(|| unknown(watch))?;
-                        let target = opening.fcntl(found.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0);
-                        let target = cx.here().run(&opening)?.fd(target);
-                        add(&mut program, fd, watch, target);
-                        held.push(target);
-                        continue;
-                    }
-                },
-            };
-            let target = cx.here().run(&opening)?.fd(target);
+            let file = notes.files.get(&(entry.id, watch.wd)).copied();
+            let target = watched::open(cx, file, &Place::of(watch))?;
             add(&mut program, fd, watch, target);
             held.push(target);
         }
@@ -160,17 +116,14 @@ fn add(program: &mut Program, fd: i32, watch: &pb::InotifyWdEntry, target: i32) 
     program.inotify_add_watch(fd, path, watch.mask & MASK);
 }
 
-/// Whether events wait to be read.
-fn events_wait(file: &OpenFile) -> Result<bool> {
-    let mut program = Program::new();
-    let bytes = program.room(4);
-    program.ioctl(file.fd.as_raw_fd(), libc::FIONREAD, bytes);
-    program.tolerate();
-    Ok(Local
-        .run(&program)?
-        .bytes(bytes)
-        .iter()
-        .any(|byte| *byte != 0))
+impl<'e> Place<'e> {
+    fn of(watch: &'e pb::InotifyWdEntry) -> Self {
+        Self {
+            dev: watch.s_dev,
+            inode: watch.i_ino,
+            handle: &watch.f_handle,
+        }
+    }
 }
 
 fn note(
@@ -188,65 +141,6 @@ fn note(
         ..pb::FilesExtEntry::default()
     };
     cx.append(desc::FILES_EXT, (), &ext, &[])
-}
-
-fn unknown(watch: &pb::InotifyWdEntry) -> Error {
-    let dev = Dev::from_kernel(watch.s_dev);
-    Error::unsupported(
-        format!(
-            "it watches inode {} of device {dev}, of which the kernel does not tell the path",
-            watch.i_ino
-        ),
-        "let the task have it open too, or remove the watch before the dump",
-    )
-}
-
-/// The watched inode: by its handle, or from among the files of the tasks.
-fn target(cx: &mut dyn DumpCx, pid: Pid, watch: &pb::InotifyWdEntry) -> Result<OwnedFd> {
-    let proc = ProcDir::open(pid)?;
-    if let Some(found) = handle::inode(&proc, watch.s_dev, &watch.f_handle)? {
-        return Ok(found);
-    }
-    let same = |fd: &OwnedFd| {
-        let inode = fstat(fd).map(|stat| Inode::from(&stat));
-        inode.is_ok_and(|inode| {
-            inode.ino == watch.i_ino && Dev::from_st_dev(inode.dev).to_kernel() == Some(watch.s_dev)
-        })
-    };
-    let through = |slot: Slot| {
-        let path = format!("/proc/{}/fd/{}", slot.pid, slot.fd);
-        open(
-            path.as_str(),
-            OFlag::O_PATH | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )
-        .ok()
-    };
-    let mut found = None;
-    cx.find(pid, -1, Some(watch.i_ino), &mut |slot| {
-        found = through(slot).filter(same);
-        Ok(found.is_some())
-    })?;
-    found.ok_or_else(|| unknown(watch))
-}
-
-/// The target as a file of its own.
-fn opened(target: &OwnedFd, id: FileId, pid: Pid) -> Result<OpenFile> {
-    let fd = target.try_clone().map_err(Error::io("fcntl"))?;
-    let number = fd.as_raw_fd();
-    let link = readlink(format!("/proc/self/fd/{number}").as_str());
-    let mut info = ProcDir::open(Pid::this())?.fdinfo(number)?;
-    info.flags = O_PATH | O_NOFOLLOW;
-    Ok(OpenFile {
-        id,
-        link: link.map_err(Error::kernel("readlinkat"))?.into_vec(),
-        inode: Inode::from(&fstat(&fd).map_err(Error::kernel("fstat"))?),
-        fd,
-        info,
-        owner: pb::FownEntry::default(),
-        pid,
-        slot: None,
-    })
 }
 
 /// Leaves in the queue that something was lost: fills it with events of a file made for it, one too many,

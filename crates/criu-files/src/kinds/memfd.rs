@@ -2,11 +2,12 @@
 //!
 //! One inode, opened any number of times, and mapped: each opening is an entry, the inode is in
 //! `memfd.img`, its pages are where those of shared memory are. Seals come last, after the content
-//! and the mappings. Not preserved: huge pages, which are refused; which control group pays for the pages.
+//! and the mappings. Not preserved: which control group pays for the pages; which huge pages are there and
+//! hold nothing.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use criu_image::id::ShmId;
 use criu_image::{Store, StoreExt, desc, pb};
@@ -14,7 +15,7 @@ use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Re
 use criu_tracee::{Local, Program, Site};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
+use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, fstatfs};
 
 use crate::describe::reopen;
 use crate::kinds::regular::copy_given;
@@ -23,6 +24,11 @@ const PREFIX: &[u8] = b"/memfd:";
 const DELETED: &[u8] = b" (deleted)";
 const MODE_BITS: u32 = 0o7777;
 const O_PATH: u32 = libc::O_PATH.cast_unsigned();
+/// `MFD_HUGE_SHIFT`, `MFD_HUGE_MASK`.
+const HUGE_SHIFT: u32 = 26;
+const HUGE_MASK: u32 = 0x3f << HUGE_SHIFT;
+/// Marks the ids of inodes of huge pages. CRIU counts them with a sign.
+const HUGE_ID: u32 = 1 << 30;
 const O_ACCMODE: u32 = libc::O_ACCMODE.cast_unsigned();
 const O_RDONLY: u32 = libc::O_RDONLY.cast_unsigned();
 /// Linux 6.3.
@@ -49,6 +55,14 @@ pub(crate) fn is_shared_memory(file: &OpenFile) -> bool {
     file.inode.format() == libc::S_IFREG && file.inode.links == 0 && named
 }
 
+/// Whether a file is memory that nobody but who maps it may read: memfd_secret(2).
+pub(crate) fn is_secret(file: &OpenFile) -> bool {
+    /// `SECRETMEM_MAGIC` of `include/uapi/linux/magic.h`.
+    const MAGIC: FsType = FsType(0x5345_434d);
+    file.link == b"/secretmem (deleted)"
+        && fstatfs(&file.fd).is_ok_and(|fs| fs.filesystem_type() == MAGIC)
+}
+
 fn name(link: &[u8]) -> Option<&[u8]> {
     link.strip_prefix(PREFIX)?.strip_suffix(DELETED)
 }
@@ -63,12 +77,7 @@ impl FileKind for Memfd {
     }
 
     fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
-        let inode_id = u32::try_from(file.inode.ino).map_err(|_| {
-            Error::unsupported(
-                "a memfd whose inode number has more than 32 bits",
-                "make it anew",
-            )
-        })?;
+        let inode_id = inode_id(file)?;
         if cx.first(Self::NAME, inode_id.into()) {
             inode(cx, file, inode_id)?;
         }
@@ -164,10 +173,6 @@ fn writes(entry: &pb::MemfdFileEntry) -> bool {
 /// Describes the inode, and takes in its pages.
 fn inode(cx: &mut dyn DumpCx, file: &OpenFile, inode_id: u32) -> Result<()> {
     let object = reopen(&file.fd, OFlag::O_RDONLY).map_err(Error::kernel("openat(memfd)"))?;
-    let huge = fstatfs(&object).is_ok_and(|fs| fs.filesystem_type() == HUGETLBFS_MAGIC);
-    if huge {
-        return Err(huge_pages());
-    }
     let mut program = Program::new();
     let seals = program.fcntl(object.as_raw_fd(), libc::F_GET_SEALS, 0);
     let seals = Local.run(&program)?.value(seals);
@@ -179,7 +184,8 @@ fn inode(cx: &mut dyn DumpCx, file: &OpenFile, inode_id: u32) -> Result<()> {
         shmid: inode_id,
         seals: u32::try_from(seals).unwrap_or(0),
         inode_id: inode_id.into(),
-        hugetlb_flag: None,
+        hugetlb_flag: huge_page(&object)
+            .map(|size| libc::MFD_HUGETLB | size.trailing_zeros() << HUGE_SHIFT),
         mode: Some(file.inode.mode),
     };
     cx.append(desc::MEMFD, (), &entry, &[])?;
@@ -187,17 +193,37 @@ fn inode(cx: &mut dyn DumpCx, file: &OpenFile, inode_id: u32) -> Result<()> {
     Ok(())
 }
 
-fn huge_pages() -> Error {
-    Error::unsupported(
-        "a memfd of huge pages",
-        "run the program with ordinary pages",
-    )
+/// The size of its pages, if they are huge.
+fn huge_page(object: impl AsFd) -> Option<u64> {
+    let fs = fstatfs(object).ok()?;
+    let huge = fs.filesystem_type() == HUGETLBFS_MAGIC;
+    huge.then(|| u64::try_from(fs.block_size()).unwrap_or(0))
+}
+
+/// What the inode is called in the images. Huge pages are of another file system, which numbers its inodes as
+/// it likes.
+fn inode_id(file: &OpenFile) -> Result<u32> {
+    let narrow = u32::try_from(file.inode.ino).ok();
+    let id = match huge_page(&file.fd) {
+        Some(_) => narrow.filter(|ino| *ino < HUGE_ID).map(|ino| ino | HUGE_ID),
+        None => narrow,
+    };
+    id.ok_or_else(|| {
+        Error::unsupported(
+            "a memfd whose inode number has more than 32 bits",
+            "make it anew",
+        )
+    })
 }
 
 /// Makes the inode, empty.
 fn create(cx: &mut dyn RestoreCx, inode: &pb::MemfdInodeEntry) -> Result<i32> {
-    if inode.hugetlb_flag.is_some_and(|flag| flag != 0) {
-        return Err(huge_pages());
+    let huge = inode.hugetlb_flag();
+    if huge & !(libc::MFD_HUGETLB | HUGE_MASK) != 0 {
+        return Err(Error::corrupt(
+            "memfd.img",
+            format!("flags {huge:#x} are not of huge pages"),
+        ));
     }
     let never_executable = inode.seals & F_SEAL_EXEC != 0 && inode.mode() & 0o111 == 0;
     let exec = if never_executable {
@@ -205,7 +231,7 @@ fn create(cx: &mut dyn RestoreCx, inode: &pb::MemfdInodeEntry) -> Result<i32> {
     } else {
         MFD_EXEC
     };
-    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | huge;
     // Before Linux 6.3 all are executable and nothing may be said of it.
     for exec in [exec, 0] {
         let mut program = Program::new();
@@ -367,12 +393,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_or_huge_is_refused() {
+    fn what_is_not_there_is_refused() {
         let error = listing(&[&opening(1, 2, 0)], |inode| inode.inode_id = 78);
         assert_eq!(
             error.expect_err("absent").to_string(),
             "memfd.img: inode 77 is not there"
         );
-        listing(&[&opening(1, 2, 0)], |inode| inode.hugetlb_flag = Some(4)).expect_err("huge");
+        listing(&[&opening(1, 2, 0)], |inode| inode.hugetlb_flag = Some(1))
+            .expect_err("no such flag");
+    }
+
+    #[test]
+    fn huge_pages_have_their_size() {
+        let listing = listing(&[&opening(1, 2, 0)], |inode| {
+            inode.hugetlb_flag = Some(4 | 21 << 26)
+        })
+        .expect("a program");
+        let flags = 4 | 21 << 26 | 19;
+        assert!(
+            listing.contains(&format!("memfd_create(\"a name\", {flags:#x})")),
+            "{listing}"
+        );
     }
 }

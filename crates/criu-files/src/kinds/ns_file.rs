@@ -74,7 +74,9 @@ impl FileKind for NsFile {
         }
         let mut program = Program::new();
         let path = program.cstr(format!("/proc/self/ns/{name}"));
-        let flags = entry.flags & (O_ACCMODE | O_PATH) | libc::O_CLOEXEC.cast_unsigned();
+        // O_LARGEFILE matters on 32-bit machines only, and cannot be set later.
+        let kept = O_ACCMODE | O_PATH | libc::O_LARGEFILE.cast_unsigned();
+        let flags = entry.flags & kept | libc::O_CLOEXEC.cast_unsigned();
         let fd = program.openat(libc::AT_FDCWD, path, flags, 0);
         Ok(Opened::Here(cx.here().run(&program)?.fd(fd)))
     }

@@ -9,6 +9,7 @@ use criu_image::pb;
 use criu_kind::{DumpCx, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
 use criu_proc::Dev;
 use criu_tracee::{Program, Ret};
+use nix::sys::statfs::{FsType, fstatfs};
 
 use crate::kinds::memfd;
 
@@ -26,11 +27,13 @@ impl FileKind for Regular {
     const SINCE: Kernel = Kernel::new(2, 6, 0);
 
     fn claims(&self, file: &OpenFile) -> bool {
-        if !file.link.starts_with(b"/") || memfd::is_memfd(file) || memfd::is_shared_memory(file) {
+        let memory = memfd::is_memfd(file) || memfd::is_shared_memory(file);
+        if !file.link.starts_with(b"/") || memory || memfd::is_secret(file) {
             return false;
         }
         match file.inode.format() {
-            libc::S_IFREG | libc::S_IFDIR => true,
+            libc::S_IFREG => !is_queue(file),
+            libc::S_IFDIR => true,
             libc::S_IFCHR if Dev::from_st_dev(file.inode.rdev).major == MEM_MAJOR => true,
             _ => file.flags() & O_PATH != 0,
         }
@@ -72,6 +75,15 @@ pub(crate) fn copy_given(cx: &mut dyn RestoreCx, given: i32) -> Result<Opened> {
     let mut program = Program::new();
     let fd = program.fcntl(given, libc::F_DUPFD_CLOEXEC, 0);
     Ok(Opened::Given(cx.here().run(&program)?.fd(fd)))
+}
+
+/// A POSIX message queue looks like a file: only its file system tells.
+fn is_queue(file: &OpenFile) -> bool {
+    /// `MQUEUE_MAGIC` of `ipc/mqueue.c`.
+    const MAGIC: FsType = FsType(0x1980_0202);
+    // Which has no device.
+    Dev::from_st_dev(file.inode.dev).major == 0
+        && fstatfs(&file.fd).is_ok_and(|fs| fs.filesystem_type() == MAGIC)
 }
 
 fn moves(entry: &pb::RegFileEntry) -> bool {

@@ -57,6 +57,8 @@ impl Drop for Script {
 
 pub(crate) fn dump_options() -> DumpOptions {
     DumpOptions {
+        irmap: None,
+        devices: Vec::new(),
         ghost_limit: 1 << 20,
         link_remap: false,
         evasive_devices: false,
@@ -71,6 +73,8 @@ pub(crate) fn dump_options() -> DumpOptions {
 
 pub(crate) fn restore_options() -> RestoreOptions {
     RestoreOptions {
+        devices: Vec::new(),
+        policies: Box::new(|_| criu_files::FilePolicy::Strict),
         validation: Validation::BuildId,
         skip_permissions: false,
         inherited: Vec::new(),

@@ -2480,6 +2480,27 @@ impl ::prost::Name for InotifyExtEntry {
         "/inotify_ext_entry".into()
     }
 }
+/// What a fanotify entry lacks: an entry for each mark on a file.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FanotifyExtEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub fanotify_id: u32,
+    /// Which of its marks, from 0; its inode is this file.
+    #[prost(uint32, required, tag = "2")]
+    pub index: u32,
+    #[prost(uint32, required, tag = "3")]
+    pub file_id: u32,
+}
+impl ::prost::Name for FanotifyExtEntry {
+    const NAME: &'static str = "fanotify_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "fanotify_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/fanotify_ext_entry".into()
+    }
+}
 /// The signals above 64 in a signalfd's mask: MIPS has 127.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SignalfdExtEntry {
@@ -2605,6 +2626,8 @@ pub struct FilesExtEntry {
     pub inotify: ::core::option::Option<InotifyExtEntry>,
     #[prost(message, optional, tag = "8")]
     pub signalfd: ::core::option::Option<SignalfdExtEntry>,
+    #[prost(message, optional, tag = "9")]
+    pub fanotify: ::core::option::Option<FanotifyExtEntry>,
     #[prost(message, optional, tag = "6")]
     pub unix: ::core::option::Option<UnixExtEntry>,
     #[prost(message, optional, tag = "7")]
@@ -2618,6 +2641,103 @@ impl ::prost::Name for FilesExtEntry {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/files_ext_entry".into()
+    }
+}
+/// A file that requests may name by its place in a table of the ring.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IoUringFileEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub index: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub file_id: u32,
+}
+impl ::prost::Name for IoUringFileEntry {
+    const NAME: &'static str = "io_uring_file_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "io_uring_file_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/io_uring_file_entry".into()
+    }
+}
+/// Memory that requests may name by its place in a table of the ring.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IoUringBufferEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub index: u32,
+    #[prost(uint64, required, tag = "2")]
+    pub address: u64,
+    #[prost(uint64, required, tag = "3")]
+    pub length: u64,
+}
+impl ::prost::Name for IoUringBufferEntry {
+    const NAME: &'static str = "io_uring_buffer_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "io_uring_buffer_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/io_uring_buffer_entry".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct IoUringEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub flags: u32,
+    #[prost(message, required, tag = "3")]
+    pub fown: FownEntry,
+    /// Room for requests and for completions.
+    #[prost(uint32, required, tag = "4")]
+    pub sq_entries: u32,
+    #[prost(uint32, required, tag = "5")]
+    pub cq_entries: u32,
+    /// Counts, modulo 2^32: what was taken and what was made, of requests and of completions.
+    #[prost(uint32, required, tag = "6")]
+    pub sq_head: u32,
+    #[prost(uint32, required, tag = "7")]
+    pub sq_tail: u32,
+    #[prost(uint32, required, tag = "8")]
+    pub cq_head: u32,
+    #[prost(uint32, required, tag = "9")]
+    pub cq_tail: u32,
+    #[prost(uint32, optional, tag = "10")]
+    pub sq_dropped: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "11")]
+    pub cq_overflow: ::core::option::Option<u32>,
+    /// IORING_CQ_EVENTFD_DISABLED.
+    #[prost(uint32, optional, tag = "12")]
+    pub cq_flags: ::core::option::Option<u32>,
+    /// Content of the rings.
+    #[prost(uint32, repeated, packed = "false", tag = "13")]
+    pub sq_array: ::prost::alloc::vec::Vec<u32>,
+    #[prost(bytes = "vec", required, tag = "14")]
+    pub sqes: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", required, tag = "15")]
+    pub cqes: ::prost::alloc::vec::Vec<u8>,
+    /// Tables, with gaps; their sizes.
+    #[prost(uint32, optional, tag = "16")]
+    pub files_size: ::core::option::Option<u32>,
+    #[prost(message, repeated, tag = "17")]
+    pub files: ::prost::alloc::vec::Vec<IoUringFileEntry>,
+    #[prost(uint32, optional, tag = "18")]
+    pub buffers_size: ::core::option::Option<u32>,
+    #[prost(message, repeated, tag = "19")]
+    pub buffers: ::prost::alloc::vec::Vec<IoUringBufferEntry>,
+    /// The eventfd that is told of completions.
+    #[prost(uint32, optional, tag = "20")]
+    pub eventfd_id: ::core::option::Option<u32>,
+}
+impl ::prost::Name for IoUringEntry {
+    const NAME: &'static str = "io_uring_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "io_uring_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/io_uring_entry".into()
     }
 }
 /// A segment of shared memory. Times are in seconds, pids those of the tree or 0.
@@ -2727,6 +2847,82 @@ impl ::prost::Name for IpcExtEntry {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/ipc_ext_entry".into()
+    }
+}
+/// A message.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MqueueMessage {
+    #[prost(uint32, required, tag = "1")]
+    pub priority: u32,
+    #[prost(bytes = "vec", required, tag = "2")]
+    pub text: ::prost::alloc::vec::Vec<u8>,
+}
+impl ::prost::Name for MqueueMessage {
+    const NAME: &'static str = "mqueue_message";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "mqueue_message".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/mqueue_message".into()
+    }
+}
+/// The queue behind an opening; in the first entry of it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MqueueEntry {
+    /// Without its slash.
+    #[prost(bytes = "vec", required, tag = "1")]
+    pub name: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, required, tag = "2")]
+    pub mode: u32,
+    #[prost(uint32, required, tag = "3")]
+    pub uid: u32,
+    #[prost(uint32, required, tag = "4")]
+    pub gid: u32,
+    #[prost(uint64, required, tag = "5")]
+    pub maxmsg: u64,
+    #[prost(uint64, required, tag = "6")]
+    pub msgsize: u64,
+    /// In the order in which they will be received.
+    #[prost(message, repeated, tag = "7")]
+    pub messages: ::prost::alloc::vec::Vec<MqueueMessage>,
+    /// It has no name any more.
+    #[prost(bool, optional, tag = "8")]
+    pub unlinked: ::core::option::Option<bool>,
+}
+impl ::prost::Name for MqueueEntry {
+    const NAME: &'static str = "mqueue_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "mqueue_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/mqueue_entry".into()
+    }
+}
+/// An opening.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MqueueFileEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub flags: u32,
+    #[prost(message, required, tag = "3")]
+    pub fown: FownEntry,
+    /// The inode number, which all openings of one queue have in common.
+    #[prost(uint64, required, tag = "4")]
+    pub queue_id: u64,
+    #[prost(message, optional, tag = "5")]
+    pub queue: ::core::option::Option<MqueueEntry>,
+}
+impl ::prost::Name for MqueueFileEntry {
+    const NAME: &'static str = "mqueue_file_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "mqueue_file_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/mqueue_file_entry".into()
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3041,6 +3237,8 @@ impl ::prost::Name for FanotifyFileEntry {
 pub enum MarkType {
     Inode = 1,
     Mount = 2,
+    /// Not of CRIU.
+    Filesystem = 3,
 }
 impl MarkType {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -3051,6 +3249,7 @@ impl MarkType {
         match self {
             Self::Inode => "INODE",
             Self::Mount => "MOUNT",
+            Self::Filesystem => "FILESYSTEM",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -3058,6 +3257,7 @@ impl MarkType {
         match value {
             "INODE" => Some(Self::Inode),
             "MOUNT" => Some(Self::Mount),
+            "FILESYSTEM" => Some(Self::Filesystem),
             _ => None,
         }
     }
@@ -4042,6 +4242,11 @@ pub struct FileEntry {
     pub bpf: ::core::option::Option<BpfmapFileEntry>,
     #[prost(message, optional, tag = "22")]
     pub pidfd: ::core::option::Option<PidfdEntry>,
+    /// Not of CRIU.
+    #[prost(message, optional, tag = "20001")]
+    pub io_uring: ::core::option::Option<IoUringEntry>,
+    #[prost(message, optional, tag = "20010")]
+    pub mqueue: ::core::option::Option<MqueueFileEntry>,
 }
 impl ::prost::Name for FileEntry {
     const NAME: &'static str = "file_entry";
@@ -4078,6 +4283,9 @@ pub enum FdTypes {
     Memfd = 18,
     Bpfmap = 19,
     Pidfd = 20,
+    /// Not of CRIU, which refuses it.
+    IoUring = 20001,
+    PosixMq = 20010,
     CtlTty = 65534,
     AutofsPipe = 65535,
 }
@@ -4109,6 +4317,8 @@ impl FdTypes {
             Self::Memfd => "MEMFD",
             Self::Bpfmap => "BPFMAP",
             Self::Pidfd => "PIDFD",
+            Self::IoUring => "IO_URING",
+            Self::PosixMq => "POSIX_MQ",
             Self::CtlTty => "CTL_TTY",
             Self::AutofsPipe => "AUTOFS_PIPE",
         }
@@ -4137,6 +4347,8 @@ impl FdTypes {
             "MEMFD" => Some(Self::Memfd),
             "BPFMAP" => Some(Self::Bpfmap),
             "PIDFD" => Some(Self::Pidfd),
+            "IO_URING" => Some(Self::IoUring),
+            "POSIX_MQ" => Some(Self::PosixMq),
             "CTL_TTY" => Some(Self::CtlTty),
             "AUTOFS_PIPE" => Some(Self::AutofsPipe),
             _ => None,

@@ -54,10 +54,7 @@ impl UnixSockets {
         let request = SockDiagMessage::UnixRequest(UnixRequest {
             state_flags: StateFlags::from_bits_retain(u32::MAX),
             inode: 0,
-            show_flags: ShowFlags::NAME
-                | ShowFlags::PEER
-                | ShowFlags::ICONS
-                | ShowFlags::RQLEN,
+            show_flags: ShowFlags::NAME | ShowFlags::PEER | ShowFlags::ICONS | ShowFlags::RQLEN,
             cookie: [0xff; 8],
         });
         dump(request, |message| {
@@ -93,7 +90,8 @@ impl UnixSockets {
         }
         let inode = socket.header.inode;
         let pending = info.pending.iter().filter(|pending| **pending != 0);
-        self.listeners.extend(pending.map(|pending| (*pending, inode)));
+        self.listeners
+            .extend(pending.map(|pending| (*pending, inode)));
         self.all.insert(inode, info);
     }
 
@@ -186,12 +184,12 @@ mod tests {
         let info = sockets.get(inode(&one)).expect("known");
         assert_eq!((info.peer, info.state), (Some(inode(&other)), ESTABLISHED));
         let info = sockets.get(inode(&listener)).expect("known");
-        assert_eq!((&info.pending, info.state), (&vec![inode(&waiting)], LISTEN));
-        assert_eq!(info.name[0], 0);
         assert_eq!(
-            sockets.listener_of(inode(&waiting)),
-            Some(inode(&listener))
+            (&info.pending, info.state),
+            (&vec![inode(&waiting)], LISTEN)
         );
+        assert_eq!(info.name[0], 0);
+        assert_eq!(sockets.listener_of(inode(&waiting)), Some(inode(&listener)));
         assert_eq!(sockets.get(inode(&waiting)).expect("known").peer, Some(0));
     }
 }

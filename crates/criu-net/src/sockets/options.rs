@@ -70,7 +70,10 @@ pub(crate) fn write(program: &mut Program, fd: i32, options: &pb::SkOptsEntry) {
         (libc::SO_PRIORITY, options.so_priority.filter(|it| *it != 0)),
         (libc::SO_RCVLOWAT, options.so_rcvlowat.filter(|it| *it > 1)),
         (libc::SO_MARK, options.so_mark),
-        (libc::SO_OOBINLINE, options.so_oobinline.filter(|it| *it != 0)),
+        (
+            libc::SO_OOBINLINE,
+            options.so_oobinline.filter(|it| *it != 0),
+        ),
     ];
     for (name, value) in numbers {
         if let Some(value) = value {
@@ -109,7 +112,8 @@ pub(crate) fn write(program: &mut Program, fd: i32, options: &pb::SkOptsEntry) {
     ];
     for (name, sec, usec) in times {
         if (sec, usec) != (0, 0) {
-            let time = program.bytes([&sec.to_ne_bytes()[low()], &usec.to_ne_bytes()[low()]].concat());
+            let time =
+                program.bytes([&sec.to_ne_bytes()[low()], &usec.to_ne_bytes()[low()]].concat());
             program.setsockopt(fd, libc::SOL_SOCKET, name, time, TIMEVAL);
         }
     }
@@ -119,7 +123,12 @@ pub(crate) fn write(program: &mut Program, fd: i32, options: &pb::SkOptsEntry) {
         program.setsockopt(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, device, length);
     }
     if !options.so_filter.is_empty() {
-        let code = options.so_filter.iter().flat_map(|one| one.to_ne_bytes());
+        let code = options.so_filter.iter().flat_map(|one| {
+            let [high, low, jt, jf, word @ ..] = one.to_be_bytes();
+            let code = u16::from_be_bytes([high, low]).to_ne_bytes();
+            let word = u32::from_be_bytes(word).to_ne_bytes();
+            [&code[..], &[jt, jf], &word].concat()
+        });
         let code = program.bytes(code.collect::<Vec<u8>>());
         // `struct sock_fprog`: a short, padded, and an address.
         let mut words = vec![0; 2 * WORD];
@@ -127,7 +136,13 @@ pub(crate) fn write(program: &mut Program, fd: i32, options: &pb::SkOptsEntry) {
         words[..2].copy_from_slice(&count.to_ne_bytes());
         let filter = program.bytes(words);
         program.link(filter, WORD, code);
-        program.setsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, filter, 2 * WORD);
+        program.setsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            filter,
+            2 * WORD,
+        );
     }
 }
 
@@ -209,9 +224,10 @@ fn filter(fd: impl AsFd) -> Result<Vec<u64>> {
     }
     let (code, _) = ask(fd, SO_GET_FILTER, count as usize * 8, count)?.map_err(failed)?;
     let instructions = code.chunks_exact(8).map(|one| {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(one);
-        u64::from_ne_bytes(bytes)
+        // `struct sock_filter`: a short, two bytes, a word; images have them from high to low.
+        let code = u16::from_ne_bytes([one[0], one[1]]);
+        let word = u32::from_ne_bytes([one[4], one[5], one[6], one[7]]);
+        u64::from(code) << 48 | u64::from(one[2]) << 40 | u64::from(one[3]) << 32 | u64::from(word)
     });
     Ok(instructions.collect())
 }
@@ -242,7 +258,7 @@ mod tests {
             set(&mut program, one.as_raw_fd(), name, value);
         }
         // `BPF_RET | BPF_K`: all of it.
-        let accept = 0x0006u64 | 0xffff << 32;
+        let accept = 0x0006 << 48 | 0xffff_u64;
         let options = pb::SkOptsEntry {
             so_filter: vec![accept],
             so_linger: Some(7),
@@ -257,9 +273,7 @@ mod tests {
         let first = read(&one).expect("options");
         assert_eq!((first.so_passcred, first.so_linger), (Some(true), Some(7)));
         assert_eq!((first.so_rcv_tmo_sec, first.so_rcv_tmo_usec), (1, 500_000));
-        if cfg!(target_endian = "little") {
-            assert_eq!(first.so_filter, [accept]);
-        }
+        assert_eq!(first.so_filter, [accept]);
         let mut program = Program::new();
         write(&mut program, other.as_raw_fd(), &first);
         Local.run(&program).expect("options");

@@ -13,21 +13,14 @@ use criu_tracee::{Outcome, Program};
 use nix::unistd::{getegid, geteuid};
 
 use crate::sockets::diag::{ESTABLISHED, LISTEN};
-use crate::sockets::message::{address, set};
-use crate::sockets::options;
-use crate::sockets::queue::SO_PASSPIDFD;
-use crate::sockets::unix::dump::SO_PASSRIGHTS;
 use crate::sockets::unix::kind::EXTERN;
 use crate::sockets::unix::name::{self, Reach, Scratch};
-use crate::sockets::unix::refill::{Queues, Saved, Sender, widen};
+use crate::sockets::unix::refill::Queues;
 
-const NEW: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+pub(super) const NEW: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 
 /// Makes them, in the order of the entries.
-pub(crate) fn build(
-    cx: &mut dyn RestoreCx,
-    entries: &[&pb::UnixSkEntry],
-) -> Result<Vec<Opened>> {
+pub(crate) fn build(cx: &mut dyn RestoreCx, entries: &[&pb::UnixSkEntry]) -> Result<Vec<Opened>> {
     let facts = cx.cached(Facts::load)?;
     let mut all = Builder {
         inodes: entries
@@ -38,6 +31,7 @@ pub(crate) fn build(
         sockets: Vec::with_capacity(entries.len()),
         scratch: Scratch::default(),
         makeshift: HashMap::new(),
+        foreign: facts.0.is_empty(),
     };
     for entry in entries {
         let fact = facts.0.get(&entry.id);
@@ -54,11 +48,7 @@ pub(crate) fn build(
     for index in 0..all.sockets.len() {
         all.take_given(cx, index)?;
     }
-    for stage in [
-        Builder::alone,
-        Builder::pair,
-        Builder::half,
-    ] {
+    for stage in [Builder::alone, Builder::pair, Builder::half] {
         for index in 0..all.sockets.len() {
             let subject = all.subject(index);
             stage(&mut all, cx, index).within(|| subject)?;
@@ -104,46 +94,51 @@ impl Facts {
     }
 }
 
-struct Socket<'e> {
-    entry: &'e pb::UnixSkEntry,
-    fact: pb::UnixExtEntry,
+pub(super) struct Socket<'e> {
+    pub(super) entry: &'e pb::UnixSkEntry,
+    pub(super) fact: pb::UnixExtEntry,
     /// By whom it was made, and its number there.
-    made: Option<(VPid, i32)>,
+    pub(super) made: Option<(VPid, i32)>,
     /// Its number here.
-    here: Option<i32>,
-    given: bool,
-    reach: Option<Reach>,
+    pub(super) here: Option<i32>,
+    pub(super) given: bool,
+    pub(super) reach: Option<Reach>,
     /// The other end, if that is nobody's: closed at the end.
-    other: Option<i32>,
+    pub(super) other: Option<i32>,
 }
 
 impl Socket<'_> {
-    fn is_dgram(&self) -> bool {
+    pub(super) fn is_dgram(&self) -> bool {
         u32::try_from(libc::SOCK_DGRAM) == Ok(self.entry.r#type)
     }
 
-    fn is_extern(&self) -> bool {
+    pub(super) fn is_extern(&self) -> bool {
         self.entry.uflags & EXTERN != 0
     }
 
     /// A stream or packets in sequence, connected.
-    fn is_connection(&self) -> bool {
+    pub(super) fn is_connection(&self) -> bool {
         self.entry.state == ESTABLISHED && !self.is_dgram() && !self.is_extern()
     }
 }
 
-struct Builder<'e> {
-    sockets: Vec<Socket<'e>>,
+pub(super) struct Builder<'e> {
+    pub(super) sockets: Vec<Socket<'e>>,
     inodes: HashMap<u32, usize>,
-    scratch: Scratch,
+    pub(super) scratch: Scratch,
     /// Listening sockets that are nobody's, by name, directory and maker: what was accepted at them has
     /// their name.
-    makeshift: HashMap<(Vec<u8>, Option<Vec<u8>>, u32), Listener>,
+    pub(super) makeshift: HashMap<Accepted, Listener>,
+    /// The images are CRIU's: who sent what waits is not known, and whoever is connected will do.
+    pub(super) foreign: bool,
 }
 
+/// Name, directory and maker of a listening socket.
+type Accepted = (Vec<u8>, Option<Vec<u8>>, u32);
+
 #[derive(Clone, Debug)]
-struct Listener {
-    here: i32,
+pub(super) struct Listener {
+    pub(super) here: i32,
     reach: Reach,
 }
 
@@ -163,18 +158,18 @@ impl Builder<'_> {
     }
 
     /// The socket that this one is connected to.
-    fn peer(&self, index: usize) -> Option<usize> {
+    pub(super) fn peer(&self, index: usize) -> Option<usize> {
         let peer = self.sockets[index].entry.peer;
         (peer != 0).then(|| self.inodes.get(&peer).copied())?
     }
 
-    fn is_mutual(&self, index: usize) -> bool {
+    pub(super) fn is_mutual(&self, index: usize) -> bool {
         let peer = self.peer(index);
         peer.is_some_and(|peer| peer != index && self.peer(peer) == Some(index))
     }
 
     /// The datagram sockets that are made as pairs: only so can one be connected to another that has no name.
-    fn paired(&self, index: usize) -> Option<usize> {
+    pub(super) fn paired(&self, index: usize) -> Option<usize> {
         let socket = &self.sockets[index];
         let known = |other: usize| self.sockets[other].fact.peer.is_some();
         if !socket.is_dgram() || socket.is_extern() {
@@ -201,7 +196,12 @@ impl Builder<'_> {
     }
 
     /// The process that makes a socket: the one that is remembered for it if that is there, else who has it.
-    fn maker(&self, cx: &mut dyn RestoreCx, index: usize, creds: Option<pb::UcredEntry>) -> VPid {
+    pub(super) fn maker(
+        &self,
+        cx: &mut dyn RestoreCx,
+        index: usize,
+        creds: Option<pb::UcredEntry>,
+    ) -> VPid {
         let said = creds.map(|creds| VPid::new(creds.pid));
         let home = cx.home(FileId::new(self.sockets[index].entry.id));
         let root = cx.root();
@@ -262,7 +262,7 @@ impl Builder<'_> {
     }
 
     /// Makes a socket, binds it and lets it listen, in this process.
-    fn make(
+    pub(super) fn make(
         &mut self,
         cx: &mut dyn RestoreCx,
         index: usize,
@@ -297,7 +297,10 @@ impl Builder<'_> {
         if let Some(other) = self.paired(index) {
             return self.make_pair(cx, index, Some(other));
         }
-        let Some(peer) = self.peer(index).filter(|_| self.sockets[index].is_connection()) else {
+        let Some(peer) = self
+            .peer(index)
+            .filter(|_| self.sockets[index].is_connection())
+        else {
             return Ok(());
         };
         if self.sockets[peer].is_extern() {
@@ -348,7 +351,7 @@ impl Builder<'_> {
     }
 
     /// By socketpair(2); without a second one its other end is nobody's.
-    fn make_pair(
+    pub(super) fn make_pair(
         &mut self,
         cx: &mut dyn RestoreCx,
         one: usize,
@@ -506,298 +509,6 @@ impl Builder<'_> {
         self.make(cx, index, maker, None)?;
         self.connect_to(cx, index, peer, creds)
     }
-
-    fn widen_all(&self, cx: &mut dyn RestoreCx) -> Result<()> {
-        for socket in self.sockets.iter().filter(|socket| !socket.given) {
-            for fd in [socket.here, socket.other].into_iter().flatten() {
-                widen(cx, fd)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// How many packets of a datagram socket come before the last one that is not of its peer.
-    fn early(&self, index: usize, packets: &[Saved]) -> usize {
-        let socket = &self.sockets[index];
-        if !socket.is_dgram() || self.paired(index).is_some() {
-            return 0;
-        }
-        let Some(peer) = self.peer(index) else {
-            return packets.len();
-        };
-        let of_peer = |packet: &Saved| packet.sender == self.sockets[peer].entry.name;
-        let last = packets.iter().rposition(|packet| !of_peer(packet));
-        last.map_or(0, |last| last + 1)
-    }
-
-    fn fill_early(&mut self, cx: &mut dyn RestoreCx, index: usize, queues: &Queues) -> Result<()> {
-        let packets = queues.of(self.sockets[index].entry.id);
-        let count = self.early(index, packets);
-        self.send(cx, index, &packets[..count])
-    }
-
-    fn fill_late(&mut self, cx: &mut dyn RestoreCx, index: usize, queues: &Queues) -> Result<()> {
-        let packets = queues.of(self.sockets[index].entry.id);
-        let count = self.early(index, packets);
-        self.send(cx, index, &packets[count..])
-    }
-
-    fn send(&mut self, cx: &mut dyn RestoreCx, index: usize, packets: &[Saved]) -> Result<()> {
-        if packets.is_empty() || self.sockets[index].given {
-            return Ok(());
-        }
-        let ours: HashMap<FileId, i32> = self
-            .sockets
-            .iter()
-            .filter_map(|socket| Some((FileId::new(socket.entry.id), socket.here?)))
-            .collect();
-        let sender = Sender { ours: &ours };
-        let mut strangers: HashMap<&[u8], i32> = HashMap::new();
-        for packet in packets {
-            let (from, to) = match self.known_sender(index, &packet.sender) {
-                Some(known) => known,
-                None => {
-                    let (known, to) = (strangers.get(&packet.sender[..]), self.address(index)?);
-                    let from = match known {
-                        Some(fd) => *fd,
-                        None => self.stranger(cx, index, &packet.sender)?,
-                    };
-                    strangers.insert(&packet.sender, from);
-                    (from, to)
-                }
-            };
-            sender.send(cx, from, &to, packet)?;
-        }
-        let mut program = Program::new();
-        for fd in strangers.into_values() {
-            program.close(fd);
-        }
-        cx.here().run(&program)?;
-        Ok(())
-    }
-
-    /// Who sends to a socket what it has from this address: its descriptor here, and the address to send to
-    /// unless it is connected.
-    fn known_sender(&self, index: usize, sender: &[u8]) -> Option<(i32, Vec<u8>)> {
-        let socket = &self.sockets[index];
-        if let Some(other) = socket.other {
-            return Some((other, Vec::new()));
-        }
-        if !socket.is_dgram() {
-            let peer = self.peer(index)?;
-            return Some((self.sockets[peer].here?, Vec::new()));
-        }
-        let paired = self.paired(index);
-        let may = |other: usize| {
-            let other = &self.sockets[other];
-            other.is_dgram() && !other.is_extern() && !other.given && other.entry.name == sender
-        };
-        if let Some(other) = paired.filter(|other| may(*other) || socket.entry.name.is_empty()) {
-            return Some((self.sockets[other].here?, Vec::new()));
-        }
-        let address = self.address(index).ok()?;
-        let mut connected = 0..self.sockets.len();
-        let found = connected.find(|other| {
-            may(*other) && (!sender.is_empty() || self.peer(*other) == Some(index))
-        });
-        Some((self.sockets[found?].here?, address))
-    }
-
-    fn address(&self, index: usize) -> Result<Vec<u8>> {
-        let reach = self.sockets[index].reach.as_ref();
-        let name = reach.and_then(Reach::name);
-        name.ok_or_else(|| {
-            Error::unsupported(
-                "messages wait in it, and it has no name by which they could be sent again",
-                "let the task read them before the dump",
-            )
-        })
-    }
-
-    /// A socket of this address, for the while: who sent from it is gone.
-    fn stranger(&mut self, cx: &mut dyn RestoreCx, index: usize, sender: &[u8]) -> Result<i32> {
-        let entry = pb::UnixSkEntry {
-            name: sender.to_vec(),
-            ..pb::UnixSkEntry::default()
-        };
-        let mut program = Program::new();
-        let kind = self.sockets[index].entry.r#type | NEW.unsigned_abs();
-        let fd = program.socket(libc::AF_UNIX, kind, 0);
-        if !sender.is_empty() {
-            name::bind(fd, &entry, true, &mut self.scratch, &mut program)?;
-        }
-        let maker = cx.root();
-        let made = run(cx, maker, &program)?.fd(fd);
-        let here = cx.fetch(maker, made)?;
-        widen(cx, here)?;
-        Ok(here)
-    }
-
-    /// Sockets that connect now: those that nobody has accepted yet in the order in which they came.
-    fn in_order_of_arrival(&self) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.sockets.len()).collect();
-        let place = |index: &usize| {
-            let listener = self.peer(*index).map(|peer| &self.sockets[peer]);
-            let pending = listener.map(|listener| &listener.fact.pending);
-            let ino = self.sockets[*index].entry.ino;
-            pending.and_then(|pending| pending.iter().position(|one| *one == ino))
-        };
-        order.sort_by_key(|index| place(index));
-        order
-    }
-
-    fn connect(&mut self, cx: &mut dyn RestoreCx, index: usize) -> Result<()> {
-        let socket = &self.sockets[index];
-        if socket.given || socket.is_extern() || socket.here.is_none() {
-            return Ok(());
-        }
-        if socket.fact.orphan() && socket.is_dgram() && socket.other.is_none() {
-            return self.orphan(cx, index);
-        }
-        let Some(peer) = self.peer(index) else {
-            if self.paired(index).is_some() && socket.is_dgram() {
-                return self.disconnect(cx, index);
-            }
-            return Ok(());
-        };
-        let waits = self.sockets[peer].entry.state == LISTEN && socket.is_connection();
-        let waits = waits && !self.sockets[peer].is_extern();
-        if waits {
-            return self.connect_to(cx, index, peer, socket.fact.connected);
-        }
-        if socket.is_dgram() && self.paired(index) != Some(peer) {
-            return self.connect_to(cx, index, peer, None);
-        }
-        Ok(())
-    }
-
-    fn connect_to(
-        &self,
-        cx: &mut dyn RestoreCx,
-        index: usize,
-        peer: usize,
-        creds: Option<pb::UcredEntry>,
-    ) -> Result<()> {
-        let (socket, to) = (&self.sockets[index], &self.sockets[peer]);
-        if to.is_extern() && !cx.is_external("unix[*]") {
-            return Err(Error::unsupported(
-                "it was connected to a socket outside of the tree",
-                format!(
-                    "allow it to connect there again with --ext-unix-sk, \
-                     or give another one with --inherit-fd fd[N]:socket:[{}]",
-                    socket.entry.ino
-                ),
-            ));
-        }
-        let reach = to.reach.as_ref().ok_or_else(|| {
-            Error::unsupported(
-                format!("socket {}, which it was connected to, has no name", to.entry.ino),
-                format!(
-                    "give another one with --inherit-fd fd[N]:socket:[{}]",
-                    socket.entry.ino
-                ),
-            )
-        })?;
-        let Some((maker, fd)) = socket.made else {
-            return Ok(());
-        };
-        let mut program = Program::new();
-        as_who(creds, &mut program, |program| reach.connect(fd, program));
-        run(cx, maker, &program)?;
-        Ok(())
-    }
-
-    /// Lets a datagram socket have had a peer that is gone.
-    fn orphan(&self, cx: &mut dyn RestoreCx, index: usize) -> Result<()> {
-        let socket = &self.sockets[index];
-        let Some((maker, fd)) = socket.made else {
-            return Ok(());
-        };
-        let mut program = Program::new();
-        let gone = program.socket(libc::AF_UNIX, socket.entry.r#type | NEW.unsigned_abs(), 0);
-        // An address without a name: the kernel finds one.
-        let family = address(&[]);
-        let length = family.len();
-        let family = program.bytes(family);
-        program.bind(gone, family, length);
-        let name = program.in_out(vec![0; 110]);
-        let size = program.in_out(110u32.to_ne_bytes());
-        program.getsockname(gone, name, size);
-        let outcome = run(cx, maker, &program)?;
-        let mut size_now = [0; 4];
-        size_now.copy_from_slice(outcome.bytes(size));
-        let size = u32::from_ne_bytes(size_now).min(110) as usize;
-        let name = outcome.bytes(name)[..size].to_vec();
-        let gone = outcome.fd(gone);
-        let mut program = Program::new();
-        let name = program.bytes(name);
-        program.connect(fd, name, size);
-        program.close(gone);
-        run(cx, maker, &program)?;
-        Ok(())
-    }
-
-    /// Takes the peer away that a datagram socket has only because it was made with it.
-    fn disconnect(&self, cx: &mut dyn RestoreCx, index: usize) -> Result<()> {
-        let Some((maker, fd)) = self.sockets[index].made else {
-            return Ok(());
-        };
-        let mut program = Program::new();
-        let family = u16::try_from(libc::AF_UNSPEC).unwrap_or(0);
-        let nowhere = program.bytes(family.to_ne_bytes());
-        program.connect(fd, nowhere, 2);
-        run(cx, maker, &program)?;
-        Ok(())
-    }
-
-    /// Options and shutdown.
-    fn finish(&mut self, cx: &mut dyn RestoreCx, index: usize) -> Result<()> {
-        let socket = &self.sockets[index];
-        let (Some(fd), false) = (socket.here, socket.given) else {
-            return Ok(());
-        };
-        let mut program = Program::new();
-        options::write(&mut program, fd, &socket.entry.opts);
-        if socket.entry.opts.reuseaddr() {
-            set(&mut program, fd, libc::SO_REUSEADDR, 1);
-        }
-        if socket.fact.pass_pidfd() {
-            set(&mut program, fd, SO_PASSPIDFD, 1);
-        }
-        if socket.fact.no_rights() {
-            set(&mut program, fd, SO_PASSRIGHTS, 0);
-        }
-        if let (Some(uid), Some(gid)) = (socket.fact.uid, socket.fact.gid) {
-            let itself = program.cstr("");
-            program.fchownat(fd, itself, uid, gid, libc::AT_EMPTY_PATH);
-        }
-        if let Some(offset) = socket.fact.peek_off {
-            set(&mut program, fd, libc::SO_PEEK_OFF, offset.cast_unsigned());
-        }
-        let half_closed = socket.other.is_none() || socket.is_dgram();
-        if let Some(how @ 1..=3) = socket.entry.shutdown
-            && half_closed
-        {
-            program.shutdown(fd, how - 1);
-        }
-        cx.here().run(&program)?;
-        Ok(())
-    }
-
-    /// Closes what is nobody's.
-    fn close_others(&mut self, cx: &mut dyn RestoreCx) -> Result<()> {
-        let mut program = Program::new();
-        for socket in &mut self.sockets {
-            if let Some(fd) = socket.other.take() {
-                program.close(fd);
-            }
-        }
-        for (_, listener) in self.makeshift.drain() {
-            program.close(listener.here);
-        }
-        cx.here().run(&program)?;
-        Ok(())
-    }
 }
 
 /// Whether two sockets are bound to one file, or have one name.
@@ -812,7 +523,11 @@ fn reach_by_name(entry: &pb::UnixSkEntry) -> Reach {
 
 /// Lets calls be made as this user and group: the kernel remembers the effective ones. The process is
 /// what we are before and after.
-fn as_who(creds: Option<pb::UcredEntry>, program: &mut Program, calls: impl FnOnce(&mut Program)) {
+pub(super) fn as_who(
+    creds: Option<pb::UcredEntry>,
+    program: &mut Program,
+    calls: impl FnOnce(&mut Program),
+) {
     const SAME: i32 = -1;
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     let Some(creds) = creds.filter(|creds| (creds.uid, creds.gid) != (uid, gid)) else {
@@ -828,7 +543,7 @@ fn as_who(creds: Option<pb::UcredEntry>, program: &mut Program, calls: impl FnOn
     program.setresgid(SAME, gid, SAME);
 }
 
-fn run(cx: &mut dyn RestoreCx, at: VPid, program: &Program) -> Result<Outcome> {
+pub(super) fn run(cx: &mut dyn RestoreCx, at: VPid, program: &Program) -> Result<Outcome> {
     let gone = || Error::Gone(nix::unistd::Pid::from_raw(at.get().cast_signed()));
     Ok(cx.at(at).ok_or_else(gone)?.run(program)?)
 }
@@ -842,4 +557,3 @@ fn two(bytes: &[u8]) -> (i32, i32) {
     };
     (word(0), word(4))
 }
-

@@ -20,7 +20,7 @@ use crate::sockets::queue::{self, Packet, SO_PASSPIDFD};
 use crate::sockets::{options, unix::kind};
 
 /// `SIOCUNIXFILE` of `include/uapi/linux/un.h`, Linux 4.12.
-const SIOCUNIXFILE: u32 = 0x89e0;
+pub(crate) const SIOCUNIXFILE: u32 = 0x89e0;
 /// `SO_PASSRIGHTS` of `include/uapi/asm-generic/socket.h`, Linux 6.16.
 pub(crate) const SO_PASSRIGHTS: i32 = 83;
 const DELETED: &[u8] = b" (deleted)";
@@ -45,7 +45,10 @@ pub(crate) fn info(
 pub(crate) fn describe(cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::UnixSkEntry> {
     let (inode, all, info) = info(cx, file)?;
     let known = [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET];
-    if !known.iter().any(|kind| u32::try_from(*kind) == Ok(info.kind)) {
+    if !known
+        .iter()
+        .any(|kind| u32::try_from(*kind) == Ok(info.kind))
+    {
         return Err(Error::unsupported(
             format!("a unix socket of type {}", info.kind),
             "let the task close it before the dump",
@@ -111,23 +114,21 @@ pub(crate) fn describe(cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::UnixS
             keep(cx, entry.id, queue::peek(&file.fd, is_stream, most)?)?;
         }
     }
-    let bare = pb::UnixExtEntry {
-        unix_id: entry.id,
-        ..pb::UnixExtEntry::default()
+    // There is one of every socket: so a restore knows that it was not CRIU who wrote the images.
+    let ext = pb::FilesExtEntry {
+        unix: Some(ext),
+        ..pb::FilesExtEntry::default()
     };
-    if ext != bare {
-        let ext = pb::FilesExtEntry {
-            unix: Some(ext),
-            ..pb::FilesExtEntry::default()
-        };
-        cx.append(desc::FILES_EXT, (), &ext, &[])?;
-    }
+    cx.append(desc::FILES_EXT, (), &ext, &[])?;
     Ok(entry)
 }
 
 /// Whether the socket itself belongs to another user than the one who will make it.
 fn has_owner(file: &OpenFile) -> bool {
-    let ours = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    let ours = (
+        nix::unistd::geteuid().as_raw(),
+        nix::unistd::getegid().as_raw(),
+    );
     (file.inode.uid, file.inode.gid) != ours
 }
 
@@ -206,7 +207,11 @@ fn refuse_urgent(fd: &OwnedFd) -> Result<()> {
 
 /// Where its file is, and whether it still is there.
 fn name(file: &OpenFile, entry: &mut pb::UnixSkEntry) -> Result<()> {
-    let name = entry.name.strip_suffix(&[0]).unwrap_or(&entry.name).to_vec();
+    let name = entry
+        .name
+        .strip_suffix(&[0])
+        .unwrap_or(&entry.name)
+        .to_vec();
     let process = ProcDir::open(file.pid)?;
     let bound = bound_file(&file.fd)?;
     if let Some((stat, link)) = &bound {
@@ -373,15 +378,23 @@ fn outside(
     peer: u32,
     all: &UnixSockets,
 ) -> Result<()> {
-    let name = all.get(peer).map(|peer| peer.name.clone()).unwrap_or_default();
+    let name = all
+        .get(peer)
+        .map(|peer| peer.name.clone())
+        .unwrap_or_default();
     let text = match name.split_first() {
         None => "without a name".to_owned(),
         Some((0, name)) => format!("@{}", name.escape_ascii()),
-        Some(_) => name.strip_suffix(&[0]).unwrap_or(&name).escape_ascii().to_string(),
+        Some(_) => name
+            .strip_suffix(&[0])
+            .unwrap_or(&name)
+            .escape_ascii()
+            .to_string(),
     };
     if !cx.is_external(&format!("unix[{inode}]")) {
         let is_dgram = u32::try_from(libc::SOCK_DGRAM) == Ok(info.kind);
-        let fact = format!("it is connected to socket {peer} ({text}), which is outside of the tree");
+        let fact =
+            format!("it is connected to socket {peer} ({text}), which is outside of the tree");
         if !is_dgram {
             return Err(Error::unsupported(
                 fact,

@@ -185,7 +185,11 @@ pub(crate) fn bind(
         program.fchmodat(libc::AT_FDCWD, path, permissions.mode & 0o7777);
     }
     let slash = full.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
-    let dir = if slash == 0 { b"/".to_vec() } else { full[..slash].to_vec() };
+    let dir = if slash == 0 {
+        b"/".to_vec()
+    } else {
+        full[..slash].to_vec()
+    };
     Ok(Reach::In(dir, [&full[slash + 1..], &[0]].concat()))
 }
 
@@ -203,9 +207,7 @@ fn make_way(path: &[u8]) -> Result<()> {
         clippy::unnecessary_cast,
         reason = "the mode has other widths on other machines"
     )]
-    let is_socket = |mode: nix::libc::mode_t| {
-        mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits()
-    };
+    let is_socket = |mode: nix::libc::mode_t| mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits();
     match lstat(&path) {
         Ok(stat) if is_socket(stat.st_mode) => {
             unlinkat(AT_FDCWD, &path, UnlinkatFlags::NoRemoveDir).map_err(Error::kernel("unlinkat"))
@@ -249,8 +251,16 @@ mod tests {
         assert_eq!(full, Reach::In(b"/no/such".to_vec(), b"x\0".to_vec()));
         let relative = reach(entry(b"b/x\0", Some(b"/no/such")));
         assert_eq!(relative, Reach::In(b"/no/such/b".to_vec(), b"x\0".to_vec()));
-        assert!(program.to_string().contains("fchownat(-100, \"/no/such/b/x\", 1, 2, 0)"));
-        assert!(program.to_string().contains("fchmodat(-100, \"/no/such/b/x\", 493)"));
+        assert!(
+            program
+                .to_string()
+                .contains("fchownat(-100, \"/no/such/b/x\", 1, 2, 0)")
+        );
+        assert!(
+            program
+                .to_string()
+                .contains("fchmodat(-100, \"/no/such/b/x\", 493)")
+        );
         assert!(program.to_string().contains("openat(-100, \"/no/such\""));
     }
 }

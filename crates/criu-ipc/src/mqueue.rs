@@ -1,0 +1,328 @@
+//! POSIX message queues: mq_open(3).
+//!
+//! A queue is an inode, opened any number of times. Messages can only be taken out, so a dump takes them out and puts them
+//! back; a driver that is killed in between does harm. A queue that is to tell somebody of its next message
+//! is refused: what it would tell cannot be read. Not preserved: the times of the last calls.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+
+use criu_image::pb;
+use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
+use criu_tracee::{Local, Program, Site};
+use nix::errno::Errno;
+use nix::sys::statfs::{FsType, fstatfs};
+
+/// `MQUEUE_MAGIC` of `ipc/mqueue.c`.
+const MAGIC: FsType = FsType(0x1980_0202);
+/// Words of `struct mq_attr`.
+const WORD: usize = size_of::<usize>();
+const BATCH: usize = 64;
+const MODE_BITS: u32 = 0o7777;
+
+/// An opening of a queue.
+#[derive(Debug)]
+pub struct Mqueue;
+
+impl FileKind for Mqueue {
+    type Entry = pb::MqueueFileEntry;
+    const NAME: &'static str = "mqueue";
+    const SINCE: Kernel = Kernel::new(2, 6, 6);
+
+    fn claims(&self, file: &OpenFile) -> bool {
+        is_queue(file)
+    }
+
+    fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
+        let new = cx.first(Self::NAME, file.inode.ino);
+        Ok(pb::MqueueFileEntry {
+            id: file.number(),
+            flags: file.flags(),
+            fown: file.owner,
+            queue_id: file.inode.ino,
+            queue: if new { Some(read(file)?) } else { None },
+        })
+    }
+
+    fn twins(&self, entry: &Self::Entry) -> Option<u64> {
+        Some(entry.queue_id)
+    }
+
+    fn open(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Opened> {
+        let mut all = self.open_twins(cx, &[entry])?;
+        Ok(all.remove(0))
+    }
+
+    fn open_twins(&self, cx: &mut dyn RestoreCx, entries: &[&Self::Entry]) -> Result<Vec<Opened>> {
+        let found = entries
+            .iter()
+            .find_map(|entry| Some((entry.queue_id, entry.queue.as_ref()?)));
+        let (id, queue) = found
+            .ok_or_else(|| Error::corrupt("files.img", "a message queue that is in no entry"))?;
+        let made = make(cx.here(), id, queue)?;
+        let mut program = Program::new();
+        for message in &queue.messages {
+            let text = program.bytes(message.text.as_slice());
+            program.mq_timedsend(made, text, message.text.len(), message.priority, 0);
+        }
+        // As a queue: openat(2) would leave a mark in the flags.
+        let name = program.cstr(&queue.name);
+        let never = (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC).cast_unsigned();
+        let opened: Vec<_> = entries
+            .iter()
+            .map(|entry| {
+                let flags = entry.flags & !never | libc::O_CLOEXEC.cast_unsigned();
+                program.mq_open(name, flags, 0, 0)
+            })
+            .collect();
+        program.fchown(made, queue.uid, queue.gid);
+        program.fchmod(made, queue.mode & MODE_BITS);
+        if queue.unlinked() {
+            program.mq_unlink(name);
+        }
+        program.close(made);
+        let outcome = cx.here().run(&program)?;
+        let opened = opened.into_iter().map(|fd| Opened::Here(outcome.fd(fd)));
+        Ok(opened.collect())
+    }
+}
+
+/// Whether a file is a queue: only its file system tells.
+fn is_queue(file: &OpenFile) -> bool {
+    let on_queues = || fstatfs(&file.fd).is_ok_and(|fs| fs.filesystem_type() == MAGIC);
+    file.inode.format() == libc::S_IFREG && on_queues()
+}
+
+/// A queue with its messages. They are back in it afterwards.
+fn read(file: &OpenFile) -> Result<pb::MqueueEntry> {
+    let path = format!("/proc/self/fd/{}", file.fd.as_raw_fd());
+    let mut queue = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(Error::io("openat(mqueue)"))?;
+    let mut status = String::new();
+    queue
+        .read_to_string(&mut status)
+        .map_err(Error::io("read(mqueue)"))?;
+    let told = field(&status, "NOTIFY_PID:");
+    if told != 0 {
+        return Err(Error::unsupported(
+            format!(
+                "it is to tell task {told} of its next message, and what it would tell cannot be read"
+            ),
+            "let the task call mq_notify(queue, NULL) before the dump",
+        ));
+    }
+    let (name, unlinked) = match file.link.strip_suffix(b" (deleted)") {
+        Some(name) if file.inode.links == 0 => (name, Some(true)),
+        _ => (file.link.as_slice(), None),
+    };
+    let [_, maxmsg, msgsize, count] = attributes(&queue)?;
+    Ok(pb::MqueueEntry {
+        name: name
+            .rsplit(|byte| *byte == b'/')
+            .next()
+            .unwrap_or_default()
+            .to_vec(),
+        mode: file.inode.mode,
+        uid: file.inode.uid,
+        gid: file.inode.gid,
+        maxmsg,
+        msgsize,
+        messages: messages(&queue, msgsize, count)?,
+        unlinked,
+    })
+}
+
+fn field(status: &str, name: &str) -> u64 {
+    let words = status.split_once(name).map(|(_, rest)| rest);
+    let word = words.and_then(|rest| rest.split_whitespace().next());
+    word.and_then(|word| word.parse().ok()).unwrap_or(0)
+}
+
+/// Flags, how many messages, of what size, how many there are.
+fn attributes(queue: &File) -> Result<[u64; 4]> {
+    let mut program = Program::new();
+    let room = program.room(8 * WORD);
+    program.mq_getsetattr(queue.as_raw_fd(), 0, room);
+    let outcome = Local.run(&program)?;
+    let bytes = outcome.bytes(room);
+    Ok([0, 1, 2, 3].map(|index| {
+        let word = bytes
+            .get(index * WORD..(index + 1) * WORD)
+            .unwrap_or_default();
+        word.try_into()
+            .map_or(0, |word| usize::from_ne_bytes(word) as u64)
+    }))
+}
+
+/// Takes out all messages and puts them back: the highest priority first, and of each the oldest.
+fn messages(queue: &File, size: u64, count: u64) -> Result<Vec<pb::MqueueMessage>> {
+    let size = usize::try_from(size).unwrap_or(usize::MAX);
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    let mut messages: Vec<pb::MqueueMessage> = Vec::new();
+    let mut failed = None;
+    while messages.len() < count && failed.is_none() {
+        let mut program = Program::new();
+        let rooms: Vec<_> = (messages.len()..count.min(messages.len() + BATCH))
+            .map(|_| {
+                let (text, priority) = (program.room(size), program.room(4));
+                let ret = program.mq_timedreceive(queue.as_raw_fd(), text, size, priority, 0);
+                program.tolerate();
+                (ret, text, priority)
+            })
+            .collect();
+        let outcome = Local.run(&program)?;
+        for (ret, text, priority) in rooms {
+            match outcome.get(ret) {
+                Ok(length) => {
+                    let length = usize::try_from(length).unwrap_or(0);
+                    let priority = outcome
+                        .bytes(priority)
+                        .try_into()
+                        .map_or(0, u32::from_ne_bytes);
+                    messages.push(pb::MqueueMessage {
+                        priority,
+                        text: outcome
+                            .bytes(text)
+                            .get(..length)
+                            .unwrap_or_default()
+                            .to_vec(),
+                    });
+                }
+                Err(errno) => failed = Some(errno),
+            }
+        }
+    }
+    let mut program = Program::new();
+    for message in &messages {
+        let text = program.bytes(message.text.as_slice());
+        program.mq_timedsend(
+            queue.as_raw_fd(),
+            text,
+            message.text.len(),
+            message.priority,
+            0,
+        );
+    }
+    Local.run(&program)?;
+    match failed {
+        None => Ok(messages),
+        Some(Errno::EAGAIN) => Err(Error::unsupported(
+            "somebody outside of the tree takes messages from it",
+            "stop that, or dump it too",
+        )),
+        Some(errno) => Err(Error::kernel("mq_timedreceive")(errno)),
+    }
+}
+
+/// Makes a queue, or takes over the one that the dump has left, and empties it.
+fn make(site: &mut dyn Site, id: u64, queue: &pb::MqueueEntry) -> Result<i32> {
+    let open = libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    let mut program = Program::new();
+    let name = program.cstr(&queue.name);
+    let words = [0, queue.maxmsg, queue.msgsize, 0, 0, 0, 0, 0];
+    let words = words.map(|word| usize::try_from(word).unwrap_or(usize::MAX).to_ne_bytes());
+    let attributes = program.bytes(words.concat());
+    let fd = program.mq_open(name, open | libc::O_CREAT | libc::O_EXCL, 0o600, attributes);
+    program.tolerate();
+    let outcome = site.run(&program)?;
+    match outcome.get(fd) {
+        Ok(_) => return Ok(outcome.fd(fd)),
+        Err(Errno::EEXIST) => {}
+        Err(errno @ (Errno::EINVAL | Errno::ENOSPC | Errno::EMFILE)) => {
+            let size = format!("{} messages of {} bytes", queue.maxmsg, queue.msgsize);
+            return Err(Error::unsupported(
+                format!("a message queue for {size} cannot be made ({errno})"),
+                "raise the limits in /proc/sys/fs/mqueue, and RLIMIT_MSGQUEUE",
+            ));
+        }
+        Err(errno) => return Err(Error::kernel("mq_open")(errno)),
+    }
+    let mut program = Program::new();
+    let name = program.cstr(&queue.name);
+    let fd = program.mq_open(name, open, 0, 0);
+    let fd = site.run(&program)?.fd(fd);
+    let found = std::fs::metadata(format!("/proc/self/fd/{fd}")).map_err(Error::io("stat"))?;
+    if found.ino() != id || queue.unlinked() {
+        let mut program = Program::new();
+        program.close(fd);
+        site.run(&program)?;
+        let name = String::from_utf8_lossy(&queue.name);
+        return Err(Error::unsupported(
+            format!("there is another message queue /{name}"),
+            "remove it, or restore in a new IPC namespace (unshare --ipc)",
+        ));
+    }
+    let size = usize::try_from(queue.msgsize).unwrap_or(usize::MAX);
+    loop {
+        let mut program = Program::new();
+        let text = program.room(size);
+        let taken = program.mq_timedreceive(fd, text, size, 0, 0);
+        program.tolerate();
+        match site.run(&program)?.get(taken) {
+            Ok(_) => {}
+            Err(Errno::EAGAIN) => return Ok(fd),
+            Err(errno) => return Err(Error::kernel("mq_timedreceive")(errno)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use criu_kind::testing::Paper;
+    use criu_kind::testing::restored_with;
+    use expect_test::expect;
+
+    #[test]
+    fn two_openings_of_one_without_a_name() {
+        let opening = |id, flags| pb::MqueueFileEntry {
+            id,
+            flags,
+            queue_id: 7,
+            ..pb::MqueueFileEntry::default()
+        };
+        let mut first = opening(1, 2);
+        first.queue = Some(pb::MqueueEntry {
+            name: b"name".into(),
+            mode: 0o100_640,
+            uid: 1,
+            gid: 2,
+            maxmsg: 10,
+            msgsize: 8192,
+            messages: vec![pb::MqueueMessage {
+                priority: 3,
+                text: b"text\0".into(),
+            }],
+            unlinked: Some(true),
+        });
+        let paper = Paper::default();
+        let listing = restored_with(&Mqueue, &[&opening(2, 0), &first], paper).expect("made");
+        let listing: Vec<&str> = listing.lines().skip(1).collect();
+        expect![[r#"
+            $0 = mq_timedsend(100, "text", 5, 3, 0)
+            $1 = mq_open("name", 0x80000, 0, 0)
+            $2 = mq_open("name", 0x80002, 0, 0)
+            $3 = fchown(100, 1, 2)
+            $4 = fchmod(100, 416)
+            $5 = mq_unlink("name")
+            $6 = close(100)
+            is 102
+            is 103"#]]
+        .assert_eq(&listing.join("\n"));
+    }
+
+    #[test]
+    fn what_a_queue_says_of_itself() {
+        let status = "QSIZE:5          NOTIFY:0     SIGNO:10    NOTIFY_PID:4711  \n";
+        assert_eq!(
+            (field(status, "QSIZE:"), field(status, "NOTIFY_PID:")),
+            (5, 4711)
+        );
+    }
+}
