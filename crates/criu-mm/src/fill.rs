@@ -273,9 +273,7 @@ impl Plan {
             return;
         };
         let (start, size) = (open.range.start, open.range.end - open.range.start);
-        let at = self
-            .program
-            .mmap(start, size, open.prot, open.flags, -1, 0);
+        let at = self.program.mmap(start, size, open.prot, open.flags, -1, 0);
         self.placed.push((at, start));
         self.keep_pages_small(open.range, open.small_pages);
     }
