@@ -10,7 +10,7 @@ export SCREENDIR=$PWD/screens
 
 case $1 in
 run)
-    mkdir -m 700 "$SCREENDIR"
+    mkdir -p -m 700 "$SCREENDIR"
     exec screen -D -m -S it -c /dev/null bash --norc --noprofile -i
     ;;
 settle)

@@ -86,7 +86,19 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
     )?;
     at("describe", survey.ask(&tree, &mut tracees))?;
     progress.stage("drain");
-    let drained = at("drain", drain(&mut tracees, &mut survey, &store))?;
+    // A file for each thread: many take as long as the pages, so they are written at the same time.
+    let (drained, written) = std::thread::scope(|scope| {
+        let cores = (described.threads_in_all() > MANY_THREADS)
+            .then(|| scope.spawn(|| described.write(&store)));
+        let drained = drain(&mut tracees, &mut survey, &store);
+        let written = cores.map_or_else(
+            || described.write(&store),
+            |cores| cores.join().expect("writing does not panic"),
+        );
+        (drained, written)
+    });
+    let drained = at("drain", drained)?;
+    at("describe", written)?;
     stats.drained(&drained);
     progress.stage("commit");
     if let Some(cpu) = &cpu {
@@ -141,6 +153,9 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
     stats.write(&options.tree.common.work, options.tree.display_stats)?;
     refused.map(|()| true)
 }
+
+/// From here on the images of threads are worth a thread of the driver.
+const MANY_THREADS: usize = 32;
 
 fn at<T>(stage: &'static str, result: Result<T>) -> Result<T, Failure> {
     result.map_err(|error| explain::failure(stage, &error))
@@ -330,7 +345,6 @@ fn commit(
     if let Some(ipc) = &survey.ipc {
         ipc.write(store, survey.identities.ipc())?;
     }
-    described.write(store)?;
     survey.identities.write(tree, described, tcp, store)?;
     store.finish()?;
     Ok(names)
