@@ -62,7 +62,8 @@ impl Clocks {
             let nsec = i64::try_from(time.tv_nsec)
                 .ok()
                 .filter(|nsec| *nsec < NANOS)?;
-            sec.checked_add(nsec)
+            // The kernel refuses offsets that lead further.
+            sec.checked_add(nsec).filter(|nanos| *nanos < i64::MAX / 2)
         };
         let entry = entry.message;
         match (parse(&entry.monotonic), parse(&entry.boottime)) {
