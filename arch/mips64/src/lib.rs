@@ -47,6 +47,8 @@ impl Arch for Mips64 {
         wide: Wide::Word,
         mmap: (5009, 1),
         set_lock: 6,
+        ipc_64: 0x100,
+        shmlba: Some(0x4_0000),
         rewound: false,
         llseek: None,
         wider: &[],
