@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::{codegen, shell, stub, tidy, zdtm};
+use crate::{codegen, kill, shell, stub, tidy, zdtm};
 
 /// Programs that have to be there, and the Debian packages they come in.
 const PROGRAMS: &[(&str, &str)] = &[
@@ -43,6 +43,7 @@ const STEPS: &[Step] = &[
             "--known=zdtm/known/criu-rs".to_owned(),
         ])
     }),
+    ("kill", || kill::run(&["--times=40".to_owned()])),
 ];
 
 /// Steps that run only when they are named: `cargo xtask ci guests`.

@@ -26,6 +26,7 @@ mod scan;
 mod segment;
 mod shared;
 mod survey;
+mod symbols;
 mod transfer;
 mod vdso;
 mod vma;

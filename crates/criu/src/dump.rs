@@ -3,12 +3,14 @@
 //! Until *commit* every way out leaves the tasks as they were found: what holds them cures them when
 //! it is dropped, and the half-written images go with the store.
 
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use criu_files::{Collector, Memory, Names, Validation};
 use criu_image::{Directory, Durability, Manifest, Store, StoreExt};
 use criu_kind::{Error, Result, Subject, Within};
 use criu_mm::{DrainOptions, Space, SurveyOptions};
+use criu_net::Departure;
 use criu_proc::Dev;
 use criu_task::{Node, Tree, freeze};
 use criu_tracee::{Tracee, fp_layout};
@@ -19,7 +21,8 @@ use crate::error::Failure;
 use crate::explain;
 use crate::inventory::{self, Identities};
 use crate::ipc::Ipc;
-use crate::options::{DumpOptions, EndState, FileValidation};
+use crate::net;
+use crate::options::{DumpOptions, EndState, FileValidation, Tcp};
 use crate::progress::Progress;
 use crate::scripts::Action;
 use crate::stats::DumpStats;
@@ -36,6 +39,7 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
         .tree
         .scripts
         .run(Action::PreDump, Some(options.root))?;
+    at("preflight", net::preflight(options.root, &options.tree.tcp))?;
     let start = Instant::now();
     while !attempt(options, progress, start.elapsed() < PATIENCE)? {
         tracing::debug!("tasks go on until what they have under way is done");
@@ -56,7 +60,9 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
     if options.tree.plan {
         // On paper: what is written is forgotten.
         let store = criu_image::Memory::new();
-        let mut survey = at("survey", Survey::of(&tree, &tracees, options, &store))?;
+        let departure = net::departure(&options.tree.tcp);
+        let surveyed = Survey::of(&tree, &tracees, options, &store, departure);
+        let mut survey = at("survey", surveyed)?;
         tracing::warn!(target: "criu", "plan:\n{}", survey.plan(&tree));
         return at("survey", survey.check()).map(|()| true);
     }
@@ -65,7 +71,10 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
         "store",
         Directory::create(images, Durability::Manifest).map_err(Error::from),
     )?;
-    let mut survey = at("survey", Survey::of(&tree, &tracees, options, &store))?;
+    let departure = net::departure(&options.tree.tcp);
+    let surveyed = Survey::of(&tree, &tracees, options, &store, departure.clone());
+    let mut survey = at("survey", surveyed)?;
+    let run = survey.identities.run().to_owned();
     match survey.check() {
         Err(error) if patient && error.may_pass() => return Ok(false),
         checked => at("survey", checked)?,
@@ -84,7 +93,13 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
         let written = store.write_entry(criu_image::desc::CPUINFO, (), cpu);
         at("commit", written.map_err(Error::from))?;
     }
-    let names = at("commit", commit(&tree, survey, &described, &store))?;
+    // From here on no packet of the connections comes or goes.
+    at("commit", departure.lock(&run))?;
+    let locked = Instant::now();
+    let names = at(
+        "commit",
+        commit(&tree, survey, &described, &options.tree.tcp, &store),
+    )?;
     tracing::info!("Dumping finished successfully");
 
     let refused = options
@@ -101,6 +116,9 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
         names.keep();
     }
     progress.stage("release");
+    if end == EndState::Killed {
+        at("release", departure.hold())?;
+    }
     // Summing needs nobody: it goes on while the tasks end or start to run.
     let (released, summed) = std::thread::scope(|scope| {
         let sums = scope.spawn(|| Manifest::complete(images));
@@ -109,6 +127,14 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
         (released, sums.join().expect("summing does not panic"))
     });
     at("release", released)?;
+    if end == EndState::Killed {
+        at("release", departure.depart(&run))?;
+    }
+    if departure.count() > 0 {
+        let (connections, time) = (departure.count(), locked.elapsed());
+        tracing::info!(connections, ?time, "connections were locked");
+    }
+    drop(departure);
     at("manifest", summed.map_err(Error::from))?;
     progress.clear();
     tracing::info!("done");
@@ -137,6 +163,7 @@ impl<'s> Survey<'s> {
         tracees: &[Tracee],
         options: &DumpOptions,
         store: &'s dyn Store,
+        departure: Rc<Departure>,
     ) -> Result<Self> {
         let identities = Identities::of_dumper()?;
         let files = file_options(options, tree, &identities);
@@ -150,6 +177,7 @@ impl<'s> Survey<'s> {
                 .into_iter()
                 .collect(),
         };
+        survey.files.lend(departure);
         let mut alive: Vec<(usize, &Node)> = tree
             .nodes
             .iter()
@@ -292,6 +320,7 @@ fn commit(
     tree: &Tree,
     survey: Survey<'_>,
     described: &Described,
+    tcp: &Tcp,
     store: &dyn Store,
 ) -> Result<Names> {
     for space in &survey.spaces {
@@ -302,7 +331,7 @@ fn commit(
         ipc.write(store, survey.identities.ipc())?;
     }
     described.write(store)?;
-    survey.identities.write(tree, described, store)?;
+    survey.identities.write(tree, described, tcp, store)?;
     store.finish()?;
     Ok(names)
 }
