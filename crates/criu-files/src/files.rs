@@ -9,7 +9,9 @@ use std::rc::Rc;
 
 use criu_image::id::{FdTableId, FileId, ShmId, VPid};
 use criu_image::{Desc, ImageId, Store, StoreExt, desc, pb};
-use criu_kind::{AnyFileKind, Cache, Error, FileFds, Opened, RestoreCx, Result, Subject, Within};
+use criu_kind::{
+    AnyFileKind, Cache, Error, FileFds, Opened, RestoreCx, Result, Shift, Subject, Within,
+};
 use criu_tracee::{Local, Program, Site, Sysno};
 
 use prost::{Message, Name};
@@ -62,6 +64,7 @@ pub struct Files<'s> {
     /// Files that may have grown, and whether they are cut again.
     pub(crate) growing: BTreeMap<FileId, bool>,
     pub(crate) tasks: BTreeMap<FdTableId, VPid>,
+    pub(crate) shift: Shift,
     pub(crate) opened: BTreeMap<FileId, Opened>,
     /// Shared mappings that need a file open in a way that its entry does not say.
     pub(crate) shared: BTreeSet<(FileId, bool)>,
@@ -114,6 +117,7 @@ impl<'s> Files<'s> {
             helpers: BTreeSet::new(),
             growing: BTreeMap::new(),
             tasks: BTreeMap::new(),
+            shift: Shift::default(),
             opened: BTreeMap::new(),
             shared: BTreeSet::new(),
             lone: HashMap::new(),
@@ -129,7 +133,7 @@ impl<'s> Files<'s> {
         for ext in messages::<pb::FilesExtEntry>(store, desc::FILES_EXT)? {
             let former = ext.epoll.and_then(|epoll| epoll.tfd);
             files.former.extend(former.map(u32::cast_signed));
-            files.makers.extend(makers(&ext));
+            files.makers.extend(crate::late::makers(&ext));
         }
         // That is memory, and no task has it as a file.
         let memory = criu_image::shmem::anonymous(store)?;
@@ -331,6 +335,11 @@ impl<'s> Files<'s> {
         passing.chain(self.former.iter().copied())
     }
 
+    /// Gives kinds what their crate shares with the driver: they find it by [`RestoreCx::cache`].
+    pub fn lend<T: 'static>(&mut self, value: Rc<T>) {
+        self.cache.insert(std::any::TypeId::of::<T>(), value);
+    }
+
     /// Says which process has which table. Needed before [`Files::place`]: some files are opened in one
     /// task and fetched by others, and locks belong to processes.
     pub fn set_tasks(&mut self, tasks: impl IntoIterator<Item = (FdTableId, VPid)>) {
@@ -372,16 +381,6 @@ impl<'s> Files<'s> {
         };
         Subject::Object(name)
     }
-}
-
-/// The processes that a fact is about.
-fn makers(ext: &pb::FilesExtEntry) -> impl Iterator<Item = u32> {
-    let of_socket = ext.unix.iter().flat_map(|unix| [unix.peer, unix.connected]);
-    let of_packet = ext.packet.iter().map(|packet| packet.creds);
-    let all: Vec<_> = of_socket.chain(of_packet).flatten().collect();
-    all.into_iter()
-        .map(|creds| creds.pid)
-        .filter(|pid| *pid != 0)
 }
 
 /// All messages of an image that may be absent.
@@ -494,6 +493,10 @@ impl RestoreCx for Files<'_> {
             .next()
             .copied()
             .unwrap_or_else(|| VPid::new(0))
+    }
+
+    fn shift(&self) -> Shift {
+        self.shift
     }
 
     fn store(&self) -> &dyn Store {

@@ -150,6 +150,9 @@ pub trait DumpCx {
         write: &mut dyn FnMut(&mut ImageWriter) -> criu_image::Result<()>,
     ) -> Result<()>;
 
+    /// Says that an image is complete: there may be more of a kind than descriptors.
+    fn close_image(&mut self, desc: &'static Desc, id: ImageId) -> Result<()>;
+
     /// Whether nobody has asked for this object of this kind before: shared objects are written once.
     fn first(&mut self, kind: &'static str, key: u64) -> bool;
 
@@ -279,6 +282,9 @@ pub trait RestoreCx {
     /// The root of the tree.
     fn root(&self) -> VPid;
 
+    /// How far the clocks of the tree are ahead of ours.
+    fn shift(&self) -> Shift;
+
     /// The images.
     fn store(&self) -> &dyn Store;
 
@@ -297,6 +303,15 @@ impl dyn RestoreCx + '_ {
     ) -> Result<Rc<T>> {
         cached(self, |cx| cx.cache(), |cx| make(cx.store()))
     }
+}
+
+/// How far clocks are ahead of others, in nanoseconds: those of one time namespace, of those of another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shift {
+    /// `CLOCK_MONOTONIC` and its like.
+    pub monotonic: i64,
+    /// `CLOCK_BOOTTIME` and its like.
+    pub boottime: i64,
 }
 
 /// Where a file was opened.

@@ -3,6 +3,7 @@
 //! Until *commit* every way out leaves the tasks as they were found: what holds them cures them when
 //! it is dropped, and the half-written images go with the store.
 
+use std::rc::Rc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
@@ -10,9 +11,11 @@ use criu_files::{Collector, Memory, Names, Validation};
 use criu_image::{Directory, Durability, Store, StoreExt};
 use criu_kind::{Error, Result, Subject, Within};
 use criu_mm::{DrainOptions, Space, SurveyOptions};
+use criu_net::Departure;
+use criu_ns::Clocks;
 use criu_proc::Dev;
 use criu_task::{Node, Tree, freeze};
-use criu_tracee::{Thread, Tracee, fp_layout};
+use criu_tracee::{Local, Thread, Tracee, fp_layout};
 use nix::unistd::Pid;
 
 use crate::cpuinfo;
@@ -21,7 +24,8 @@ use crate::error::Failure;
 use crate::explain;
 use crate::inventory::{self, Identities};
 use crate::ipc::Ipc;
-use crate::options::{DumpOptions, EndState, FileValidation};
+use crate::net;
+use crate::options::{DumpOptions, EndState, FileValidation, Tcp};
 use crate::progress::Progress;
 use crate::scripts::Action;
 use crate::stats::DumpStats;
@@ -38,6 +42,7 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
         .tree
         .scripts
         .run(Action::PreDump, Some(options.root))?;
+    at("preflight", net::preflight(options.root, &options.tree.tcp))?;
     let start = Instant::now();
     while !attempt(options, progress, start.elapsed() < PATIENCE)? {
         tracing::debug!("tasks go on until what they have under way is done");
@@ -58,7 +63,9 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
     if options.tree.plan {
         // On paper: what is written is forgotten.
         let store = criu_image::Memory::new();
-        let mut survey = at("survey", Survey::of(&tree, &tracees, options, &store))?;
+        let departure = net::departure(&options.tree.tcp);
+        let surveyed = Survey::of(&tree, &tracees, options, &store, departure);
+        let mut survey = at("survey", surveyed)?;
         tracing::warn!(target: "criu", "plan:\n{}", survey.plan(&tree));
         return at("survey", survey.check()).map(|()| true);
     }
@@ -67,7 +74,10 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
         "store",
         Directory::create(images, Durability::Manifest).map_err(Error::from),
     )?;
-    let mut survey = at("survey", Survey::of(&tree, &tracees, options, &store))?;
+    let departure = net::departure(&options.tree.tcp);
+    let surveyed = Survey::of(&tree, &tracees, options, &store, departure.clone());
+    let mut survey = at("survey", surveyed)?;
+    let run = survey.identities.run().to_owned();
     match survey.check() {
         Err(error) if patient && error.may_pass() => return Ok(false),
         checked => at("survey", checked)?,
@@ -99,7 +109,13 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
         let written = store.write_entry(criu_image::desc::CPUINFO, (), cpu);
         at("commit", written.map_err(Error::from))?;
     }
-    let names = at("commit", commit(&tree, survey, &described, &store))?;
+    // From here on no packet of the connections comes or goes.
+    at("commit", departure.lock(&run))?;
+    let locked = Instant::now();
+    let names = at(
+        "commit",
+        commit(&tree, survey, &described, &options.tree.tcp, &store),
+    )?;
     tracing::info!("Dumping finished successfully");
 
     let refused = options
@@ -116,6 +132,9 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
         names.keep();
     }
     progress.stage("release");
+    if end == EndState::Killed {
+        at("release", departure.hold())?;
+    }
     // Summing needs nobody: it goes on while the tasks end or start to run.
     let (released, summed) = std::thread::scope(|scope| {
         let much = store.has_much_to_sum();
@@ -129,6 +148,14 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
         (released, summed)
     });
     at("release", released)?;
+    if end == EndState::Killed {
+        at("release", departure.depart(&run))?;
+    }
+    if departure.count() > 0 {
+        let (connections, time) = (departure.count(), locked.elapsed());
+        tracing::info!(connections, ?time, "connections were locked");
+    }
+    drop(departure);
     at("manifest", summed.map_err(Error::from))?;
     progress.clear();
     tracing::info!("done");
@@ -153,6 +180,8 @@ struct Survey<'s> {
     identities: Identities,
     /// `None` if it cannot be dumped.
     ipc: Option<Ipc>,
+    /// What they show to the tree while it is held.
+    clocks: Option<Clocks>,
     problems: Vec<Error>,
 }
 
@@ -162,19 +191,23 @@ impl<'s> Survey<'s> {
         tracees: &[Tracee],
         options: &DumpOptions,
         store: &'s dyn Store,
+        departure: Rc<Departure>,
     ) -> Result<Self> {
-        let identities = Identities::of_dumper()?;
+        let root = tree.nodes.first().map(|root| &root.proc);
+        let identities = Identities::of(root)?;
         let files = file_options(options, tree, tracees, &identities);
         let mut survey = Self {
             spaces: Vec::with_capacity(tracees.len()),
             files: Collector::new(files, store, tables::kinds()),
             identities,
             ipc: None,
+            clocks: None,
             problems: inventory::shell_job(tree, options.tree.shell_job)
                 .err()
                 .into_iter()
                 .collect(),
         };
+        survey.files.lend(departure);
         let mut alive: Vec<(usize, &Node)> = tree
             .nodes
             .iter()
@@ -225,6 +258,11 @@ impl<'s> Survey<'s> {
 
     /// What only processes can tell about what they share.
     fn ask(&mut self, tree: &Tree, tracees: &mut [Tracee]) -> Result<()> {
+        let root = tree.nodes.first().and_then(|root| root.tracee);
+        self.clocks = Some(match root {
+            Some(root) if !self.identities.same_clocks() => Clocks::of(&mut tracees[root])?,
+            _ => Clocks::of(&mut Local)?,
+        });
         let ipc = self.ipc.as_mut();
         ipc.map_or(Ok(()), |ipc| ipc.ask(tree, tracees))
     }
@@ -323,6 +361,7 @@ fn commit(
     tree: &Tree,
     survey: Survey<'_>,
     described: &Described,
+    tcp: &Tcp,
     store: &dyn Store,
 ) -> Result<Names> {
     for space in &survey.spaces {
@@ -332,7 +371,10 @@ fn commit(
     if let Some(ipc) = &survey.ipc {
         ipc.write(store, survey.identities.ipc())?;
     }
-    survey.identities.write(tree, described, store)?;
+    if let Some(clocks) = survey.clocks {
+        clocks.write(store, survey.identities.clocks())?;
+    }
+    survey.identities.write(tree, described, tcp, store)?;
     store.finish()?;
     Ok(names)
 }

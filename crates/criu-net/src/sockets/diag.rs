@@ -107,7 +107,7 @@ impl UnixSockets {
 }
 
 /// Sends a request and takes in all answers.
-fn dump(request: SockDiagMessage, mut take: impl FnMut(SockDiagMessage)) -> Result<()> {
+pub(crate) fn dump(request: SockDiagMessage, mut take: impl FnMut(SockDiagMessage)) -> Result<()> {
     let socket = Socket::new(NETLINK_SOCK_DIAG).map_err(Error::io("socket(NETLINK_SOCK_DIAG)"))?;
     socket
         .connect(&SocketAddr::new(0, 0))
