@@ -12,8 +12,6 @@ const INFO: usize = 88;
 const NAME: usize = 16;
 /// `struct bpf_btf_info`.
 const BTF_INFO: usize = 32;
-/// It is made on a node of memory. Which is told nowhere: it becomes the first, as the flag is to stay.
-const NUMA_NODE: u32 = 1 << 2;
 /// Flags that are about the descriptor that a call gives, not about the map.
 pub(crate) const RDONLY: u32 = 1 << 3;
 pub(crate) const WRONLY: u32 = 1 << 4;
@@ -200,6 +198,7 @@ impl Shape {
             .word(4, entry.key_size)
             .word(8, entry.value_size)
             .word(12, entry.max_entries)
+            // BPF_F_NUMA_NODE is told, and which node is not: it becomes the first.
             .word(16, entry.map_flags)
             .fd(20, inner.unwrap_or(0))
             .text(28, NAME, name)
