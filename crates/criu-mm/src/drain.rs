@@ -83,6 +83,10 @@ pub fn drain(
                 break;
             }
             write(tracees, &captures)?;
+            for capture in &captures {
+                let draft = &drafts[capture.tracee];
+                store.is_final(&draft.name, draft.offset)?;
+            }
         }
         for (draft, space) in drafts.into_iter().zip(spaces) {
             space.mm.vmas.extend(draft.guards.iter().map(guard));
@@ -112,6 +116,8 @@ pub(crate) struct Capture<'a> {
 struct Draft {
     walk: Walk,
     pagemap: PagemapWriter,
+    /// Of the pages image.
+    name: String,
     file: File,
     /// Bytes in the pages image.
     offset: u64,
@@ -131,6 +137,7 @@ impl Draft {
         Ok(Self {
             walk: Walk::new(&proc, stacks.collect())?,
             pagemap: PagemapWriter::new(desc::PAGEMAP, space.id, pages, page_size())?,
+            name: desc::PAGES.file_name(pages),
             file,
             offset: 0,
             guards: Vec::new(),
