@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::guest::{self, Missing};
-use crate::{codegen, shell, stub, tidy, zdtm};
+use crate::{codegen, kill, shell, stub, tidy, zdtm};
 
 /// Programs that have to be there, and the Debian packages they come in.
 const PROGRAMS: &[(&str, &str)] = &[
@@ -44,6 +44,7 @@ const STEPS: &[Step] = &[
             "--known=zdtm/known/criu-rs".to_owned(),
         ])
     }),
+    ("kill", || kill::run(&["--times=40".to_owned()])),
     ("guests", guests),
 ];
 

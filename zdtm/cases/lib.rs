@@ -99,6 +99,14 @@ mod time {
 }
 
 mod net {
+    pub(crate) mod outsider;
+    pub(crate) mod raw;
+    pub(crate) mod tcp;
+    pub(crate) mod tcp_listen;
+    pub(crate) mod tcp_options;
+    pub(crate) mod tcp_queues;
+    pub(crate) mod tcp_states;
+    pub(crate) mod udp;
     pub(crate) mod unix_creds;
     pub(crate) mod unix_dgram;
     pub(crate) mod unix_external;
@@ -218,6 +226,13 @@ pub static AREAS: &[Area] = &[
     Area {
         name: "net",
         files: &[
+            net::raw::CASES,
+            net::tcp::CASES,
+            net::tcp_listen::CASES,
+            net::tcp_options::CASES,
+            net::tcp_queues::CASES,
+            net::tcp_states::CASES,
+            net::udp::CASES,
             net::unix_creds::CASES,
             net::unix_dgram::CASES,
             net::unix_external::CASES,

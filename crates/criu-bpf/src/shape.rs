@@ -12,7 +12,7 @@ const INFO: usize = 88;
 const NAME: usize = 16;
 /// `struct bpf_btf_info`.
 const BTF_INFO: usize = 32;
-/// It is made on a node of memory, which is told nowhere.
+/// It is made on a node of memory. Which is told nowhere: it becomes the first, as the flag is to stay.
 const NUMA_NODE: u32 = 1 << 2;
 /// Flags that are about the descriptor that a call gives, not about the map.
 pub(crate) const RDONLY: u32 = 1 << 3;
@@ -200,7 +200,7 @@ impl Shape {
             .word(4, entry.key_size)
             .word(8, entry.value_size)
             .word(12, entry.max_entries)
-            .word(16, entry.map_flags & !NUMA_NODE)
+            .word(16, entry.map_flags)
             .fd(20, inner.unwrap_or(0))
             .text(28, NAME, name)
             .fd(48, types.unwrap_or(0))
@@ -229,7 +229,7 @@ impl Shape {
             (
                 entry.map_type,
                 sizes,
-                entry.map_flags & !NUMA_NODE,
+                entry.map_flags,
                 entry.map_name.clone(),
             )
         };

@@ -74,6 +74,47 @@ pub struct CpuCap {
     pub image: bool,
 }
 
+/// What is done about TCP connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tcp {
+    /// They are kept.
+    pub established: bool,
+    /// They are closed; written in the inventory, where both must agree.
+    pub close: bool,
+    /// Those that nobody has accepted are forgotten.
+    pub skip_in_flight: bool,
+    /// Packets of theirs are kept away meanwhile.
+    pub lock: NetworkLock,
+}
+
+/// How packets are kept away. There is one way: the older name means it, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetworkLock {
+    /// By a table of nf_tables.
+    Nftables,
+    /// Not at all.
+    Skip,
+}
+
+impl Tcp {
+    fn read(typed: &Typed) -> Result<Self, Failure> {
+        let lock = match typed.value("network-lock") {
+            None => NetworkLock::Nftables,
+            Some(how) => match how.to_str() {
+                Some("iptables" | "nftables") => NetworkLock::Nftables,
+                Some("skip" | "none") => NetworkLock::Skip,
+                _ => return Err(bad_value("network-lock", how)),
+            },
+        };
+        Ok(Self {
+            established: typed.switch("tcp-established", false),
+            close: typed.switch("tcp-close", false),
+            skip_in_flight: typed.switch("skip-in-flight", false),
+            lock,
+        })
+    }
+}
+
 /// What dump and restore have in common.
 #[derive(Clone, Debug)]
 pub struct Tree {
@@ -87,8 +128,8 @@ pub struct Tree {
     pub validation: FileValidation,
     /// What of the CPU is written and must match.
     pub cpu_cap: CpuCap,
-    /// Connections are closed; written in the inventory, where both must agree.
-    pub tcp_close: bool,
+    /// What becomes of connections.
+    pub tcp: Tcp,
     /// What stays outside, or what the caller provides for it.
     pub external: Vec<External>,
     /// Hooks.
@@ -223,7 +264,7 @@ impl Tree {
             cgroups: cgroups(typed)?,
             validation: validation(typed)?,
             cpu_cap: cpu_cap(typed)?,
-            tcp_close: typed.switch("tcp-close", false),
+            tcp: Tcp::read(typed)?,
             external: texts(typed, "external", |text| External::parse(text, kinds))?,
             scripts,
             display_stats: typed.switch("display-stats", false),

@@ -100,8 +100,6 @@ const fn opt(
     }
 }
 
-const NO_TCP: Status =
-    Holds("connections are refused by the dump until they can be kept, so there is none to treat");
 const ONE_LOG: Status =
     Holds("nothing of ours runs in the tasks, so there is one log, and its lines name the task");
 const NOTHING_OLD: Status = Holds("there is no obsolete behaviour to allow");
@@ -175,10 +173,10 @@ pub const OPTIONS: &[(&str, &[Opt])] = &[
         opt("lsm-mount-context", ' ', Value("CONTEXT"),    BACK,  Later, "Replace the security context of mounts"),
     ]),
     ("Network", &[
-        opt("tcp-established",   ' ', Switch,              BOTH,  NO_TCP, "Keep established connections"),
-        opt("tcp-close",         ' ', Switch,              BOTH,  NO_TCP, "Close connections"),
-        opt("skip-in-flight",    ' ', Switch,              BOTH,  NO_TCP, "Forget connections not accepted yet"),
-        opt("network-lock",      ' ', Value("HOW"),        BOTH,  NO_TCP, "Block packets meanwhile by iptables, nftables or skip [iptables]"),
+        opt("tcp-established",   ' ', Switch,              BOTH,  Works, "Keep established connections"),
+        opt("tcp-close",         ' ', Switch,              BOTH,  Works, "Close connections"),
+        opt("skip-in-flight",    ' ', Switch,              BOTH,  Works, "Forget connections not accepted yet"),
+        opt("network-lock",      ' ', Value("HOW"),        BOTH,  Works, "Block packets meanwhile by iptables, nftables or skip [iptables]"),
         opt("weak-sysctls",      ' ', Switch,              BACK,  Later, "Accept settings this kernel does not have"),
     ]),
     ("Control groups", &[

@@ -123,6 +123,11 @@ impl<'s> Collector<'s> {
         }
     }
 
+    /// Gives kinds what their crate shares with the driver: they find it by [`DumpCx::cache`].
+    pub fn lend<T: 'static>(&mut self, value: std::rc::Rc<T>) {
+        self.cache.insert(std::any::TypeId::of::<T>(), value);
+    }
+
     /// The memory that files hold, all of it when all tables and address spaces are taken in.
     pub fn memory(&self) -> &[Memory] {
         &self.memory

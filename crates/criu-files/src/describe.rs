@@ -28,6 +28,13 @@ impl DumpCx for Collector<'_> {
         Ok(write(image)?)
     }
 
+    fn close_image(&mut self, desc: &'static Desc, id: ImageId) -> Result<()> {
+        if let Some(image) = self.images.remove(&desc.file_name(id)) {
+            image.finish()?;
+        }
+        Ok(())
+    }
+
     fn first(&mut self, kind: &'static str, key: u64) -> bool {
         self.seen.insert((kind, key))
     }

@@ -337,6 +337,11 @@ impl<'s> Files<'s> {
         passing.chain(self.former.iter().copied())
     }
 
+    /// Gives kinds what their crate shares with the driver: they find it by [`RestoreCx::cache`].
+    pub fn lend<T: 'static>(&mut self, value: Rc<T>) {
+        self.cache.insert(std::any::TypeId::of::<T>(), value);
+    }
+
     /// Says which process has which table. Needed before [`Files::place`]: some files are opened in one
     /// task and fetched by others, and locks belong to processes.
     pub fn set_tasks(&mut self, tasks: impl IntoIterator<Item = (FdTableId, VPid)>) {

@@ -150,6 +150,9 @@ pub trait DumpCx {
         write: &mut dyn FnMut(&mut ImageWriter) -> criu_image::Result<()>,
     ) -> Result<()>;
 
+    /// Says that an image is complete: there may be more of a kind than descriptors.
+    fn close_image(&mut self, desc: &'static Desc, id: ImageId) -> Result<()>;
+
     /// Whether nobody has asked for this object of this kind before: shared objects are written once.
     fn first(&mut self, kind: &'static str, key: u64) -> bool;
 

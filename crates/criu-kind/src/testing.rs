@@ -148,6 +148,10 @@ impl DumpCx for Paper {
         Ok(())
     }
 
+    fn close_image(&mut self, _: &'static Desc, _: ImageId) -> Result<()> {
+        Ok(())
+    }
+
     fn first(&mut self, _: &'static str, _: u64) -> bool {
         true
     }

@@ -58,7 +58,7 @@ fn map_one(tracee: &mut Tracee, vma: &pb::VmaEntry, fd: i32) -> Result<()> {
         program.madvise(vma.start, size, advice);
         program.tolerate();
     }
-    let at = tracee.run(&program)?.value(at).cast_unsigned();
+    let at = tracee.run(&program)?.word(at);
     if at == vma.start {
         return Ok(());
     }

@@ -5,17 +5,46 @@
 //! * what the kernel knows of sockets is asked once for each network namespace, not once for each socket;
 //! * a queue is looked into, never drained;
 //! * every option that is changed to look is put back;
-//! * a socket is made by the process that the kernel is to remember as its maker.
+//! * a unix socket is made by the process that the kernel is to remember as its maker;
+//! * no packet of a connection is sent or received between the moment it is read and the one in which it goes on.
 //!
-//! Start at [`kinds`].
+//! Start at [`kinds`]; connections are the driver's matter too: [`Departure`], [`Arrival`].
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![forbid(unsafe_code)]
+
+mod lock;
+mod nft;
+mod preflight;
+
+mod connections {
+    pub(crate) mod arrival;
+    pub(crate) mod departure;
+}
 
 mod sockets {
     pub(crate) mod diag;
     pub(crate) mod message;
     pub(crate) mod options;
     pub(crate) mod queue;
+    pub(crate) mod inet {
+        pub(crate) mod address;
+        pub(crate) mod build;
+        pub(crate) mod datagrams;
+        pub(crate) mod diag;
+        pub(crate) mod dump;
+        pub(crate) mod ip;
+        pub(crate) mod kind;
+        pub(crate) mod more;
+        pub(crate) mod packet;
+        pub(crate) mod sort;
+    }
+    pub(crate) mod tcp {
+        pub(crate) mod options;
+        pub(crate) mod rebuild;
+        pub(crate) mod repair;
+        pub(crate) mod save;
+        pub(crate) mod state;
+    }
     pub(crate) mod unix {
         pub(crate) mod build;
         pub(crate) mod dump;
@@ -26,10 +55,16 @@ mod sockets {
     }
 }
 
+pub use connections::arrival::{Arrival, ArrivalOptions};
+pub use connections::departure::{Departure, DepartureOptions};
+pub use lock::{Connection, Lock, park, unpark};
+pub use preflight::refuse_connections;
+
 /// The kinds of sockets.
 pub mod kinds {
+    pub use crate::sockets::inet::kind::Inet;
     pub use crate::sockets::unix::kind::Unix;
 }
 
 /// Every kind of this crate, by name.
-pub const KINDS: &[&dyn criu_kind::AnyFileKind] = &[&kinds::Unix];
+pub const KINDS: &[&dyn criu_kind::AnyFileKind] = &[&kinds::Inet, &kinds::Unix];

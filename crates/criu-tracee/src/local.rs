@@ -171,6 +171,8 @@ const F_GETOWNER_UIDS: i32 = 17;
 )]
 const IOCTLS: &[u64] = &[
     libc::FIONREAD as u64,
+    libc::TIOCOUTQ as u64,
+    SIOCOUTQNSD,
     libc::_IOW::<u64>(b'T' as u32, 0) as u64,
     libc::TCGETS as u64,
     libc::TCSETS as u64,
@@ -195,6 +197,7 @@ const IOCTLS: &[u64] = &[
 )]
 const IOCTL_NUMBERS: &[u64] = &[
     INOTIFY_SET_NEXT,
+    SIOCGSKNS,
     SIOCUNIXFILE,
     libc::TIOCEXCL as u64,
     libc::TIOCGPTPEER as u64,
@@ -209,6 +212,12 @@ const INOTIFY_SET_NEXT: u64 = libc::_IOW::<i32>(b'I' as u32, 0) as u64;
 
 /// `SIOCUNIXFILE`, which takes nothing: a descriptor of the file that a socket is bound to.
 const SIOCUNIXFILE: u64 = 0x89e0;
+
+/// `SIOCOUTQNSD`: bytes that were never sent. `include/uapi/linux/sockios.h`.
+const SIOCOUTQNSD: u64 = 0x894b;
+
+/// `SIOCGSKNS`, which takes nothing: a descriptor of the network namespace of a socket.
+const SIOCGSKNS: u64 = 0x894c;
 
 const KCMP_EPOLL_TFD: u64 = 7;
 
@@ -232,7 +241,7 @@ const IPC_NUMBERS: &[i32] = &[
     libc::SHM_UNLOCK,
 ];
 
-/// What 32-bit machines add to such a command for the structures of today.
+/// What some machines add to such a command for the structures of today.
 const IPC_64: i32 = 0x100;
 
 /// Which arguments of a call are addresses; a refusal if the call may not run here.

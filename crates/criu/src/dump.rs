@@ -3,12 +3,14 @@
 //! Until *commit* every way out leaves the tasks as they were found: what holds them cures them when
 //! it is dropped, and the half-written images go with the store.
 
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use criu_files::{Collector, Memory, Names, Validation};
 use criu_image::{Directory, Durability, Manifest, Store, StoreExt};
 use criu_kind::{Error, Result, Subject, Within};
 use criu_mm::{DrainOptions, Space, SurveyOptions};
+use criu_net::Departure;
 use criu_ns::Clocks;
 use criu_proc::Dev;
 use criu_task::{Node, Tree, freeze};
@@ -20,7 +22,8 @@ use crate::error::Failure;
 use crate::explain;
 use crate::inventory::{self, Identities};
 use crate::ipc::Ipc;
-use crate::options::{DumpOptions, EndState, FileValidation};
+use crate::net;
+use crate::options::{DumpOptions, EndState, FileValidation, Tcp};
 use crate::progress::Progress;
 use crate::scripts::Action;
 use crate::stats::DumpStats;
@@ -37,6 +40,7 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
         .tree
         .scripts
         .run(Action::PreDump, Some(options.root))?;
+    at("preflight", net::preflight(options.root, &options.tree.tcp))?;
     let start = Instant::now();
     while !attempt(options, progress, start.elapsed() < PATIENCE)? {
         tracing::debug!("tasks go on until what they have under way is done");
@@ -57,7 +61,9 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
     if options.tree.plan {
         // On paper: what is written is forgotten.
         let store = criu_image::Memory::new();
-        let mut survey = at("survey", Survey::of(&tree, &tracees, options, &store))?;
+        let departure = net::departure(&options.tree.tcp);
+        let surveyed = Survey::of(&tree, &tracees, options, &store, departure);
+        let mut survey = at("survey", surveyed)?;
         tracing::warn!(target: "criu", "plan:\n{}", survey.plan(&tree));
         return at("survey", survey.check()).map(|()| true);
     }
@@ -66,7 +72,10 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
         "store",
         Directory::create(images, Durability::Manifest).map_err(Error::from),
     )?;
-    let mut survey = at("survey", Survey::of(&tree, &tracees, options, &store))?;
+    let departure = net::departure(&options.tree.tcp);
+    let surveyed = Survey::of(&tree, &tracees, options, &store, departure.clone());
+    let mut survey = at("survey", surveyed)?;
+    let run = survey.identities.run().to_owned();
     match survey.check() {
         Err(error) if patient && error.may_pass() => return Ok(false),
         checked => at("survey", checked)?,
@@ -78,14 +87,32 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
     )?;
     at("describe", survey.ask(&tree, &mut tracees))?;
     progress.stage("drain");
-    let drained = at("drain", drain(&mut tracees, &mut survey, &store))?;
+    // A file for each thread: many take as long as the pages, so they are written at the same time.
+    let (drained, written) = std::thread::scope(|scope| {
+        let cores = (described.threads_in_all() > MANY_THREADS)
+            .then(|| scope.spawn(|| described.write(&store)));
+        let drained = drain(&mut tracees, &mut survey, &store);
+        let written = cores.map_or_else(
+            || described.write(&store),
+            |cores| cores.join().expect("writing does not panic"),
+        );
+        (drained, written)
+    });
+    let drained = at("drain", drained)?;
+    at("describe", written)?;
     stats.drained(&drained);
     progress.stage("commit");
     if let Some(cpu) = &cpu {
         let written = store.write_entry(criu_image::desc::CPUINFO, (), cpu);
         at("commit", written.map_err(Error::from))?;
     }
-    let names = at("commit", commit(&tree, survey, &described, &store))?;
+    // From here on no packet of the connections comes or goes.
+    at("commit", departure.lock(&run))?;
+    let locked = Instant::now();
+    let names = at(
+        "commit",
+        commit(&tree, survey, &described, &options.tree.tcp, &store),
+    )?;
     tracing::info!("Dumping finished successfully");
 
     let refused = options
@@ -102,6 +129,9 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
         names.keep();
     }
     progress.stage("release");
+    if end == EndState::Killed {
+        at("release", departure.hold())?;
+    }
     // Summing needs nobody: it goes on while the tasks end or start to run.
     let (released, summed) = std::thread::scope(|scope| {
         let sums = scope.spawn(|| Manifest::complete(images));
@@ -110,12 +140,23 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
         (released, sums.join().expect("summing does not panic"))
     });
     at("release", released)?;
+    if end == EndState::Killed {
+        at("release", departure.depart(&run))?;
+    }
+    if departure.count() > 0 {
+        let (connections, time) = (departure.count(), locked.elapsed());
+        tracing::info!(connections, ?time, "connections were locked");
+    }
+    drop(departure);
     at("manifest", summed.map_err(Error::from))?;
     progress.clear();
     tracing::info!("done");
     stats.write(&options.tree.common.work, options.tree.display_stats)?;
     refused.map(|()| true)
 }
+
+/// From here on the images of threads are worth a thread of the driver.
+const MANY_THREADS: usize = 32;
 
 fn at<T>(stage: &'static str, result: Result<T>) -> Result<T, Failure> {
     result.map_err(|error| explain::failure(stage, &error))
@@ -140,6 +181,7 @@ impl<'s> Survey<'s> {
         tracees: &[Tracee],
         options: &DumpOptions,
         store: &'s dyn Store,
+        departure: Rc<Departure>,
     ) -> Result<Self> {
         let root = tree.nodes.first().map(|root| &root.proc);
         let identities = Identities::of(root)?;
@@ -155,6 +197,7 @@ impl<'s> Survey<'s> {
                 .into_iter()
                 .collect(),
         };
+        survey.files.lend(departure);
         let mut alive: Vec<(usize, &Node)> = tree
             .nodes
             .iter()
@@ -302,6 +345,7 @@ fn commit(
     tree: &Tree,
     survey: Survey<'_>,
     described: &Described,
+    tcp: &Tcp,
     store: &dyn Store,
 ) -> Result<Names> {
     for space in &survey.spaces {
@@ -314,8 +358,7 @@ fn commit(
     if let Some(clocks) = survey.clocks {
         clocks.write(store, survey.identities.clocks())?;
     }
-    described.write(store)?;
-    survey.identities.write(tree, described, store)?;
+    survey.identities.write(tree, described, tcp, store)?;
     store.finish()?;
     Ok(names)
 }

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use crate::describe::Described;
+use crate::options::Tcp;
 use crate::shares::Shares;
 
 /// The version of the image format.
@@ -49,6 +50,7 @@ pub(crate) struct Identities {
     actions: Vec<(Pid, Pid)>,
     directories: Vec<(Pid, u32)>,
     next: u32,
+    run: String,
 }
 
 fn set(ids: &mut pb::TaskKobjIdsEntry, kind: NsKind, id: u32) {
@@ -81,6 +83,7 @@ impl Identities {
             actions: Vec::new(),
             directories: Vec::new(),
             next: 1,
+            run: run_id()?,
         };
         let me = ProcDir::open(Pid::this())?;
         for kind in NsKind::ALL {
@@ -121,6 +124,11 @@ impl Identities {
         let all = self.namespaces.iter();
         all.map(|((kind, inode), id)| (*kind, *inode, *id))
             .collect()
+    }
+
+    /// The id of this dump.
+    pub(crate) fn run(&self) -> &str {
+        &self.run
     }
 
     /// The id of the IPC namespace of the tree.
@@ -194,6 +202,7 @@ impl Identities {
         &self,
         tree: &Tree,
         described: &Described,
+        tcp: &Tcp,
         store: &dyn Store,
     ) -> Result<()> {
         let mut pstree = Vec::with_capacity(tree.nodes.len());
@@ -219,8 +228,9 @@ impl Identities {
             root_ids: Some(self.own),
             lsmtype: Some(0),
             dump_uptime: uptime(),
-            tcp_close: Some(false),
-            dump_criu_run_id: Some(run_id()?),
+            tcp_close: Some(tcp.close),
+            network_lock_method: Some(crate::net::method(tcp)),
+            dump_criu_run_id: Some(self.run.clone()),
             ..Default::default()
         };
         store.write_entry(desc::INVENTORY, (), &inventory)?;

@@ -17,6 +17,7 @@ mod furnish;
 mod inventory;
 mod ipc;
 mod load;
+mod net;
 pub mod progress;
 mod restore;
 mod shares;

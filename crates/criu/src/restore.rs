@@ -10,6 +10,7 @@ use criu_image::{Checked, Directory, Store};
 use criu_ipc::Objects;
 use criu_kind::{Error, Result, Within};
 use criu_mm::SpaceImage;
+use criu_net::Arrival;
 use criu_proc::{ProcDir, TaskState};
 use criu_task::{Plan, birth};
 use criu_tracee::{Local, fp_layout};
@@ -21,6 +22,7 @@ use crate::cpuinfo;
 use crate::error::Failure;
 use crate::explain;
 use crate::load::{self, Model};
+use crate::net;
 use crate::options::RestoreOptions;
 use crate::policy::How;
 use crate::progress::Progress;
@@ -38,13 +40,15 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
     let store = at("load", images(options).map_err(Error::from))?;
     cpuinfo::check(&*store, tree.cpu_cap)?;
     let model = at("load", load::model(&*store))?;
-    let files = at(
+    let arrival = at("load", net::arrival(&tree.tcp, &*store))?;
+    let mut files = at(
         "load",
         Files::load(&*store, file_options(options), tables::kinds()),
     )?;
+    files.lend(arrival.clone());
     let mut ipc = at("load", Objects::load(&*store, model.ipc()))?;
     let plan = at("plan", model.plan(tree.shell_job))?;
-    let checked = preflight(&model, &files, &mut ipc, &plan);
+    let checked = preflight(&model, &files, &mut ipc, &plan, &arrival);
     if tree.plan {
         tracing::warn!(target: "criu", "plan:\n{plan}");
         return at("plan", checked);
@@ -62,7 +66,7 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
             })
         };
         build(
-            options, progress, &mut stats, &model, files, ipc, &plan, &*store, sums,
+            options, progress, &mut stats, &model, files, ipc, &plan, &arrival, &*store, sums,
         )
     })?;
     progress.clear();
@@ -71,7 +75,7 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
 }
 
 /// The images, compared with their manifest as they are read, unless that is not wanted.
-fn images(options: &RestoreOptions) -> Result<Box<dyn Store>, criu_image::Error> {
+fn images(options: &RestoreOptions) -> Result<Box<dyn Store + Sync>, criu_image::Error> {
     let path = &options.tree.common.images;
     Ok(if options.verify {
         Box::new(Checked::open(path)?)
@@ -93,11 +97,14 @@ fn build(
     mut files: Files<'_>,
     ipc: Objects,
     plan: &Plan,
+    arrival: &Arrival,
     store: &dyn Store,
     pages_are_right: impl FnOnce() -> Result<(), criu_image::Error>,
 ) -> Result<(), Failure> {
     let tree = &options.tree;
     progress.stage("open");
+    // Until all are ready to go on no packet of the connections comes or goes.
+    at("open", arrival.lock())?;
     files.share(model.spaces.iter().flat_map(SpaceImage::shared_files));
     at("open", files.open_all())?;
     progress.stage("spawn");
@@ -125,6 +132,7 @@ fn build(
     }
     tree.scripts.run(Action::PreResume, Some(root))?;
     progress.stage("wake");
+    at("wake", arrival.go())?;
     at("wake", world.wake(options.stopped))?;
     tree.scripts.run(Action::PostResume, Some(root))?;
     Ok(())
@@ -167,7 +175,13 @@ fn at<T>(stage: &'static str, result: Result<T>) -> Result<T, Failure> {
 }
 
 /// All that can be seen to fail before anything is made, in one list.
-fn preflight(model: &Model, files: &Files<'_>, ipc: &mut Objects, plan: &Plan) -> Result<()> {
+fn preflight(
+    model: &Model,
+    files: &Files<'_>,
+    ipc: &mut Objects,
+    plan: &Plan,
+    arrival: &Arrival,
+) -> Result<()> {
     let mut problems = Vec::new();
     let mut wanted = model.pids();
     wanted.extend(
@@ -185,6 +199,7 @@ fn preflight(model: &Model, files: &Files<'_>, ipc: &mut Objects, plan: &Plan) -
         ));
     }
     problems.extend(files.check().err());
+    problems.extend(arrival.check().err());
     let pids = model.pids();
     let of_tree = |pid: i32| pids.binary_search(&pid).is_ok();
     problems.extend(ipc.check(&mut Local, &of_tree).err());

@@ -2612,6 +2612,81 @@ impl ::prost::Name for PacketExtEntry {
         "/packet_ext_entry".into()
     }
 }
+/// An option of a socket that has another value than a new socket: numbers as in setsockopt(2).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SocketOptionEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub level: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub name: u32,
+    #[prost(bytes = "vec", required, tag = "3")]
+    pub value: ::prost::alloc::vec::Vec<u8>,
+}
+impl ::prost::Name for SocketOptionEntry {
+    const NAME: &'static str = "socket_option_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "socket_option_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/socket_option_entry".into()
+    }
+}
+/// What the entry of an internet, packet or netlink socket lacks.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SocketExtEntry {
+    /// Its id.
+    #[prost(uint32, required, tag = "1")]
+    pub socket_id: u32,
+    #[prost(message, repeated, tag = "2")]
+    pub options: ::prost::alloc::vec::Vec<SocketOptionEntry>,
+    /// Who owns the socket.
+    #[prost(uint32, optional, tag = "3")]
+    pub uid: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "4")]
+    pub gid: ::core::option::Option<u32>,
+    /// Bytes that a datagram gathers before it is sent (UDP_CORK, MSG_MORE).
+    #[prost(bytes = "vec", optional, tag = "5")]
+    pub corked: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+}
+impl ::prost::Name for SocketExtEntry {
+    const NAME: &'static str = "socket_ext_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "socket_ext_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/socket_ext_entry".into()
+    }
+}
+/// A datagram that waits in an internet socket.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DatagramEntry {
+    /// The socket.
+    #[prost(uint32, required, tag = "1")]
+    pub socket_id: u32,
+    /// From where and to where: port, then the address in the order of the network.
+    #[prost(uint32, required, tag = "2")]
+    pub from_port: u32,
+    #[prost(bytes = "vec", required, tag = "3")]
+    pub from: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, required, tag = "4")]
+    pub to_port: u32,
+    #[prost(bytes = "vec", required, tag = "5")]
+    pub to: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", required, tag = "6")]
+    pub data: ::prost::alloc::vec::Vec<u8>,
+}
+impl ::prost::Name for DatagramEntry {
+    const NAME: &'static str = "datagram_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "datagram_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/datagram_entry".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FilesExtEntry {
     #[prost(message, optional, tag = "1")]
@@ -2632,6 +2707,10 @@ pub struct FilesExtEntry {
     pub unix: ::core::option::Option<UnixExtEntry>,
     #[prost(message, optional, tag = "7")]
     pub packet: ::core::option::Option<PacketExtEntry>,
+    #[prost(message, optional, tag = "10")]
+    pub socket: ::core::option::Option<SocketExtEntry>,
+    #[prost(message, optional, tag = "11")]
+    pub datagram: ::core::option::Option<DatagramEntry>,
 }
 impl ::prost::Name for FilesExtEntry {
     const NAME: &'static str = "files_ext_entry";

@@ -298,6 +298,14 @@ Message { name: "criu_veth_pair", file: "rpc", fields: &[
 Field { number: 1, name: "if_in", label: Required, ty: String, display: Plain },
 Field { number: 2, name: "if_out", label: Required, ty: String, display: Plain },
 ] },
+Message { name: "datagram_entry", file: "criu-rs-files", fields: &[
+Field { number: 1, name: "socket_id", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "from_port", label: Required, ty: Uint32, display: Plain },
+Field { number: 3, name: "from", label: Required, ty: Bytes, display: Plain },
+Field { number: 4, name: "to_port", label: Required, ty: Uint32, display: Plain },
+Field { number: 5, name: "to", label: Required, ty: Bytes, display: Plain },
+Field { number: 6, name: "data", label: Required, ty: Bytes, display: Plain },
+] },
 Message { name: "dump_stats_entry", file: "stats", fields: &[
 Field { number: 1, name: "freezing_time", label: Required, ty: Uint32, display: Plain },
 Field { number: 2, name: "frozen_time", label: Required, ty: Uint32, display: Plain },
@@ -448,6 +456,8 @@ Field { number: 6, name: "unix", label: Optional, ty: Message("unix_ext_entry"),
 Field { number: 7, name: "packet", label: Optional, ty: Message("packet_ext_entry"), display: Plain },
 Field { number: 8, name: "signalfd", label: Optional, ty: Message("signalfd_ext_entry"), display: Plain },
 Field { number: 9, name: "fanotify", label: Optional, ty: Message("fanotify_ext_entry"), display: Plain },
+Field { number: 10, name: "socket", label: Optional, ty: Message("socket_ext_entry"), display: Plain },
+Field { number: 11, name: "datagram", label: Optional, ty: Message("datagram_entry"), display: Plain },
 ] },
 Message { name: "fown_entry", file: "fown", fields: &[
 Field { number: 1, name: "uid", label: Required, ty: Uint32, display: Plain },
@@ -1082,6 +1092,18 @@ Message { name: "sk_packet_entry", file: "sk-packet", fields: &[
 Field { number: 1, name: "id_for", label: Required, ty: Uint32, display: Plain },
 Field { number: 2, name: "length", label: Required, ty: Uint32, display: Plain },
 Field { number: 4, name: "scm", label: Repeated, ty: Message("scm_entry"), display: Plain },
+] },
+Message { name: "socket_ext_entry", file: "criu-rs-files", fields: &[
+Field { number: 1, name: "socket_id", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "options", label: Repeated, ty: Message("socket_option_entry"), display: Plain },
+Field { number: 3, name: "uid", label: Optional, ty: Uint32, display: Plain },
+Field { number: 4, name: "gid", label: Optional, ty: Uint32, display: Plain },
+Field { number: 5, name: "corked", label: Optional, ty: Bytes, display: Plain },
+] },
+Message { name: "socket_option_entry", file: "criu-rs-files", fields: &[
+Field { number: 1, name: "level", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "name", label: Required, ty: Uint32, display: Plain },
+Field { number: 3, name: "value", label: Required, ty: Bytes, display: Plain },
 ] },
 Message { name: "speculation_entry", file: "criu-rs-ext", fields: &[
 Field { number: 1, name: "which", label: Required, ty: Uint32, display: Plain },

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use criu_image::pb;
 use criu_kind::{Error, Result};
-use criu_tracee::{Local, Program, Ret, Site};
+use criu_tracee::{Arg, Local, Program, Ret, Site};
 use nix::errno::Errno;
 
 const WORD: usize = size_of::<usize>();
@@ -101,11 +101,22 @@ pub(crate) fn ask(
     room: usize,
     count: u32,
 ) -> Result<Result<(Vec<u8>, u32), Errno>> {
+    ask_at(fd, libc::SOL_SOCKET, name, &vec![0; room], count)
+}
+
+/// The same for an option of any level; `bytes` is what the kernel finds where it writes.
+pub(crate) fn ask_at(
+    fd: impl AsFd,
+    level: i32,
+    name: i32,
+    bytes: &[u8],
+    count: u32,
+) -> Result<Result<(Vec<u8>, u32), Errno>> {
     let mut program = Program::new();
-    let value = program.room(room);
+    let value = program.in_out(bytes);
     let length = program.in_out(count.to_ne_bytes());
     let fd = fd.as_fd().as_raw_fd();
-    let got = program.getsockopt(fd, libc::SOL_SOCKET, name, value, length);
+    let got = program.getsockopt(fd, level, name, value, length);
     program.tolerate();
     let outcome = Local.run(&program)?;
     Ok(outcome.get(got).map(|_| {
@@ -115,20 +126,53 @@ pub(crate) fn ask(
     }))
 }
 
+/// An option of any level; `None` if the socket has none.
+pub(crate) fn option_at(
+    fd: impl AsFd,
+    (level, name): (i32, i32),
+    room: usize,
+) -> Result<Option<Vec<u8>>> {
+    let count = u32::try_from(room).unwrap_or(u32::MAX);
+    let got = ask_at(fd, level, name, &vec![0; room], count)?;
+    Ok(got.ok().map(|(mut bytes, count)| {
+        bytes.truncate(count as usize);
+        bytes
+    }))
+}
+
+/// An option of any level that is an int; `None` if the socket has none.
+pub(crate) fn number_at(fd: impl AsFd, level: i32, name: i32) -> Result<Option<u32>> {
+    let bytes = option_at(fd, (level, name), 4)?;
+    Ok(bytes.map(|bytes| word(&bytes)))
+}
+
+fn word(bytes: &[u8]) -> u32 {
+    let mut number = [0; 4];
+    let length = bytes.len().min(4);
+    number[..length].copy_from_slice(&bytes[..length]);
+    u32::from_ne_bytes(number)
+}
+
 /// An option that is an int.
 pub(crate) fn number(fd: impl AsFd, name: i32, call: &'static str) -> Result<Option<u32>> {
     let bytes = option(fd, name, call, 4)?;
-    Ok(bytes.map(|bytes| {
-        let mut number = [0; 4];
-        number[..bytes.len()].copy_from_slice(&bytes);
-        u32::from_ne_bytes(number)
-    }))
+    Ok(bytes.map(|bytes| word(&bytes)))
 }
 
 /// Adds the call that sets an option that is an int.
 pub(crate) fn set(program: &mut Program, fd: i32, name: i32, value: u32) -> Ret {
+    set_at(program, fd, (libc::SOL_SOCKET, name), value)
+}
+
+/// The same for an option of any level.
+pub(crate) fn set_at(
+    program: &mut Program,
+    fd: impl Into<Arg>,
+    (level, name): (i32, i32),
+    value: u32,
+) -> Ret {
     let value = program.bytes(value.to_ne_bytes());
-    program.setsockopt(fd, libc::SOL_SOCKET, name, value, 4)
+    program.setsockopt(fd, level, name, value, 4)
 }
 
 #[cfg(test)]

@@ -34,14 +34,15 @@ pub(crate) struct Packet {
 }
 
 /// Options of a socket, put back when it is dropped.
-struct Borrowed<'a> {
+#[derive(Debug)]
+pub(crate) struct Borrowed<'a> {
     fd: &'a OwnedFd,
     was: Vec<(i32, u32)>,
 }
 
 impl<'a> Borrowed<'a> {
     /// Sets these options; those that the kernel does not know stay.
-    fn set(fd: &'a OwnedFd, options: &[(i32, u32, &'static str)]) -> Result<Self> {
+    pub(crate) fn set(fd: &'a OwnedFd, options: &[(i32, u32, &'static str)]) -> Result<Self> {
         let mut borrowed = Self {
             fd,
             was: Vec::new(),

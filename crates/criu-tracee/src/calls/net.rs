@@ -19,6 +19,8 @@ super::calls! {
     getsockopt(fd, level, name, value, length);
     /// `getsockname(2)`.
     getsockname(fd, addr, length);
+    /// `sendto(2)`.
+    sendto(fd, data, length, flags, addr, addr_length);
     /// `sendmsg(2)`.
     sendmsg(fd, message, flags);
     /// `recvmsg(2)`.

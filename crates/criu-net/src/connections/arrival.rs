@@ -1,0 +1,180 @@
+//! Connections of a restore: locked before the first socket is made, free when every process is ready to go on.
+
+use std::cell::RefCell;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use criu_image::{Store, StoreExt, desc, pb};
+use criu_kind::{Error, Result};
+use criu_tracee::{Local, Program, Site};
+
+use crate::lock::{self, Connection, Lock};
+use crate::sockets::inet::address::of_words;
+use crate::sockets::inet::sort::Sort;
+use crate::sockets::message::set_at;
+use crate::sockets::tcp::repair::{OFF, leave};
+
+/// What a restore does about connections.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ArrivalOptions {
+    /// They are kept (`--tcp-established`).
+    pub established: bool,
+    /// They are closed (`--tcp-close`).
+    pub close: bool,
+    /// No packet is kept away (`--network-lock skip`).
+    pub unlocked: bool,
+}
+
+/// A socket that is ready, but still in repair mode.
+#[derive(Debug)]
+struct Ready {
+    socket: OwnedFd,
+    reuse: bool,
+    cork: bool,
+}
+
+/// The connections of a restore: made by the driver, known to the kinds.
+#[derive(Debug, Default)]
+pub struct Arrival {
+    options: ArrivalOptions,
+    connections: Vec<Connection>,
+    /// The id of the dump, under which they may be parked.
+    run: Option<String>,
+    lock: RefCell<Option<Lock>>,
+    ready: RefCell<Vec<Ready>>,
+}
+
+impl Arrival {
+    /// Reads which there are.
+    pub fn load(options: ArrivalOptions, store: &dyn Store, run: Option<String>) -> Result<Self> {
+        let files = store.entries::<pb::FileEntry>(desc::FILES, ())?;
+        let mut entries: Vec<pb::InetSkEntry> = files
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|file| file.message.isk)
+            .collect();
+        // Before 3.4.
+        let old = store.entries::<pb::InetSkEntry>(desc::INETSK, ())?;
+        entries.extend(
+            old.unwrap_or_default()
+                .into_iter()
+                .map(|entry| entry.message),
+        );
+        let mut connections = Vec::new();
+        for entry in entries.iter().filter(|entry| is_connection(entry)) {
+            let (local, remote) = ends(entry)?;
+            connections.push(Connection::new(&local, &remote));
+        }
+        Ok(Self {
+            options,
+            connections,
+            run,
+            ..Self::default()
+        })
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.connections.len()
+    }
+
+    pub(crate) fn options(&self) -> ArrivalOptions {
+        self.options
+    }
+
+    /// What can be seen before anything is made: whether connections are wanted, and their addresses are here.
+    pub fn check(&self) -> Result<()> {
+        if self.options.close || self.connections.is_empty() {
+            return Ok(());
+        }
+        if !self.options.established {
+            let list: Vec<String> = self.connections.iter().map(Connection::to_string).collect();
+            return Err(Error::unsupported(
+                format!("the images have TCP connections: {}", list.join(", ")),
+                "keep them with --tcp-established, or close them with --tcp-close",
+            ));
+        }
+        let mut addresses: Vec<_> = self.connections.iter().map(|one| one.local.ip()).collect();
+        addresses.sort();
+        addresses.dedup();
+        let absent = |address: &std::net::IpAddr| {
+            let bound = std::net::UdpSocket::bind((*address, 0));
+            bound.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrNotAvailable)
+        };
+        let absent: Vec<String> = addresses
+            .iter()
+            .filter(|address| absent(address))
+            .map(ToString::to_string)
+            .collect();
+        if absent.is_empty() {
+            return Ok(());
+        }
+        Err(Error::unsupported(
+            format!(
+                "connections have addresses that are not here: {}",
+                absent.join(", ")
+            ),
+            "give a device these addresses (ip address add), or close the connections with --tcp-close",
+        ))
+    }
+
+    /// Locks them, and takes them over from where the dump has parked them.
+    pub fn lock(&self) -> Result<()> {
+        if self.connections.is_empty() || self.options.close {
+            return Ok(());
+        }
+        let run = self.run.clone().unwrap_or_default();
+        if !self.options.unlocked {
+            let name = format!("criu-rs-restore-{}-{run}", std::process::id());
+            self.lock
+                .replace(Some(Lock::new(&name, &self.connections)?));
+        }
+        if let (Some(run), false) = (&self.run, self.options.unlocked) {
+            lock::unpark(run)?;
+        }
+        Ok(())
+    }
+
+    /// A socket that only waits to be let go.
+    pub(crate) fn add(&self, socket: OwnedFd, entry: &pb::InetSkEntry) {
+        self.ready.borrow_mut().push(Ready {
+            socket,
+            reuse: entry.opts.reuseaddr(),
+            cork: entry.tcp_opts.as_ref().is_some_and(pb::TcpOptsEntry::cork),
+        });
+    }
+
+    /// Lets them go: from here on the other ends hear of us again.
+    pub fn go(&self) -> Result<()> {
+        self.lock.take();
+        for ready in self.ready.borrow_mut().drain(..) {
+            leave(&ready.socket, OFF, ready.reuse.into())?;
+            if !ready.cork {
+                // What could not be sent while the lock was there is tried again at once.
+                let mut program = Program::new();
+                set_at(
+                    &mut program,
+                    ready.socket.as_raw_fd(),
+                    (libc::SOL_TCP, libc::TCP_CORK),
+                    0,
+                );
+                Local.run(&program)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether an entry is of a TCP socket that is or was connected.
+pub(crate) fn is_connection(entry: &pb::InetSkEntry) -> bool {
+    Sort::of_entry(entry).is_tcp() && entry.dst_port != 0
+}
+
+/// Both ends of an entry.
+pub(crate) fn ends(
+    entry: &pb::InetSkEntry,
+) -> Result<(std::net::SocketAddr, std::net::SocketAddr)> {
+    Ok((
+        of_words(entry.family, &entry.src_addr, entry.src_port)?,
+        of_words(entry.family, &entry.dst_addr, entry.dst_port)?,
+    ))
+}

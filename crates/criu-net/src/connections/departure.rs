@@ -1,0 +1,109 @@
+//! Connections of a dump: which there are, when they are locked, and how their sockets end.
+//!
+//! A socket is in repair mode while it is read, and from the moment on in which its process is killed: so nobody
+//! is told. In between only the lock holds, which goes with this process: a dump that dies leaves the
+//! connections alone.
+
+use std::cell::RefCell;
+use std::os::fd::OwnedFd;
+
+use criu_kind::Result;
+
+use crate::lock::{self, Connection, Lock};
+use crate::sockets::tcp::repair::{OFF_QUIETLY, Repair, leave};
+
+/// What a dump does about connections.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is an option of the command line"
+)]
+pub struct DepartureOptions {
+    /// They are kept (`--tcp-established`).
+    pub established: bool,
+    /// They are closed (`--tcp-close`).
+    pub close: bool,
+    /// Those that nobody has accepted are forgotten (`--skip-in-flight`).
+    pub skip_in_flight: bool,
+    /// No packet is kept away (`--network-lock skip`).
+    pub unlocked: bool,
+}
+
+/// The connections of a dump: made by the driver, known to the kinds.
+#[derive(Debug, Default)]
+pub struct Departure {
+    options: DepartureOptions,
+    connections: RefCell<Vec<Connection>>,
+    sockets: RefCell<Vec<OwnedFd>>,
+    lock: RefCell<Option<Lock>>,
+    /// Those in repair mode: `SO_REUSEADDR` of each.
+    held: RefCell<Vec<(OwnedFd, u32)>>,
+}
+
+impl Departure {
+    /// None yet.
+    pub fn new(options: DepartureOptions) -> Self {
+        let mut departure = Self::default();
+        departure.options = options;
+        departure
+    }
+
+    pub(crate) fn options(&self) -> DepartureOptions {
+        self.options
+    }
+
+    pub(crate) fn add(&self, connection: Connection) {
+        self.connections.borrow_mut().push(connection);
+    }
+
+    pub(crate) fn keep(&self, socket: OwnedFd) {
+        self.sockets.borrow_mut().push(socket);
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.connections.borrow().len()
+    }
+
+    /// Locks them, if there are any.
+    pub fn lock(&self, run: &str) -> Result<()> {
+        let connections = self.connections.borrow();
+        if !connections.is_empty() && !self.options.unlocked {
+            let name = format!("criu-rs-dump-{run}");
+            self.lock.replace(Some(Lock::new(&name, &connections)?));
+        }
+        Ok(())
+    }
+
+    /// Brings all into repair mode: what is killed now goes silently.
+    pub fn hold(&self) -> Result<()> {
+        for socket in self.sockets.borrow_mut().drain(..) {
+            let reuse = Repair::enter(&socket)?.stay();
+            self.held.borrow_mut().push((socket, reuse));
+        }
+        Ok(())
+    }
+
+    /// The processes are dead: the sockets go, and packets for them find the lock until they are restored.
+    pub fn depart(&self, run: &str) -> Result<()> {
+        let connections = self.connections.borrow();
+        if !connections.is_empty() && !self.options.unlocked {
+            lock::park(run, &connections)?;
+        }
+        self.held.borrow_mut().clear();
+        self.sockets.borrow_mut().clear();
+        self.lock.take();
+        Ok(())
+    }
+}
+
+impl Drop for Departure {
+    /// The processes live on, and so do their connections.
+    fn drop(&mut self) {
+        for (socket, reuse) in self.held.borrow_mut().drain(..) {
+            if let Err(error) = leave(&socket, OFF_QUIETLY, reuse) {
+                tracing::error!(%error, "a connection could not be let out of repair mode");
+            }
+        }
+    }
+}

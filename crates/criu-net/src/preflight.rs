@@ -1,0 +1,72 @@
+//! What can be said of connections before anybody is stopped.
+
+use std::collections::HashSet;
+
+use criu_kind::{Error, Result, Subject};
+use criu_proc::ProcDir;
+use nix::unistd::Pid;
+
+use crate::sockets::inet::diag::InetSockets;
+use crate::sockets::tcp::state::{self, LISTEN};
+
+/// Refuses connections of these processes, each with its descriptor, when they are neither kept nor closed.
+pub fn refuse_connections(pids: &[Pid]) -> Result<()> {
+    let all = InetSockets::of(&[libc::IPPROTO_TCP])?;
+    let mut refused = Vec::new();
+    let mut seen = HashSet::new();
+    for pid in pids {
+        // Who has ended meanwhile has no connection.
+        let Ok(process) = ProcDir::open(*pid) else {
+            continue;
+        };
+        let comm = process.stat().map(|stat| stat.comm).unwrap_or_default();
+        for fd in process.fds().unwrap_or_default() {
+            let Ok(link) = process.readlink(&format!("fd/{fd}")) else {
+                continue;
+            };
+            let link = link.to_string_lossy().into_owned();
+            let number = link
+                .strip_prefix("socket:[")
+                .and_then(|rest| rest.strip_suffix(']'));
+            let Some(inode) = number.and_then(|number| number.parse().ok()) else {
+                continue;
+            };
+            let Some(info) = all.get(inode) else { continue };
+            if info.state == LISTEN || info.remote.port() == 0 || !seen.insert(inode) {
+                continue;
+            }
+            let (local, remote) = (info.local, info.remote);
+            let fact = format!(
+                "a TCP connection, {local} - {remote} ({})",
+                state::name(info.state)
+            );
+            let error = Error::unsupported(
+                fact,
+                "keep connections with --tcp-established, or close them with --tcp-close",
+            );
+            let error = within(
+                error,
+                Subject::Fd {
+                    fd,
+                    link: link.clone(),
+                },
+            );
+            let comm = String::from_utf8_lossy(&comm).into_owned();
+            refused.push(within(
+                error,
+                Subject::Task {
+                    pid: pid.as_raw(),
+                    comm,
+                },
+            ));
+        }
+    }
+    Error::all(refused)
+}
+
+fn within(error: Error, subject: Subject) -> Error {
+    Error::Within {
+        subject,
+        source: Box::new(error),
+    }
+}

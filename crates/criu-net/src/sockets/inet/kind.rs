@@ -1,0 +1,59 @@
+//! Internet sockets: TCP, UDP, UDP-Lite, ping and raw ones, of IPv4 and IPv6.
+//!
+//! What TCP has agreed upon with the other end, and what is under way, is read and set in repair mode
+//! (`sockets/tcp`). Datagrams that wait come back as packets from who had sent them.
+//! Not preserved: connections that nobody has accepted, pending errors, what waits in raw and ping sockets.
+//! Refused: MPTCP, SCTP, DCCP, urgent data, signatures (TCP-MD5), kTLS.
+
+use std::os::fd::AsRawFd;
+
+use criu_image::pb;
+use criu_kind::{DumpCx, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
+use criu_tracee::Program;
+use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
+
+use crate::sockets::inet::{build, dump};
+
+const O_PATH: u32 = libc::O_PATH.cast_unsigned();
+
+/// An internet socket.
+#[derive(Debug)]
+pub struct Inet;
+
+impl FileKind for Inet {
+    type Entry = pb::InetSkEntry;
+    const NAME: &'static str = "inet";
+    const SINCE: Kernel = Kernel::new(4, 11, 0);
+    const RELATES: bool = true;
+
+    fn claims(&self, file: &OpenFile) -> bool {
+        if !file.link.starts_with(b"socket:[") || file.flags() & O_PATH != 0 {
+            return false;
+        }
+        let address = getsockname::<SockaddrStorage>(file.fd.as_raw_fd());
+        let family = address.ok().and_then(|address| address.family());
+        matches!(family, Some(AddressFamily::Inet | AddressFamily::Inet6))
+    }
+
+    fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
+        dump::describe(cx, file)
+    }
+
+    /// The last moment before the tasks end: what is under way is read when no more can come.
+    fn relations(
+        &self,
+        cx: &mut dyn DumpCx,
+        file: &OpenFile,
+        entry: &mut Self::Entry,
+    ) -> Result<()> {
+        dump::finish(cx, file, entry)
+    }
+
+    fn open(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Opened> {
+        build::build(cx, entry)
+    }
+
+    fn last(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry, fd: i32) -> Result<Program> {
+        build::last(cx, entry, fd)
+    }
+}

@@ -1,0 +1,80 @@
+//! Connections: when they are looked for, locked and let go. How is the business of `criu-net`.
+
+use std::rc::Rc;
+
+use criu_image::{Store, StoreExt, desc, pb};
+use criu_kind::{Error, Result};
+use criu_net::{Arrival, ArrivalOptions, Departure, DepartureOptions};
+use criu_proc::ProcDir;
+use nix::unistd::Pid;
+
+use crate::options::{NetworkLock, Tcp};
+
+/// `criu_network_lock_method` of the RPC.
+const BY_IPTABLES: u32 = 1;
+const BY_NFTABLES: u32 = 2;
+const SKIPPED: u32 = 3;
+
+/// Refuses connections that are neither to be kept nor to be closed, before anybody is stopped.
+pub(crate) fn preflight(root: Pid, tcp: &Tcp) -> Result<()> {
+    if tcp.established || tcp.close {
+        return Ok(());
+    }
+    criu_net::refuse_connections(&family(root))
+}
+
+/// A process and all that come from it, as they are at the moment.
+fn family(root: Pid) -> Vec<Pid> {
+    let mut all = vec![root];
+    let mut next = 0;
+    while let Some(pid) = all.get(next).copied() {
+        let children = ProcDir::open(pid).and_then(|process| process.children());
+        all.extend(children.unwrap_or_default());
+        next += 1;
+    }
+    all
+}
+
+/// The connections of a dump, none of them known yet.
+pub(crate) fn departure(tcp: &Tcp) -> Rc<Departure> {
+    Rc::new(Departure::new(DepartureOptions {
+        established: tcp.established,
+        close: tcp.close,
+        skip_in_flight: tcp.skip_in_flight,
+        unlocked: tcp.lock == NetworkLock::Skip,
+    }))
+}
+
+/// How packets are kept away, as the inventory has it.
+pub(crate) fn method(tcp: &Tcp) -> u32 {
+    match tcp.lock {
+        NetworkLock::Nftables => BY_NFTABLES,
+        NetworkLock::Skip => SKIPPED,
+    }
+}
+
+/// The connections of the images.
+pub(crate) fn arrival(tcp: &Tcp, store: &dyn Store) -> Result<Rc<Arrival>> {
+    let inventory = store
+        .entry::<pb::InventoryEntry>(desc::INVENTORY, ())?
+        .message;
+    if inventory.tcp_close() && !tcp.close {
+        return Err(Error::unsupported(
+            "the dump has closed connections (--tcp-close)",
+            "restore with --tcp-close",
+        ));
+    }
+    let options = ArrivalOptions {
+        established: tcp.established,
+        close: tcp.close,
+        unlocked: tcp.lock == NetworkLock::Skip,
+    };
+    let arrival = Arrival::load(options, store, inventory.dump_criu_run_id.clone())?;
+    if inventory.network_lock_method == Some(BY_IPTABLES) && arrival.count() > 0 && !tcp.close {
+        tracing::warn!(
+            "the dump may have left rules of iptables that block its connections; \
+             remove them with iptables -D, or dump with --network-lock nftables"
+        );
+    }
+    Ok(Rc::new(arrival))
+}
