@@ -94,6 +94,10 @@ mod files {
     pub(crate) mod tty;
 }
 
+mod time {
+    pub(crate) mod clocks;
+}
+
 mod net {
     pub(crate) mod outsider;
     pub(crate) mod raw;
@@ -214,6 +218,10 @@ pub static AREAS: &[Area] = &[
             files::timerfd::CASES,
             files::tty::CASES,
         ],
+    },
+    Area {
+        name: "time",
+        files: &[time::clocks::CASES],
     },
     Area {
         name: "net",

@@ -8,7 +8,8 @@ use std::ops::Range;
 use criu_image::pb;
 use criu_kind::{Error, FileFds, Result};
 use criu_proc::{MapName, ProcDir, Vmas};
-use criu_tracee::{Program, Site, Tracee};
+use criu_tracee::arch::Arch;
+use criu_tracee::{Native, Program, Site, Tracee};
 
 use crate::bits::{madv, map, prot};
 use crate::fill::file_id;
@@ -37,13 +38,20 @@ fn map_one(tracee: &mut Tracee, vma: &pb::VmaEntry, fd: i32) -> Result<()> {
     }
     let wanted = vma.start..vma.end;
     let size = wanted.end - wanted.start;
-    let holes = holes(&busy, &wanted, lowest());
+    let lowest = lowest();
+    // Some kernels take what is below for who may have it, others for nobody.
+    let low = page_size()..lowest;
+    let holes = holes(&busy, &wanted, lowest);
     let mut program = Program::new();
+    if !low.is_empty() {
+        program.mmap(low.start, low.end - low.start, 0, PLUG, -1, 0);
+        program.tolerate();
+    }
     for hole in &holes {
         program.mmap(hole.start, hole.end - hole.start, 0, PLUG, -1, 0);
     }
     let at = program.mmap(0, size, vma.prot & prot::KNOWN, map::SHARED, fd, vma.pgoff);
-    for hole in &holes {
+    for hole in holes.iter().chain([&low]).filter(|hole| !hole.is_empty()) {
         program.munmap(hole.start, hole.end - hole.start);
     }
     let kept = madv::KEPT.iter().map(|(advice, _)| *advice);
@@ -77,12 +85,12 @@ fn holes(busy: &[Range<u64>], wanted: &Range<u64>, lowest: u64) -> Vec<Range<u64
     holes
 }
 
-/// Where mappings may begin: `vm.mmap_min_addr`.
+/// Where mappings may begin: `vm.mmap_min_addr`, and what the machine has reserved.
 fn lowest() -> u64 {
     let set = std::fs::read_to_string("/proc/sys/vm/mmap_min_addr").ok();
     let set = set.and_then(|set| set.trim().parse().ok());
     set.unwrap_or(0)
-        .max(page_size())
+        .max(Native::CALLS.first_user_page.max(1) * page_size())
         .next_multiple_of(page_size())
 }
 

@@ -11,9 +11,10 @@ use criu_image::{Directory, Durability, Manifest, Store, StoreExt};
 use criu_kind::{Error, Result, Subject, Within};
 use criu_mm::{DrainOptions, Space, SurveyOptions};
 use criu_net::Departure;
+use criu_ns::Clocks;
 use criu_proc::Dev;
 use criu_task::{Node, Tree, freeze};
-use criu_tracee::{Tracee, fp_layout};
+use criu_tracee::{Local, Tracee, fp_layout};
 
 use crate::cpuinfo;
 use crate::describe::{Described, describe};
@@ -154,6 +155,8 @@ struct Survey<'s> {
     identities: Identities,
     /// `None` if it cannot be dumped.
     ipc: Option<Ipc>,
+    /// What they show to the tree while it is held.
+    clocks: Option<Clocks>,
     problems: Vec<Error>,
 }
 
@@ -165,13 +168,15 @@ impl<'s> Survey<'s> {
         store: &'s dyn Store,
         departure: Rc<Departure>,
     ) -> Result<Self> {
-        let identities = Identities::of_dumper()?;
+        let root = tree.nodes.first().map(|root| &root.proc);
+        let identities = Identities::of(root)?;
         let files = file_options(options, tree, &identities);
         let mut survey = Self {
             spaces: Vec::with_capacity(tracees.len()),
             files: Collector::new(files, store, tables::kinds()),
             identities,
             ipc: None,
+            clocks: None,
             problems: inventory::shell_job(tree, options.tree.shell_job)
                 .err()
                 .into_iter()
@@ -227,6 +232,11 @@ impl<'s> Survey<'s> {
 
     /// What only processes can tell about what they share.
     fn ask(&mut self, tree: &Tree, tracees: &mut [Tracee]) -> Result<()> {
+        let root = tree.nodes.first().and_then(|root| root.tracee);
+        self.clocks = Some(match root {
+            Some(root) if !self.identities.same_clocks() => Clocks::of(&mut tracees[root])?,
+            _ => Clocks::of(&mut Local)?,
+        });
         let ipc = self.ipc.as_mut();
         ipc.map_or(Ok(()), |ipc| ipc.ask(tree, tracees))
     }
@@ -329,6 +339,9 @@ fn commit(
     let names = survey.files.finish()?;
     if let Some(ipc) = &survey.ipc {
         ipc.write(store, survey.identities.ipc())?;
+    }
+    if let Some(clocks) = survey.clocks {
+        clocks.write(store, survey.identities.clocks())?;
     }
     described.write(store)?;
     survey.identities.write(tree, described, tcp, store)?;

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
-use criu_image::id::VPid;
+use criu_image::id::{NsId, VPid};
 use criu_image::{Store, StoreExt, desc, pb, shmem};
 use criu_kind::{Error, Now, Result, Saved, Subject, Within};
 use criu_mm::SpaceImage;
+use criu_ns::Clocks;
 use criu_task::{End, Plan, TaskState};
 
 /// One process of the images.
@@ -84,6 +85,8 @@ pub(crate) struct Model {
     pub(crate) spaces: Vec<SpaceImage>,
     /// Seccomp filters.
     pub(crate) seccomp: pb::SeccompEntry,
+    /// What they showed when the tree was dumped.
+    pub(crate) clocks: Option<Clocks>,
 }
 
 /// Reads and checks all images.
@@ -122,11 +125,24 @@ pub(crate) fn model(store: &dyn Store) -> Result<Model> {
         .next()
         .map(|entry| entry.message)
         .unwrap_or_default();
+    let clocks = clocks(store, inventory.root_ids.as_ref(), tasks.first())?;
     Ok(Model {
         tasks,
         spaces,
         seccomp,
+        clocks,
     })
+}
+
+/// The clocks of a tree are its own if its root is in another time namespace than the dumper was.
+fn clocks(
+    store: &dyn Store,
+    dumper: Option<&pb::TaskKobjIdsEntry>,
+    root: Option<&Task>,
+) -> Result<Option<Clocks>> {
+    let root = root.and_then(|root| root.body.as_ref()?.ids.time_ns_id);
+    let own = root.filter(|_| dumper.is_some_and(|ids| ids.time_ns_id != root));
+    Clocks::load(store, NsId::new(own.unwrap_or(0)))
 }
 
 fn task(store: &dyn Store, entry: pb::PstreeEntry, spaces: &mut Vec<SpaceImage>) -> Result<Task> {

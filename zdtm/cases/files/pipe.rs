@@ -59,7 +59,8 @@ fn size() -> Result<()> {
 /// Filled to the last byte, in writes of odd sizes.
 fn full() -> Result<()> {
     let (reader, writer) = pipe2(OFlag::O_NONBLOCK)?;
-    let mut bytes = vec![0; 1 << 17];
+    // More than a pipe has room for: 16 pages, of 64 KiB at most.
+    let mut bytes = vec![0; 2 << 20];
     fill(&mut bytes, 5);
     let mut written = 0;
     for length in [1000, 4096, 1].into_iter().cycle() {
