@@ -41,7 +41,7 @@ fn data() -> Result<()> {
 }
 
 fn size() -> Result<()> {
-    let sizes = [4096, 65536, 1 << 20];
+    let sizes = [i32::try_from(zdtm::page_size())?, 65536, 1 << 20];
     let mut pipes = Vec::new();
     for size in sizes {
         let (reader, writer) = pipe()?;
