@@ -2,7 +2,8 @@
 
 use criu_image::pb;
 use criu_kind::{Error, Result};
-use criu_tracee::{Program, Site};
+use criu_tracee::arch::Arch;
+use criu_tracee::{Native, Program, Site};
 use nix::errno::Errno;
 
 use crate::call::{self, Attributes, Command};
@@ -33,6 +34,9 @@ pub(crate) enum Kind {
     Ring,
 }
 
+/// `BPF_MAP_TYPE_ARRAY_OF_MAPS`.
+const ARRAY_OF_MAPS: u32 = 12;
+
 /// Types of maps, `enum bpf_map_type`: number, name, and how to treat it.
 const TYPES: &[(u32, &str, Option<Kind>)] = &[
     (1, "hash", Some(Kind::Pairs)),
@@ -46,7 +50,7 @@ const TYPES: &[(u32, &str, Option<Kind>)] = &[
     (9, "lru_hash", Some(Kind::Pairs)),
     (10, "lru_percpu_hash", Some(Kind::PerCpu)),
     (11, "lpm_trie", Some(Kind::Pairs)),
-    (12, "array_of_maps", Some(Kind::Maps)),
+    (ARRAY_OF_MAPS, "array_of_maps", Some(Kind::Maps)),
     (13, "hash_of_maps", Some(Kind::Maps)),
     (14, "devmap", None),
     (15, "sockmap", None),
@@ -103,6 +107,10 @@ pub(crate) fn read(site: &mut dyn Site, fd: i32, entry: pb::BpfmapFileEntry) -> 
             "close it before the dump, or pin it in a BPF file system",
         ))
     };
+    if word(0) == ARRAY_OF_MAPS && Native::WORD < 8 {
+        // They lie in steps of a word, and are looked for in steps of 8 bytes (`bpf_fd_array_map_update_elem`).
+        return refuse("is an array of maps, of which a 32-bit kernel loses the elements");
+    }
     if word(40) != 0 {
         return refuse("is kept by a network device");
     }

@@ -251,16 +251,17 @@ fn stack() -> Result<()> {
 
 /// Nothing is unread in it.
 fn ringbuf() -> Result<()> {
+    let entries = u32::try_from(zdtm::page_size())?;
     let map = New {
         kind: call::RINGBUF,
-        entries: 4096,
+        entries,
         name: "zdtm_ring",
         ..New::default()
     };
     let map = map.make()?;
     zdtm::checkpoint()?;
     check_eq!(call::fdinfo(&map, "map_type")?, "27");
-    check_eq!(call::fdinfo(&map, "max_entries")?, "4096");
+    check_eq!(call::fdinfo(&map, "max_entries")?, entries.to_string());
     Ok(())
 }
 
