@@ -95,7 +95,9 @@ mod files {
 }
 
 mod net {
+    pub(crate) mod netlink;
     pub(crate) mod outsider;
+    pub(crate) mod packet;
     pub(crate) mod raw;
     pub(crate) mod tcp;
     pub(crate) mod tcp_listen;
@@ -218,6 +220,8 @@ pub static AREAS: &[Area] = &[
     Area {
         name: "net",
         files: &[
+            net::netlink::CASES,
+            net::packet::CASES,
             net::raw::CASES,
             net::tcp::CASES,
             net::tcp_listen::CASES,
