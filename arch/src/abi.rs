@@ -74,6 +74,11 @@ pub struct Calls {
     pub mmap: (u32, u64),
     /// `F_SETLK` of `fcntl`, with a lock of 64-bit offsets.
     pub set_lock: u32,
+    /// `IPC_64`: what is added to a command of `msgctl`, `semctl` or `shmctl` where the kernel would take it as one of old,
+    /// with structures of old. Zero where it has no such.
+    pub ipc_64: i32,
+    /// `SHMLBA`, if `shmat` insists on it: of what its address must be a multiple. The kernel itself chooses others.
+    pub shmlba: Option<u64>,
     /// Whether an interrupted call has been rewound, and forgotten, when the tracer sees the registers:
     /// see [`crate::Regs::woken_in`].
     pub rewound: bool,

@@ -29,6 +29,16 @@ impl Built {
     }
 }
 
+/// Fetches linker and compiler for a machine.
+pub(crate) fn provide(machine: &Machine) -> Result<()> {
+    let (linker, package) = machine.linker;
+    shell::need(&[(linker, package)])?;
+    if machine.name != std::env::consts::ARCH {
+        toolchain::rustc(machine)?;
+    }
+    Ok(())
+}
+
 /// Builds everything for a machine; the driver only if it is going to be called.
 pub(crate) fn build(machine: &Machine, criu: bool) -> Result<Built> {
     let (linker, package) = machine.linker;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::cross::Built;
 use crate::modules::Modules;
-use crate::shell;
+use crate::{busybox, shell};
 
 /// How large it is to the guest; here it is sparse.
 const SIZE: u64 = 2 << 30;
@@ -21,6 +21,7 @@ const OUT: &str = "/zdtm/out";
 /// What is put onto it.
 pub(crate) struct Load<'a> {
     pub(crate) built: &'a Built,
+    pub(crate) busybox: &'a Path,
     /// Of every kernel that will use it.
     pub(crate) modules: &'a [Modules],
     pub(crate) known: Option<&'a Path>,
@@ -34,6 +35,7 @@ pub(crate) fn make(dir: &Path, load: &Load<'_>) -> Result<PathBuf> {
         fs::remove_dir_all(&root)?;
     }
     for name in [
+        "bin",
         "dev",
         "etc",
         "lib/modules",
@@ -68,6 +70,11 @@ pub(crate) fn make(dir: &Path, load: &Load<'_>) -> Result<PathBuf> {
     }
     fs::copy(&load.built.init, root.join("sbin/init"))?;
     symlink("init", root.join("sbin/modprobe"))?;
+    fs::copy(load.busybox, root.join("bin/busybox"))
+        .with_context(|| load.busybox.display().to_string())?;
+    for name in busybox::NAMES {
+        symlink("busybox", root.join("bin").join(name))?;
+    }
     for modules in load.modules {
         let place = root.join("lib/modules").join(&modules.release);
         fs::create_dir_all(&place)?;

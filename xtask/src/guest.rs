@@ -13,7 +13,7 @@ use crate::args::Args;
 use crate::machine::{self, Machine};
 use crate::qemu::End;
 use crate::trip::{self, Leg, Outcome, Terms, Trip};
-use crate::{cross, kernel, shell};
+use crate::{cross, emulator, kernel, shell};
 
 const USAGE: &str = "zdtm --arch NAME[,NAME]...|all [OPTION]...
   --kernel SERIES   6.1 (default), 6.12, or all that the machine has
@@ -32,7 +32,34 @@ const QUICK: &str = "cpu/,tree/group,tree/session,tree/zombie,tree/vfork,tree/wi
     mm/anon,mm/file-shared,mm/file-private,mm/vdso,mm/brk,mm/stack,mm/arguments,mm/shared-anon,mm/cow,mm/aio,\
     files/epoll-modes,files/eventfd,files/fifo-two,files/ghost-attributes,files/link-remap,files/inotify-queued,files/lock-,\
     files/memfd-,files/pidfd,files/pipe-packets,files/pipe-full,files/cwd-of,files/chroot,files/regular,files/signalfd,\
-    files/fd-,files/timerfd";
+    files/fd-,files/timerfd,time/";
+
+/// What a guest is made of cannot be had on this machine.
+#[derive(Debug)]
+pub(crate) struct Missing;
+
+impl std::error::Error for Missing {}
+
+impl std::fmt::Display for Missing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("what guests are made of cannot be had here")
+    }
+}
+
+/// Fetches what the guests of these machines are made of, as far as it is not there yet.
+pub(crate) fn provide(machines: &str) -> Result<()> {
+    for machine in machine::named(machines)? {
+        let series = machine.kernels.first().context("a kernel")?;
+        let provided = kernel::get(machine, series)
+            .and_then(|_| cross::provide(machine))
+            .and_then(|()| emulator::command(machine, series).map(drop));
+        provided.map_err(|error| {
+            let why = format!("{}: {error:#}", machine.name);
+            anyhow::Error::new(Missing).context(why)
+        })?;
+    }
+    Ok(())
+}
 
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let mut args = Args::new(arguments);

@@ -18,7 +18,7 @@ pub(crate) struct Kernel {
     pub(crate) modules: PathBuf,
 }
 
-/// The newest kernel of a series, `6.1` say.
+/// The newest kernel of a series, `6.1` say; `6.12-16k` is the flavour with pages of that size.
 pub(crate) fn get(machine: &Machine, series: &str) -> Result<Kernel> {
     let dir = cache::once(&format!("kernels/{}/{series}", machine.name), |dir| {
         fetch(machine, series, dir)
@@ -33,11 +33,15 @@ pub(crate) fn get(machine: &Machine, series: &str) -> Result<Kernel> {
 
 fn fetch(machine: &Machine, series: &str, dir: &Path) -> Result<()> {
     let apt = Apt::open(machine.debian)?;
+    let (series, pages) = series
+        .find('-')
+        .map_or((series, ""), |at| series.split_at(at));
     let names = apt.names(&format!("linux-image-{series}."))?;
     let newest = machine.flavours.iter().find_map(|flavour| {
         let fits = |name: &&String| {
             let rest = name
-                .strip_suffix(flavour)
+                .strip_suffix(pages)
+                .and_then(|rest| rest.strip_suffix(flavour))
                 .and_then(|rest| rest.strip_suffix('-'));
             // Not a flavour that only ends in the same word.
             rest.is_some_and(|rest| rest.ends_with(|last: char| last.is_ascii_digit()))

@@ -40,7 +40,7 @@ pub(crate) const MACHINES: &[Machine] = &[
         name: "aarch64",
         debian: "arm64",
         flavours: &["cloud-arm64", "arm64"],
-        kernels: &["6.1", "6.12"],
+        kernels: &["6.1", "6.12", "6.12-16k"],
         target: "aarch64-unknown-linux-gnu",
         linker: ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
         qemu: ("qemu-system-aarch64", "qemu-system-arm"),

@@ -2,6 +2,7 @@
 mod apt;
 mod args;
 mod bench;
+mod busybox;
 mod cache;
 mod ci;
 mod codegen;

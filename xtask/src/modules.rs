@@ -9,6 +9,8 @@ use std::rc::Rc;
 use anyhow::{Context, Result, ensure};
 use object::{Object, ObjectSection};
 
+use crate::shell;
+
 /// What a guest may ask for after it has its disk; the kernel asks for most of it by alias.
 pub(crate) const LATER: &[&str] = &[
     // What tells about sockets.
@@ -157,6 +159,7 @@ fn content(file: &Path) -> Result<Vec<u8>> {
     if file.extension().is_none_or(|extension| extension != "xz") {
         return Ok(fs::read(file)?);
     }
+    shell::need(&[("xz", "xz-utils")])?;
     let output = Command::new("xz")
         .arg("-dc")
         .arg(file)

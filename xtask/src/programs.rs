@@ -166,6 +166,37 @@ const PROGRAMS: &[Program] = &[
         result: "progress",
         ..PLAIN
     },
+    Program {
+        name: "screen",
+        needs: &[("screen", "screen"), ("vim", "vim")],
+        run: "bash {src}/screen.sh run",
+        settle: "bash {src}/screen.sh settle",
+        check: "bash {src}/screen.sh check",
+        exit: 1,
+        result: "progress",
+        ..PLAIN
+    },
+    Program {
+        name: "postgres",
+        needs: &[("python3", "python3"), ("psql", "postgresql")],
+        run: "{python} {src}/postgres.py run",
+        check: "{python} {src}/postgres.py check",
+        ..PLAIN
+    },
+    Program {
+        name: "dbus",
+        needs: &[("python3", "python3"), ("dbus-daemon", "dbus-daemon")],
+        run: "{python} {src}/dbus.py run",
+        check: "{python} {src}/dbus.py check",
+        ..PLAIN
+    },
+    Program {
+        name: "follow",
+        needs: &[("bash", "bash"), ("inotifywait", "inotify-tools")],
+        run: "bash {src}/follow.sh run",
+        check: "bash {src}/follow.sh check",
+        ..PLAIN
+    },
 ];
 
 struct Options {

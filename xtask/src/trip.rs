@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::busybox;
 use crate::cross::Built;
 use crate::disk::{self, Load};
 use crate::initramfs;
@@ -68,6 +69,7 @@ pub(crate) fn make(trip: &Trip, terms: &Terms<'_>) -> Result<Vec<Outcome>> {
     let modules = modules?;
     let load = Load {
         built: &trip.built,
+        busybox: &busybox::get(trip.machine)?,
         modules: &modules,
         known: Some(terms.known),
     };

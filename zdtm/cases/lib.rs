@@ -94,6 +94,10 @@ mod files {
     pub(crate) mod tty;
 }
 
+mod time {
+    pub(crate) mod clocks;
+}
+
 mod net {
     pub(crate) mod netlink;
     pub(crate) mod outsider;
@@ -216,6 +220,10 @@ pub static AREAS: &[Area] = &[
             files::timerfd::CASES,
             files::tty::CASES,
         ],
+    },
+    Area {
+        name: "time",
+        files: &[time::clocks::CASES],
     },
     Area {
         name: "net",

@@ -47,6 +47,8 @@ impl Arch for Aarch64 {
         wide: Wide::Word,
         mmap: (222, 1),
         set_lock: 6,
+        ipc_64: 0,
+        shmlba: None,
         rewound: true,
         llseek: None,
         wider: &[],

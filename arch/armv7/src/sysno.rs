@@ -9,6 +9,8 @@ pub(crate) const CALLS: Calls = Calls {
     // mmap2 counts in 4096 bytes, whatever a page is.
     mmap: (192, 4096),
     set_lock: 13, // F_SETLK64
+    ipc_64: 0x100,
+    shmlba: Some(0x4000),
     rewound: true,
     llseek: Some(140),
     wider: &[

@@ -6,9 +6,9 @@ use criu_arch::{CoreError, CoreImage, Next, Regs, ThreadState};
 use criu_image::pb;
 use criu_image::pb::core_entry::March;
 
-use crate::fpu::{FpRegs, uses_vectors};
+use crate::fpu::{FpRegs, NT_MIPS_MSA, uses_vectors};
 use crate::regs::Mips64Regs;
-use crate::{Mips64, NT_MIPS_MSA, tls};
+use crate::{Mips64, tls};
 
 /// Takes the numbered fields of an entry.
 macro_rules! numbered {
@@ -23,7 +23,7 @@ macro_rules! numbered {
 impl CoreImage for Mips64 {
     fn to_core(
         state: &ThreadState<Mips64Regs>,
-        _layout: &(),
+        (): &(),
         core: &mut pb::CoreEntry,
     ) -> Result<(), CoreError> {
         let msa = state.more.iter().find(|(note, _)| *note == NT_MIPS_MSA);
@@ -53,7 +53,7 @@ impl CoreImage for Mips64 {
         }
     }
 
-    fn from_core(core: &pb::CoreEntry, _layout: &()) -> Result<ThreadState<Mips64Regs>, CoreError> {
+    fn from_core(core: &pb::CoreEntry, (): &()) -> Result<ThreadState<Mips64Regs>, CoreError> {
         if core.mtype() != March::Mips {
             return Err(CoreError::Machine(core.mtype));
         }

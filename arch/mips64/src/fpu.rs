@@ -7,7 +7,15 @@
 //!
 //! `arch/mips/kernel/ptrace.c` (`fpr_get`, `dsp64_get`, `msa_get`).
 
-use crate::NT_MIPS_DSP;
+/// `NT_PRFPREG`: f0 to f31, fcr31, fcr0.
+pub(crate) const NT_PRFPREG: u32 = 2;
+/// `NT_MIPS_DSP`: the accumulators and the control register of the DSP extension.
+pub(crate) const NT_MIPS_DSP: u32 = 0x800;
+/// `NT_MIPS_MSA`: the vector registers.
+pub(crate) const NT_MIPS_MSA: u32 = 0x802;
+
+/// The image format has no field for these.
+pub(crate) const EXTRA: &[u32] = &[NT_MIPS_DSP];
 
 #[cfg(feature = "image")]
 /// Where `struct msa_control_regs` lies behind the vector registers: its third int identifies the unit.

@@ -1,6 +1,6 @@
-//! mips64: little-endian, n64 code.
+//! 64-bit MIPS, little-endian: n64 code.
 //!
-//! Knows no host: bytes in, bytes out. Not here: o32 and n32 code.
+//! Knows no host: bytes in, bytes out. o32 and n32 code under the same kernel is not held.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "image")]
@@ -20,13 +20,6 @@ use criu_arch::{
     StackLayout, Stub, ThreadAreas, Wide,
 };
 
-/// The FPU's registers.
-const NT_PRFPREG: u32 = 2;
-/// The accumulators and the control register of the DSP extension.
-const NT_MIPS_DSP: u32 = 0x800;
-/// The vector registers of MSA.
-const NT_MIPS_MSA: u32 = 0x802;
-
 /// The machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Mips64;
@@ -37,16 +30,18 @@ impl Arch for Mips64 {
     const WORD: usize = 8;
     // `NT_PRSTATUS` cannot write r0, which says whether a call is to be issued again.
     const TRANSFER: RegsTransfer = RegsTransfer::Getregs;
-    const FP_NOTE: u32 = NT_PRFPREG;
-    const MORE_NOTES: &'static [u32] = &[NT_MIPS_MSA];
-    const EXTRA_NOTES: &'static [u32] = &[NT_MIPS_DSP];
+    const FP_NOTE: u32 = fpu::NT_PRFPREG;
+    const MORE_NOTES: &'static [u32] = &[fpu::NT_MIPS_MSA];
+    const EXTRA_NOTES: &'static [u32] = fpu::EXTRA;
     /// `rt_sigreturn` clears what its frame does not have.
-    const KEPT_NOTES: &'static [u32] = &[NT_PRFPREG, NT_MIPS_DSP];
+    const KEPT_NOTES: &'static [u32] = &[fpu::NT_PRFPREG, fpu::NT_MIPS_DSP];
     const TLS: ThreadAreas = tls::AREAS;
     const CALLS: Calls = Calls {
         wide: Wide::Word,
         mmap: (5009, 1),
         set_lock: 6,
+        ipc_64: 0x100,
+        shmlba: Some(0x4_0000),
         rewound: false,
         llseek: None,
         wider: &[],
@@ -76,7 +71,7 @@ impl Arch for Mips64 {
     const PASSING: Option<fn(&[u8; 8]) -> bool> = Some(fpu::is_emulated);
     const COMPAT_VDSO: Option<(usize, u64)> = None;
 
-    fn fp_layout(_identify: &dyn Fn(u32, u32) -> [u32; 4]) {}
+    fn fp_layout(_: &dyn Fn(u32, u32) -> [u32; 4]) {}
 
     fn may_time_out(nr: u64, args: &[u64; 6]) -> bool {
         restart::TABLE.timeout(nr, args).is_some()
@@ -87,7 +82,7 @@ impl Arch for Mips64 {
     }
 
     fn once_result(regs: &Mips64Regs) -> i64 {
-        regs.r[stub::S5].cast_signed()
+        regs.r[stub::ONCE_RESULT].cast_signed()
     }
 
     fn is_extra(note: u32, bytes: &[u8]) -> bool {

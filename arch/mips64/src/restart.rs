@@ -4,9 +4,8 @@
 //!
 //! `arch/mips/kernel/syscalls/syscall_n64.tbl`; numbers begin at 5000.
 
-use criu_arch::{TimeoutForm, WaitTable};
-
-use TimeoutForm::{Millis, Timespec};
+use criu_arch::TimeoutForm::{Millis, Timespec};
+use criu_arch::WaitTable;
 
 pub(crate) const TABLE: WaitTable = WaitTable {
     timed: &[

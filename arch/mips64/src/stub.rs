@@ -2,9 +2,8 @@
 
 use criu_arch::{Entry, HealContext, Job, Regs, Stub};
 
-use crate::fpu::FpRegs;
+use crate::fpu::{FpRegs, NT_MIPS_DSP, NT_PRFPREG};
 use crate::regs::Mips64Regs;
-use crate::{NT_MIPS_DSP, NT_PRFPREG};
 
 /// Assembled from `stub.S`; `cargo xtask stub` checks that it is.
 #[rustfmt::skip]
@@ -47,8 +46,8 @@ const S1: usize = 17;
 const S2: usize = 18;
 const S3: usize = 19;
 const S4: usize = 20;
-/// Where the stub keeps the result of a single call.
-pub(crate) const S5: usize = 21;
+/// Where the result of a single call is.
+pub(crate) const ONCE_RESULT: usize = 21;
 
 /// `struct rt_sigframe` of n64 (`arch/mips/kernel/signal.c`). What it holds before the stack is not read:
 /// there lie undo records, unmap address and length, and whether to go back without it.
@@ -94,7 +93,7 @@ pub(crate) fn enter(regs: &mut Mips64Regs, code: u64, entry: &Entry) {
 pub(crate) fn heal(context: &HealContext<'_, Mips64Regs>) -> Vec<u8> {
     let regs = context.regs.resumed();
     let mut bytes = vec![0; HEAL_SIZE];
-    let mut put = |at: usize, part: &[u8]| bytes[at..at + part.len()].copy_from_slice(part);
+    let mut put = |at: usize, from: &[u8]| bytes[at..at + from.len()].copy_from_slice(from);
     let mut put_word = |at: usize, word: u64| put(at, &word.to_le_bytes());
     put_word(0, context.undo);
     put_word(8, context.unmap.0);

@@ -49,6 +49,8 @@ impl Arch for X86_64 {
         wide: Wide::Word,
         mmap: (9, 1),
         set_lock: 6,
+        ipc_64: 0,
+        shmlba: None,
         rewound: false,
         llseek: None,
         wider: &[],

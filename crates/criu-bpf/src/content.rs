@@ -4,6 +4,7 @@
 //! and stacks can only be taken out, so they are, and put back: the one moment in which a driver that is killed does harm.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use criu_kind::{Error, Result};
 use criu_tracee::{Local, Program, Ret, Site, Sysno};
@@ -18,6 +19,11 @@ const ENOTSUPP: i32 = 524;
 const BATCH: u32 = 4096;
 /// Bytes of memory for a batch.
 const MEMORY: usize = 16 << 20;
+
+/// How often elements are given to a map that has no memory for them, without any being taken. One without preallocation
+/// takes it from a small reserve, and the kernel fills that up in an interrupt: on some machines with the next tick only.
+const TRIES: u32 = 100;
+const TICK: Duration = Duration::from_millis(10);
 
 /// All keys, and all values in the same order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -360,24 +366,37 @@ pub(crate) fn write(
 fn write_batch(
     site: &mut dyn Site,
     map: i32,
-    keys: &[u8],
-    values: &[u8],
-    count: usize,
+    mut keys: &[u8],
+    mut values: &[u8],
+    mut count: usize,
 ) -> Result<bool> {
-    let mut program = Program::new();
-    let (keys, values) = (program.bytes(keys), program.bytes(values));
-    let attributes = Attributes::new(56)
-        .fd(36, map)
-        .pointer(16, keys)
-        .pointer(24, values);
-    let attributes = attributes.word(32, u32::try_from(count).unwrap_or(u32::MAX));
-    let (ret, _) = attributes.call(&mut program, Command::UpdateBatch);
-    program.tolerate();
-    let outcome = site.run(&program)?;
-    match outcome.get(ret) {
-        Ok(_) => Ok(true),
-        Err(Errno::EINVAL) => Ok(false),
-        Err(_) if unsupported(&outcome, ret) => Ok(false),
-        Err(errno) => Err(Error::kernel("bpf(BPF_MAP_UPDATE_BATCH)")(errno)),
+    let mut tries = 0;
+    loop {
+        let mut program = Program::new();
+        let (key, value) = (program.bytes(keys), program.bytes(values));
+        let attributes = Attributes::new(56)
+            .fd(36, map)
+            .pointer(16, key)
+            .pointer(24, value)
+            .word(32, u32::try_from(count).unwrap_or(u32::MAX));
+        let (ret, answer) = attributes.call(&mut program, Command::UpdateBatch);
+        program.tolerate();
+        let outcome = site.run(&program)?;
+        match outcome.get(ret) {
+            Ok(_) => return Ok(true),
+            Err(Errno::EINVAL) => return Ok(false),
+            Err(_) if unsupported(&outcome, ret) => return Ok(false),
+            Err(Errno::ENOMEM) if tries < TRIES => {
+                // Nothing of it is there yet if the count is still ours.
+                let done = word(outcome.bytes(answer), 32) as usize;
+                let done = if done < count { done } else { 0 };
+                tries = if done > 0 { 0 } else { tries + 1 };
+                keys = &keys[keys.len() / count * done..];
+                values = &values[values.len() / count * done..];
+                count -= done;
+                std::thread::sleep(TICK);
+            }
+            Err(errno) => return Err(Error::kernel("bpf(BPF_MAP_UPDATE_BATCH)")(errno)),
+        }
     }
 }

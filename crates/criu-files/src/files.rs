@@ -9,7 +9,9 @@ use std::rc::Rc;
 
 use criu_image::id::{FdTableId, FileId, ShmId, VPid};
 use criu_image::{Desc, ImageId, Store, StoreExt, desc, pb};
-use criu_kind::{AnyFileKind, Cache, Error, FileFds, Opened, RestoreCx, Result, Subject, Within};
+use criu_kind::{
+    AnyFileKind, Cache, Error, FileFds, Opened, RestoreCx, Result, Shift, Subject, Within,
+};
 use criu_tracee::{Local, Program, Site, Sysno};
 
 use prost::{Message, Name};
@@ -61,6 +63,7 @@ pub struct Files<'s> {
     /// Files that may have grown, and whether they are cut again.
     pub(crate) growing: BTreeMap<FileId, bool>,
     pub(crate) tasks: BTreeMap<FdTableId, VPid>,
+    pub(crate) shift: Shift,
     pub(crate) opened: BTreeMap<FileId, Opened>,
     /// Shared mappings that need a file open in a way that its entry does not say.
     pub(crate) shared: BTreeSet<(FileId, bool)>,
@@ -115,6 +118,7 @@ impl<'s> Files<'s> {
             helpers: BTreeSet::new(),
             growing: BTreeMap::new(),
             tasks: BTreeMap::new(),
+            shift: Shift::default(),
             opened: BTreeMap::new(),
             shared: BTreeSet::new(),
             lone: HashMap::new(),
@@ -130,7 +134,7 @@ impl<'s> Files<'s> {
         for ext in messages::<pb::FilesExtEntry>(store, desc::FILES_EXT)? {
             let former = ext.epoll.and_then(|epoll| epoll.tfd);
             files.former.extend(former.map(u32::cast_signed));
-            files.makers.extend(makers(&ext));
+            files.makers.extend(crate::late::makers(&ext));
         }
         // That is memory, and no task has it as a file.
         let memory = criu_image::shmem::anonymous(store)?;
@@ -381,16 +385,6 @@ impl<'s> Files<'s> {
     }
 }
 
-/// The processes that a fact is about.
-fn makers(ext: &pb::FilesExtEntry) -> impl Iterator<Item = u32> {
-    let of_socket = ext.unix.iter().flat_map(|unix| [unix.peer, unix.connected]);
-    let of_packet = ext.packet.iter().map(|packet| packet.creds);
-    let all: Vec<_> = of_socket.chain(of_packet).flatten().collect();
-    all.into_iter()
-        .map(|creds| creds.pid)
-        .filter(|pid| *pid != 0)
-}
-
 /// All messages of an image that may be absent.
 fn messages<M: Message + Default + Name>(store: &dyn Store, desc: &'static Desc) -> Result<Vec<M>> {
     let entries = store.entries::<M>(desc, ())?.unwrap_or_default();
@@ -501,6 +495,10 @@ impl RestoreCx for Files<'_> {
             .next()
             .copied()
             .unwrap_or_else(|| VPid::new(0))
+    }
+
+    fn shift(&self) -> Shift {
+        self.shift
     }
 
     fn store(&self) -> &dyn Store {

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::io::IoSlice;
 use std::os::fd::IntoRawFd;
 
-use criu_image::Store;
 use criu_image::id::{FdTableId, FileId, ShmId, VPid};
-use criu_kind::{Cache, Error, Opened, RestoreCx, Result, Within};
+use criu_image::{Store, pb};
+use criu_kind::{Cache, Error, Opened, RestoreCx, Result, Shift, Within};
 use criu_tracee::{Local, Program, Site, fetch_fd, pidfd_open};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair,
@@ -130,6 +130,16 @@ fn rights(control: &[u8], count: usize) -> Vec<i32> {
         i32::from_ne_bytes(number)
     });
     numbers.take(count).collect()
+}
+
+/// The processes that a fact is about.
+pub(crate) fn makers(ext: &pb::FilesExtEntry) -> impl Iterator<Item = u32> {
+    let of_socket = ext.unix.iter().flat_map(|unix| [unix.peer, unix.connected]);
+    let of_packet = ext.packet.iter().map(|packet| packet.creds);
+    let all: Vec<_> = of_socket.chain(of_packet).flatten().collect();
+    all.into_iter()
+        .map(|creds| creds.pid)
+        .filter(|pid| *pid != 0)
 }
 
 impl Files<'_> {
@@ -257,6 +267,10 @@ impl RestoreCx for Late<'_, '_> {
 
     fn root(&self) -> VPid {
         self.sites.root()
+    }
+
+    fn shift(&self) -> Shift {
+        self.files.shift()
     }
 
     fn store(&self) -> &dyn Store {

@@ -157,11 +157,10 @@ pub(crate) fn retake(lock: &pb::FileLockEntry, file: u32, program: &mut Program)
 
 /// Takes the lease that was, and breaks it without a signal: the owner is set afterwards.
 fn rebreak(lock: &pb::FileLockEntry, file: u32, program: &mut Program) {
-    const F_SETOWN: i32 = 8;
     let only_reads = file & libc::O_ACCMODE.cast_unsigned() == libc::O_RDONLY.cast_unsigned();
     let before = if only_reads { F_RDLCK } else { F_WRLCK };
     program.fcntl(lock.fd, libc::F_SETLEASE, before);
-    program.fcntl(lock.fd, F_SETOWN, 0);
+    program.fcntl(lock.fd, libc::F_SETOWN, 0);
     let breaker = if lock.r#type & !BREAKING == F_RDLCK {
         libc::O_RDONLY
     } else {

@@ -248,14 +248,16 @@ impl Numbers {
             let [soft, hard] = [soft, hard].map(|limit| limit.try_into().unwrap_or(most));
             setrlimit(Resource::RLIMIT_NOFILE, soft, hard)
         };
-        let mut limit = soft;
-        if soft < wanted {
-            limit = wanted;
-            if set(wanted, hard.max(wanted)).is_err() {
-                limit = hard;
-                set(hard, hard).map_err(Error::kernel("setrlimit"))?;
-            }
-        }
+        // Kinds make more on the way than there are in the end, so: as many as we may have.
+        let most = wanted.max(hard);
+        let limit = if soft >= most || set(most, most).is_ok() {
+            soft.max(most)
+        } else if soft < wanted {
+            set(hard, hard).map_err(Error::kernel("setrlimit"))?;
+            hard
+        } else {
+            soft
+        };
         let free = limit.saturating_sub(used.len() as u64);
         if limit <= highest.cast_unsigned().into() || free < (count + SPARE) as u64 {
             return Err(Error::unsupported(

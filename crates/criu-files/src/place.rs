@@ -2,7 +2,7 @@
 
 use criu_image::id::{FdTableId, FileId};
 use criu_image::pb;
-use criu_kind::{Error, Opened, Result};
+use criu_kind::{Error, Opened, Result, Shift};
 use criu_tracee::{Program, Ret};
 
 use crate::files::Files;
@@ -13,6 +13,11 @@ const O_CLOEXEC: u32 = libc::O_CLOEXEC.cast_unsigned();
 const O_ASYNC: u32 = libc::O_ASYNC.cast_unsigned();
 
 impl Files<'_> {
+    /// Says how far the clocks of the tree are ahead of ours. Needed before [`Files::arm`].
+    pub fn set_shift(&mut self, shift: Shift) {
+        self.shift = shift;
+    }
+
     /// Adds the calls that give a task its descriptors and close all others. They run in the task, when it needs
     /// nothing of what it inherited any more; tables in ascending order, once each.
     pub fn place(&mut self, table: FdTableId, program: &mut Program) -> Result<()> {

@@ -376,18 +376,30 @@ mod tests {
 
     #[test]
     fn the_writer_joins_and_counts_twice() {
+        for page in [4 << 10, 16 << 10, 64 << 10] {
+            joins_and_counts_twice(page);
+        }
+    }
+
+    fn joins_and_counts_twice(page: u64) {
         let store = Memory::new();
-        let mut writer = PagemapWriter::new(desc::PAGEMAP, 42u32, 3.into(), PAGE).unwrap();
+        let mut writer = PagemapWriter::new(desc::PAGEMAP, 42u32, 3.into(), page).unwrap();
         writer.push(0, 1, PageFlags::PRESENT).unwrap();
-        writer.push(PAGE, 1, PageFlags::PRESENT).unwrap();
-        writer.push(2 * PAGE, 1 << 33, PageFlags::PARENT).unwrap();
+        writer.push(page, 1, PageFlags::PRESENT).unwrap();
+        writer.push(2 * page, 1 << 33, PageFlags::PARENT).unwrap();
         let written = writer.finish(&store).unwrap();
         store.finish().unwrap();
-        let read = Pagemap::read(&store, desc::PAGEMAP, 42u32, PAGE)
+        let read = Pagemap::read(&store, desc::PAGEMAP, 42u32, page)
             .unwrap()
             .unwrap();
         assert_eq!(read, written);
         assert_eq!(read.extents().len(), 2);
+        assert_eq!(read.pages_len(), 2 * page);
+        let other = Pagemap::read(&store, desc::PAGEMAP, 42u32, 8 * page);
+        assert!(
+            other.is_err(),
+            "a machine with larger pages cannot have them"
+        );
 
         let mut reader = store.reader(desc::PAGEMAP, 42u32).unwrap().unwrap();
         reader.read::<pb::PagemapHead>().unwrap();

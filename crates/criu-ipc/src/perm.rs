@@ -4,7 +4,8 @@ use std::mem::offset_of;
 
 use criu_image::pb;
 use criu_kind::{Error, Result};
-use criu_tracee::{Blob, Program, Ret, Site, Sysno};
+use criu_tracee::arch::Arch;
+use criu_tracee::{Blob, Native, Program, Ret, Site, Sysno};
 use nix::errno::Errno;
 
 use crate::sysvipc::Perm;
@@ -12,8 +13,8 @@ use crate::sysvipc::Perm;
 /// Permissions proper.
 pub(crate) const MODE_BITS: u32 = 0o777;
 
-/// What 32-bit machines add to a command for the structures of today: their C libraries do it.
-pub(crate) const IPC_64: i32 = if size_of::<usize>() == 4 { 0x100 } else { 0 };
+/// What some machines add to a command for the structures of today: their C libraries do it.
+pub(crate) const IPC_64: i32 = Native::CALLS.ipc_64;
 
 /// More than any machine's structure; who it belongs to comes first in all of them.
 const STRUCTURE: usize = 256;

@@ -90,7 +90,7 @@ impl Segment {
         if self.there {
             program.madvise(at, self.span(page), MADV_REMOVE);
         }
-        Ok(site.run(&program)?.value(at).cast_unsigned())
+        Ok(site.run(&program)?.word(at))
     }
 
     /// Lets it go with its last user, if it was to. When all have attached it.
@@ -136,7 +136,7 @@ pub fn look(site: &mut dyn Site, id: ShmId) -> Result<u64> {
     const SHM_RDONLY: i32 = 0o10000;
     let mut program = Program::new();
     let at = program.shmat(id.get(), 0, SHM_RDONLY);
-    Ok(site.run(&program)?.value(at).cast_unsigned())
+    Ok(site.run(&program)?.word(at))
 }
 
 /// The messages of a segment. `huge`: the size of its pages, if it is of huge ones.

@@ -7,9 +7,9 @@ use criu_kind::{Error, Result};
 use criu_tracee::{Program, Site};
 
 /// Bytes read at a time: the kernel gives little more than a page.
-const CHUNK: usize = 16 << 10;
-/// Reads in one batch.
-const READS: usize = 16;
+const CHUNK: usize = 4096;
+/// Reads in the first batch: most namespaces are empty, or nearly so.
+const READS: usize = 4;
 
 /// A line of a table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -282,6 +282,9 @@ pub trait RestoreCx {
     /// The root of the tree.
     fn root(&self) -> VPid;
 
+    /// How far the clocks of the tree are ahead of ours.
+    fn shift(&self) -> Shift;
+
     /// The images.
     fn store(&self) -> &dyn Store;
 
@@ -300,6 +303,15 @@ impl dyn RestoreCx + '_ {
     ) -> Result<Rc<T>> {
         cached(self, |cx| cx.cache(), |cx| make(cx.store()))
     }
+}
+
+/// How far clocks are ahead of others, in nanoseconds: those of one time namespace, of those of another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shift {
+    /// `CLOCK_MONOTONIC` and its like.
+    pub monotonic: i64,
+    /// `CLOCK_BOOTTIME` and its like.
+    pub boottime: i64,
 }
 
 /// Where a file was opened.

@@ -15,6 +15,6 @@ pub use aspect::{Answer, Aspect, Draft, Now, Saved, ThreadView};
 pub use entry::FileEntry;
 pub use error::{Error, Result, Subject, Within};
 pub use file::{
-    AnyFileKind, Cache, DumpCx, FileKind, Inode, Kernel, OpenFile, Opened, RestoreCx, Slot,
+    AnyFileKind, Cache, DumpCx, FileKind, Inode, Kernel, OpenFile, Opened, RestoreCx, Shift, Slot,
 };
 pub use mapped::{FileFds, MappedFiles};

@@ -10,7 +10,7 @@ use criu_tracee::{Dry, Program, Site};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
-use crate::file::{Cache, DumpCx, FileKind, Inode, OpenFile, Opened, RestoreCx, Slot};
+use crate::file::{Cache, DumpCx, FileKind, Inode, OpenFile, Opened, RestoreCx, Shift, Slot};
 
 /// An open file that is nothing but this link, this mode and this fdinfo.
 ///
@@ -114,6 +114,8 @@ pub struct Paper {
     pub memory: Vec<(ShmId, u64)>,
     /// What the user leaves outside.
     pub external: Vec<String>,
+    /// How far the clocks of the tree are ahead.
+    pub shift: Shift,
     last: u32,
     cache: Cache,
 }
@@ -126,6 +128,7 @@ impl Default for Paper {
             written: Memory::new(),
             memory: Vec::new(),
             external: Vec::new(),
+            shift: Shift::default(),
             last: 1,
             cache: Cache::new(),
         }
@@ -271,6 +274,10 @@ impl RestoreCx for Paper {
 
     fn root(&self) -> VPid {
         VPid::new(42)
+    }
+
+    fn shift(&self) -> Shift {
+        self.shift
     }
 
     fn store(&self) -> &dyn Store {

@@ -104,6 +104,17 @@ pub(crate) struct Plan {
     /// What the task may not write itself.
     by_hand: Vec<Stored>,
     pages: u64,
+    /// Plain memory that may go on in the next mapping.
+    open: Option<PlainMemory>,
+}
+
+/// Mappings of plain memory without a gap, which are made by one call.
+#[derive(Debug)]
+struct PlainMemory {
+    range: Range<u64>,
+    prot: u32,
+    flags: u32,
+    small_pages: bool,
 }
 
 /// Plans the filling of a task: a pure function of images.
@@ -158,6 +169,7 @@ pub(crate) fn plan(
         }
         .extend(pages);
     }
+    plan.map_open();
     plan.read(image, &reads);
     let all = reads.iter().chain(&plan.by_hand);
     plan.pages = all.map(|run| (run.end - run.start) / page_size()).sum();
@@ -226,18 +238,53 @@ impl Plan {
             _ => (-1, map::ANONYMOUS),
         };
         let flags = vma.flags & KEPT | anonymous | map::FIXED_NOREPLACE;
+        let small_pages = vma.madv() >> madv::NOHUGEPAGE & 1 == 1;
+        let plain = fd == -1 && flags & (map::GROWSDOWN | map::HUGETLB) == 0;
+        if let Some(open) = &mut self.open
+            && plain
+            && open.range.end == vma.start
+            && (open.prot, open.flags, open.small_pages) == (prot, flags, small_pages)
+        {
+            open.range.end = vma.end;
+            return Ok(());
+        }
+        self.map_open();
+        if plain {
+            self.open = Some(PlainMemory {
+                range: vma.start..vma.end,
+                prot,
+                flags,
+                small_pages,
+            });
+            return Ok(());
+        }
         let offset = if anonymous == 0 { vma.pgoff } else { 0 };
         let at = self
             .program
             .mmap(vma.start, vma.end - vma.start, prot, flags, fd, offset);
         self.placed.push((at, vma.start));
-        if vma.madv() >> madv::NOHUGEPAGE & 1 == 1 {
-            // Before it is filled, or it would be filled with huge pages where that is the default.
-            self.program
-                .madvise(vma.start, vma.end - vma.start, madv::NOHUGEPAGE);
+        self.keep_pages_small(vma.start..vma.end, small_pages);
+        Ok(())
+    }
+
+    /// Makes the plain memory that no further mapping goes on with.
+    fn map_open(&mut self) {
+        let Some(open) = self.open.take() else {
+            return;
+        };
+        let (start, size) = (open.range.start, open.range.end - open.range.start);
+        let at = self.program.mmap(start, size, open.prot, open.flags, -1, 0);
+        self.placed.push((at, start));
+        self.keep_pages_small(open.range, open.small_pages);
+    }
+
+    /// Before memory is filled, or it would be filled with huge pages where that is the default.
+    fn keep_pages_small(&mut self, range: Range<u64>, wanted: bool) {
+        if wanted {
+            let size = range.end - range.start;
+            self.program.madvise(range.start, size, madv::NOHUGEPAGE);
             self.program.tolerate();
         }
-        Ok(())
     }
 
     /// Makes an inherited mapping the child's. Gives the pages to be read.

@@ -335,6 +335,7 @@ fn covered(vmas: &[pb::VmaEntry], range: Range<u64>, good: impl Fn(&pb::VmaEntry
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::page::tests::each_size;
     use criu_image::pages::PagemapWriter;
     use criu_image::{Memory, pages::PageFlags};
 
@@ -377,14 +378,28 @@ pub(crate) mod tests {
 
     #[test]
     fn a_good_image() {
-        let mut gate = vma(0xffff_ffff_ff60_0000, 0xffff_ffff_ff60_1000);
-        gate.status = status::VSYSCALL | status::ANON_PRIVATE;
-        let mut guard = vma(0x2000, 0x3000);
-        (guard.status, guard.flags, guard.prot) = (status::GUARD, 0, 0);
-        let vmas = vec![vma(0x1000, 0x2000), vma(0x2000, 0x4000), gate, guard];
-        let image = image(vmas, &[(0x1000, 0x3000, 1)]).expect("good");
-        assert_eq!((image.vmas().len(), image.guards().len()), (3, 1));
-        assert_eq!(image.busy().count(), 2);
+        each_size(|page| {
+            let mut gate = vma(0xffff_ffff_ff60_0000, 0xffff_ffff_ff60_0000 + page);
+            gate.status = status::VSYSCALL | status::ANON_PRIVATE;
+            let mut guard = vma(2 * page, 3 * page);
+            (guard.status, guard.flags, guard.prot) = (status::GUARD, 0, 0);
+            let vmas = vec![vma(page, 2 * page), vma(2 * page, 4 * page), gate, guard];
+            let image = image(vmas, &[(page, 3 * page, 1)]).expect("good");
+            assert_eq!((image.vmas().len(), image.guards().len()), (3, 1));
+            assert_eq!(image.busy().count(), 2);
+        });
+    }
+
+    #[test]
+    fn half_a_page_is_no_place_for_a_mapping() {
+        each_size(|page| {
+            let why = |vma| image(vec![vma], &[]).expect_err("refused").to_string();
+            assert!(why(vma(page / 2, 2 * page)).contains("boundaries"));
+            assert!(why(vma(page, page + page / 2)).contains("boundaries"));
+            let mut shifted = vma(page, 2 * page);
+            shifted.pgoff = page / 2;
+            assert!(why(shifted).contains("impossible offset"));
+        });
     }
 
     #[test]

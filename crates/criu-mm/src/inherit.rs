@@ -222,40 +222,24 @@ fn push(runs: &mut Vec<Stored>, run: Stored) {
 mod tests {
     use super::*;
     use crate::image::tests::{image, vma};
+    use crate::page::tests::each_size;
 
     #[test]
     fn equal_pages_stay_others_come_and_go() {
-        let parent = image(
-            vec![vma(0x1_0000, 0x2_0000)],
-            &[
-                (0x1_0000, 0x1_2000, 1),
-                (0x1_2000, 0x1_4000, 2),
-                (0x1_8000, 0x1_9000, 3),
-            ],
-        );
-        let child = image(
-            vec![vma(0x1_0000, 0x2_0000)],
-            &[
-                (0x1_0000, 0x1_2000, 1),
-                (0x1_2000, 0x1_5000, 9),
-                (0x1_f000, 0x2_0000, 4),
-            ],
-        );
-        let mut compared = Compared::default();
-        let all =
-            inherit(&child.expect("good"), &parent.expect("good"), &mut compared).expect("read");
-        let kept = all[0].as_ref().expect("kept");
-        assert_eq!((compared.pages, compared.equal), (4, 2));
-        assert_eq!(kept.discards, vec![0x1_8000..0x1_9000]);
-        let reads: Vec<_> = kept
-            .reads
-            .iter()
-            .map(|run| (run.start, run.end, run.offset))
-            .collect();
-        assert_eq!(
-            reads,
-            [(0x1_2000, 0x1_5000, 0x2000), (0x1_f000, 0x2_0000, 0x5000)]
-        );
+        each_size(|page| {
+            let run = |from, to, byte| (from * page, to * page, byte);
+            let of = |runs: &[_]| image(vec![vma(16 * page, 32 * page)], runs).expect("good");
+            let parent = of(&[run(16, 18, 1), run(18, 20, 2), run(24, 25, 3)]);
+            let child = of(&[run(16, 18, 1), run(18, 21, 9), run(31, 32, 4)]);
+            let mut compared = Compared::default();
+            let all = inherit(&child, &parent, &mut compared).expect("read");
+            let kept = all[0].as_ref().expect("kept");
+            assert_eq!((compared.pages, compared.equal), (4, 2));
+            assert_eq!(kept.discards, vec![24 * page..25 * page]);
+            let pages = |run: &Stored| [run.start, run.end, run.offset].map(|at| at / page);
+            let reads: Vec<_> = kept.reads.iter().map(pages).collect();
+            assert_eq!(reads, [[18, 21, 2], [31, 32, 5]]);
+        });
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod finish;
 mod ground;
 mod image;
 mod inherit;
+mod page;
 mod pages;
 mod passage;
 mod ring;
@@ -25,6 +26,7 @@ mod scan;
 mod segment;
 mod shared;
 mod survey;
+mod symbols;
 mod transfer;
 mod vdso;
 mod vma;
@@ -35,16 +37,8 @@ pub use fill::{FillJob, FillStats, Materials, fill};
 pub use finish::finish;
 pub use ground::Ground;
 pub use image::SpaceImage;
+pub use page::page_size;
 pub use pages::Pages;
 pub use segment::Segments;
 pub use shared::{Shared, bring_object, drain_object};
 pub use survey::{Questions, Space, SurveyOptions, survey};
-
-/// Bytes in a page of this machine.
-pub fn page_size() -> u64 {
-    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE);
-    size.ok()
-        .flatten()
-        .and_then(|size| u64::try_from(size).ok())
-        .unwrap_or(4096)
-}

@@ -211,49 +211,35 @@ impl Pages {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::page::tests::each_size;
     use criu_image::{Memory, pages::PagemapWriter};
 
     #[test]
     fn pages_of_a_parent() {
-        let pages = Pages {
-            files: Vec::new(),
-            runs: vec![
-                Stored {
-                    start: 0x1000,
-                    end: 0x4000,
-                    file: 0,
-                    offset: 0x8000,
-                },
-                Stored {
-                    start: 0x6000,
-                    end: 0x7000,
-                    file: 1,
-                    offset: 0,
-                },
-            ],
-        };
-        let extent = |vaddr, nr_pages| Extent {
-            vaddr,
-            nr_pages,
-            flags: PageFlags::PARENT,
-            offset: 0,
-        };
-        let mut child = Pages::default();
-        child
-            .take_from(&pages, &extent(0x2000, 2), "x")
-            .expect("there");
-        assert_eq!(
-            child.runs,
-            [Stored {
-                start: 0x2000,
-                end: 0x4000,
-                file: 0,
-                offset: 0x9000
-            }]
-        );
-        child
-            .take_from(&pages, &extent(0x6000, 2), "x")
-            .expect_err("not there");
+        each_size(|page| {
+            let run = |start, end, file, offset| Stored {
+                start: start * page,
+                end: end * page,
+                file,
+                offset: offset * page,
+            };
+            let pages = Pages {
+                files: Vec::new(),
+                runs: vec![run(1, 4, 0, 8), run(6, 7, 1, 0)],
+            };
+            let extent = |at, nr_pages| Extent {
+                vaddr: at * page,
+                nr_pages,
+                flags: PageFlags::PARENT,
+                offset: 0,
+            };
+            let mut child = Pages::default();
+            child.take_from(&pages, &extent(2, 2), "x").expect("there");
+            assert_eq!(child.runs, [run(2, 4, 0, 9)]);
+            child
+                .take_from(&pages, &extent(6, 2), "x")
+                .expect_err("not there");
+        });
     }
 
     #[test]
@@ -298,33 +284,34 @@ mod tests {
 
     #[test]
     fn content_and_short_files() {
-        let store = Memory::new();
-        let mut writer =
-            PagemapWriter::new(desc::PAGEMAP, 7u32, 1.into(), page_size()).expect("new");
-        writer.push(0x10000, 1, PageFlags::PRESENT).expect("push");
-        writer.push(0x13000, 1, PageFlags::PRESENT).expect("push");
-        writer.finish(&store).expect("finish");
-        store
-            .create("pages-1.img")
-            .expect("new")
-            .write_all_at(&[7; 0x2000], 0)
-            .expect("write");
-        store.finish().expect("finish");
-        let pages = Pages::load(&store, desc::PAGEMAP, 7u32)
-            .expect("good")
-            .expect("there");
-        let mut bytes = [1; 0x4000];
-        pages.read(0x10000, &mut bytes).expect("read");
-        assert!(
-            bytes[..0x1000].iter().all(|b| *b == 7)
-                && bytes[0x1000..0x3000].iter().all(|b| *b == 0)
-        );
-        store.insert("pages-1.img", &[7; 0x1fff]).expect("replaced");
-        Pages::load(&store, desc::PAGEMAP, 7u32).expect_err("too short");
-        assert!(
-            Pages::load(&store, desc::PAGEMAP, 8u32)
-                .expect("none")
-                .is_none()
-        );
+        each_size(|page| {
+            let bytes = |pages: u64| usize::try_from(pages * page).expect("small");
+            let store = Memory::new();
+            let mut writer = PagemapWriter::new(desc::PAGEMAP, 7u32, 1.into(), page).expect("new");
+            writer.push(16 * page, 1, PageFlags::PRESENT).expect("push");
+            writer.push(19 * page, 1, PageFlags::PRESENT).expect("push");
+            writer.finish(&store).expect("finish");
+            store
+                .create("pages-1.img")
+                .expect("new")
+                .write_all_at(&vec![7; bytes(2)], 0)
+                .expect("write");
+            store.finish().expect("finish");
+            let pages = Pages::load(&store, desc::PAGEMAP, 7u32)
+                .expect("good")
+                .expect("there");
+            let mut room = vec![1; bytes(4)];
+            pages.read(16 * page, &mut room).expect("read");
+            let all = |range: std::ops::Range<u64>, byte| {
+                let range = bytes(range.start)..bytes(range.end);
+                room[range].iter().all(|found| *found == byte)
+            };
+            assert!(all(0..1, 7) && all(1..3, 0) && all(3..4, 7));
+            let short = vec![7; bytes(2) - 1];
+            store.insert("pages-1.img", &short).expect("replaced");
+            Pages::load(&store, desc::PAGEMAP, 7u32).expect_err("too short");
+            let none = Pages::load(&store, desc::PAGEMAP, 8u32).expect("none");
+            assert!(none.is_none());
+        });
     }
 }

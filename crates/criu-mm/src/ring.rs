@@ -37,13 +37,20 @@ fn map_one(tracee: &mut Tracee, vma: &pb::VmaEntry, fd: i32) -> Result<()> {
     }
     let wanted = vma.start..vma.end;
     let size = wanted.end - wanted.start;
-    let holes = holes(&busy, &wanted, lowest());
+    let lowest = lowest();
+    // Some kernels take what is below for who may have it, others for nobody.
+    let low = page_size()..lowest;
+    let holes = holes(&busy, &wanted, lowest);
     let mut program = Program::new();
+    if !low.is_empty() {
+        program.mmap(low.start, low.end - low.start, 0, PLUG, -1, 0);
+        program.tolerate();
+    }
     for hole in &holes {
         program.mmap(hole.start, hole.end - hole.start, 0, PLUG, -1, 0);
     }
     let at = program.mmap(0, size, vma.prot & prot::KNOWN, map::SHARED, fd, vma.pgoff);
-    for hole in &holes {
+    for hole in holes.iter().chain([&low]).filter(|hole| !hole.is_empty()) {
         program.munmap(hole.start, hole.end - hole.start);
     }
     let kept = madv::KEPT.iter().map(|(advice, _)| *advice);
@@ -51,7 +58,7 @@ fn map_one(tracee: &mut Tracee, vma: &pb::VmaEntry, fd: i32) -> Result<()> {
         program.madvise(vma.start, size, advice);
         program.tolerate();
     }
-    let at = tracee.run(&program)?.value(at).cast_unsigned();
+    let at = tracee.run(&program)?.word(at);
     if at == vma.start {
         return Ok(());
     }

@@ -10,9 +10,10 @@ use criu_image::id::ShmId;
 use criu_image::pb;
 use criu_image::{Store, desc};
 use criu_kind::{Error, Result};
-use criu_tracee::{Program, Ret, Site, Tracee};
+use criu_tracee::arch::Arch;
+use criu_tracee::{Native, Program, Ret, Site, Tracee};
 
-use crate::bits::prot;
+use crate::bits::{map, prot};
 use crate::image::{SpaceImage, attachment};
 use crate::page_size;
 use crate::pages::{Pages, Stored};
@@ -154,9 +155,10 @@ impl Segments {
             let parts = left.remove(&(id, base)).unwrap_or_default();
             let readonly = parts.iter().all(|part| !writable(part));
             let flags = if readonly { SHM_RDONLY } else { 0 };
-            let at = program.shmat(number(id)?, base, flags);
+            let whole = self.range(id, base)?;
+            let at = attach_at(program, number(id)?, &whole, flags, Native::CALLS.shmlba);
             placed.push((at, base));
-            for hole in holes(self.range(id, base)?, &parts) {
+            for hole in holes(whole, &parts) {
                 program.munmap(hole.start, hole.end - hole.start);
             }
             let write = if readonly { 0 } else { prot::WRITE };
@@ -166,6 +168,26 @@ impl Segments {
         }
         Ok(placed)
     }
+}
+
+/// Attaches a segment where it was. To some machines not every address is good enough for that, but it is for a mapping
+/// that moves; the place is kept free for it, as the kernel could choose the same.
+fn attach_at(
+    program: &mut Program,
+    id: i32,
+    at: &Range<u64>,
+    flags: i32,
+    aligned: Option<u64>,
+) -> Ret {
+    const FIXED: u32 = map::PRIVATE | map::ANONYMOUS | map::NORESERVE | map::FIXED_NOREPLACE;
+    if aligned.is_none_or(|size| at.start.is_multiple_of(size)) {
+        return program.shmat(id, at.start, flags);
+    }
+    let size = at.end - at.start;
+    program.mmap(at.start, size, libc::PROT_NONE, FIXED, -1, 0);
+    let elsewhere = program.shmat(id, 0, flags);
+    let how = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    program.mremap(elsewhere, size, size, how, at.start)
 }
 
 /// Whether it was attached for writing; old images do not say.
@@ -197,7 +219,7 @@ fn holes(range: Range<u64>, parts: &[&pb::VmaEntry]) -> Vec<Range<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bits::{map, status};
+    use crate::bits::status;
     use crate::image::tests::{image, vma};
     use expect_test::expect;
 
@@ -238,6 +260,20 @@ mod tests {
             $3 = munmap(0x15000, 0x1000)
             $4 = mprotect(0x12000, 0x1000, 1)
             $5 = shmat(7, 0x20000, 0x1000)
+        "#]]
+        .assert_eq(&program.to_string());
+    }
+
+    #[test]
+    fn at_an_address_that_only_the_kernel_chooses() {
+        let mut program = Program::new();
+        attach_at(&mut program, 7, &(0x8_0000..0x8_6000), 0, Some(0x4_0000));
+        attach_at(&mut program, 7, &(0x9_0000..0x9_6000), 0, Some(0x4_0000));
+        expect![[r#"
+            $0 = shmat(7, 0x80000, 0)
+            $1 = mmap(0x90000, 0x6000, 0, 0x104022, -1, 0)
+            $2 = shmat(7, 0, 0)
+            $3 = mremap($2, 0x6000, 0x6000, 3, 0x90000)
         "#]]
         .assert_eq(&program.to_string());
     }

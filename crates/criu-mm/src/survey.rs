@@ -40,7 +40,7 @@ pub struct Space {
     pub(crate) file_limit: Option<u64>,
 }
 
-/// A mapping whose pages are to be written.
+/// Mappings without a gap whose pages are to be written, all of one kind.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Area {
     pub(crate) start: u64,
@@ -104,7 +104,9 @@ pub fn survey(
             });
         match class.within(|| subject(&smap)) {
             Ok(Some(entry)) => {
-                areas.extend(area(&entry, &smap));
+                if let Some(area) = area(&entry, &smap) {
+                    join(&mut areas, area);
+                }
                 names.extend(name(&smap));
                 if smap.flags.contains(VmFlags::LOCKED | VmFlags::LOCKONFAULT) {
                     locked_on_fault.push(pb::VmaRangeEntry {
@@ -319,6 +321,21 @@ fn area(entry: &pb::VmaEntry, smap: &Smap<'_>) -> Option<Area> {
             && flags & (map::LOCKED | map::HUGETLB) == 0
             && !kernel,
     })
+}
+
+/// Adds an area. Neighbours whose pages are told apart in the same way are scanned as one.
+fn join(areas: &mut Vec<Area>, new: Area) {
+    let scanned = matches!(new.kind, AreaKind::Anonymous | AreaKind::File);
+    match areas.last_mut() {
+        Some(last)
+            if scanned
+                && last.end == new.start
+                && (last.kind, last.readable, last.lazy) == (new.kind, new.readable, new.lazy) =>
+        {
+            last.end = new.end;
+        }
+        _ => areas.push(new),
+    }
 }
 
 fn name(smap: &Smap<'_>) -> Option<pb::VmaNameEntry> {

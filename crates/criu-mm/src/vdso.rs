@@ -16,10 +16,10 @@ use criu_kind::{Error, Result};
 use criu_proc::{MapName, Vmas};
 use criu_tracee::Native;
 use criu_tracee::arch::Arch;
-use object::{Object, ObjectSymbol, SymbolKind};
 
 use crate::bits::prot;
 use crate::image::{Backing, SpaceImage, backing};
+use crate::symbols::{self, functions};
 
 /// The largest vdso there is, to bound what a hostile image may ask for.
 const LARGEST: u64 = 1 << 20;
@@ -121,7 +121,7 @@ pub(crate) fn fate(image: &SpaceImage, own: Option<&OwnVdso>, park: u64) -> Resu
     }
     let mut theirs = vec![0; usize::try_from(vdso.end - vdso.start).unwrap_or(0)];
     image.pages.read(vdso.start, &mut theirs)?;
-    if Native::COMPAT_VDSO.is_some() && !is_native(&theirs) {
+    if Native::COMPAT_VDSO.is_some() && !symbols::is_of_word(&theirs, Native::WORD) {
         let at = of(Backing::Vvar).map_or(vdso.start, |vvar| vvar.start.min(vdso.start));
         return Ok(Fate::Compat {
             at,
@@ -200,25 +200,6 @@ fn jumps(theirs_at: u64, theirs: &[u8], ours_at: u64, ours: &[u8]) -> Vec<(u64, 
         }
     }
     jumps
-}
-
-/// Whether it is code of the kernel's own word size; what is no ELF file passes for that.
-fn is_native(bytes: &[u8]) -> bool {
-    object::File::parse(bytes).map_or(true, |file| file.is_64() == (Native::WORD == 8))
-}
-
-/// Functions by name, with their offsets. What is no ELF file has none.
-fn functions(bytes: &[u8]) -> Vec<(String, u64)> {
-    let Ok(file) = object::File::parse(bytes) else {
-        return Vec::new();
-    };
-    let mut all: Vec<(String, u64)> = file
-        .dynamic_symbols()
-        .filter(|symbol| symbol.is_definition() && symbol.kind() == SymbolKind::Text)
-        .filter_map(|symbol| Some((symbol.name().ok()?.to_owned(), symbol.address())))
-        .collect();
-    all.sort();
-    all
 }
 
 #[cfg(test)]

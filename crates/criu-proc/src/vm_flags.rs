@@ -60,7 +60,7 @@ codes! {
     14 RAND_READ "rr" "`VM_RAND_READ`: `MADV_RANDOM`.";
     15 DONTCOPY "dc" "`VM_DONTCOPY`: `MADV_DONTFORK`.";
     16 DONTEXPAND "de" "`VM_DONTEXPAND`: mremap(2) cannot grow it.";
-    17 LOCKONFAULT "lf" "`VM_LOCKONFAULT`: `MLOCK_ONFAULT`, mlock2(2).";
+    17 LOCKONFAULT "lf" "`VM_LOCKONFAULT`: `MLOCK_ONFAULT`, mlock2(2). Older kernels have no code for it, and for no other flag around.";
     18 ACCOUNT "ac" "`VM_ACCOUNT`: counts against the commit limit.";
     19 NORESERVE "nr" "`VM_NORESERVE`: `MAP_NORESERVE`.";
     20 HUGETLB "ht" "`VM_HUGETLB`: hugetlbfs pages.";
@@ -85,6 +85,12 @@ codes! {
     39 MPX "mp" "`VM_MPX`: x86 MPX, of older kernels.";
     40 NONLINEAR "nl" "`VM_NONLINEAR`: remap_file_pages(2), of older kernels.";
 }
+
+/// What a kernel prints for a flag that it has no code for.
+const NAMELESS: [u8; 2] = *b"??";
+
+/// What is printed behind `VM_LOCKONFAULT`: codes come in the order of the kernel's bits.
+const LATER: u64 = (VmFlags::MERGEABLE << 1) - VmFlags::ACCOUNT;
 
 impl VmFlags {
     /// Whether all of `flags` (an or of the constants) are set.
@@ -118,6 +124,11 @@ impl VmFlags {
                 .map_err(|_| line.error("codes of two letters"))?;
             match bit(code) {
                 Some(bit) => flags.known |= bit,
+                None if code == NAMELESS
+                    && flags.known & (Self::LOCKED | LATER) == Self::LOCKED =>
+                {
+                    flags.known |= Self::LOCKONFAULT;
+                }
                 None => flags.unknown.push(code),
             }
         }
@@ -140,6 +151,19 @@ mod tests {
             ["rd", "wr", "mr", "mw", "me", "gd", "ac"]
         );
         VmFlags::parse(Line::new("smaps", 1, b" rd wrr")).expect_err("three letters");
+    }
+
+    #[test]
+    fn a_lock_on_fault_without_a_code() {
+        let parse = |text: &'static str| {
+            VmFlags::parse(Line::new("smaps", 1, text.as_bytes())).expect("two letters each")
+        };
+        let on_fault = parse(" rd wr mr mw me lo ?? ac sd");
+        assert!(on_fault.contains(VmFlags::LOCKED | VmFlags::LOCKONFAULT));
+        assert!(on_fault.unknown.is_empty());
+        for other in ["rd lo ac ??", "rd ?? lo ac", "rd ?? ac"] {
+            assert!(!parse(other).contains(VmFlags::LOCKONFAULT), "{other}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use criu_kind::{Error, Result, Subject, Within};
 use criu_proc::{ProcDir, Stat, Status, TaskState};
-use criu_tracee::Tracee;
+use criu_tracee::{Thread, Tracee};
 use nix::unistd::Pid;
 
 /// One process of a stopped tree. Ids are those of its own pid namespace.
@@ -114,7 +114,13 @@ pub fn freeze(root: Pid, patience: Option<Duration>) -> Result<(Tree, Vec<Tracee
             }
         }
         for parent in order.clone() {
-            match ProcDir::open(parent).and_then(|proc| proc.children()) {
+            // The dead have left theirs to others.
+            let Some(held) = known.get(&parent).copied().flatten() else {
+                continue;
+            };
+            let threads = tracees[held].threads().iter().map(Thread::tid);
+            let threads: Vec<Pid> = threads.collect();
+            match ProcDir::open(parent).and_then(|proc| proc.children_of(&threads)) {
                 Ok(children) => {
                     for child in children {
                         if !order.contains(&child) {

@@ -241,7 +241,7 @@ const IPC_NUMBERS: &[i32] = &[
     libc::SHM_UNLOCK,
 ];
 
-/// What 32-bit machines add to such a command for the structures of today.
+/// What some machines add to such a command for the structures of today.
 const IPC_64: i32 = 0x100;
 
 /// Which arguments of a call are addresses; a refusal if the call may not run here.

@@ -138,7 +138,8 @@ pub(crate) fn closing_signal(status: &str, stop: Stop) -> i32 {
 
 /// A hole below 4 GiB.
 pub(crate) fn low_hole(pid: Pid, size: u64) -> Result<u64> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).map_err(|_| Error::Gone(pid))?;
+    let maps = read(&format!("/proc/{pid}/maps")).map_err(|_| Error::Gone(pid))?;
+    let maps = String::from_utf8_lossy(&maps);
     let mut at = 0x10_0000;
     for line in maps.lines() {
         let Some((start, end)) = line

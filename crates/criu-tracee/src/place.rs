@@ -6,7 +6,6 @@
 //! call has to be made from a borrowed syscall instruction, after which a task without a tracer would
 //! run into whatever follows: there is no moment at which the tracer may not die.
 
-use std::fs;
 use std::ops::Range;
 
 use criu_arch::Arch;
@@ -14,6 +13,7 @@ use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
 use crate::keep;
+use crate::look::read;
 use crate::memory::Memory;
 use crate::native::Native;
 
@@ -33,7 +33,9 @@ pub(crate) struct Place {
 impl Place {
     /// Finds and fills a place. The process must be stopped as a whole.
     pub(crate) fn take(pid: Pid, memory: &Memory) -> Result<Self> {
-        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).map_err(|_| Error::Gone(pid))?;
+        let maps = read(&format!("/proc/{pid}/maps")).map_err(|_| Error::Gone(pid))?;
+        // Files may have names of any bytes.
+        let maps = String::from_utf8_lossy(&maps);
         let mut spots: Vec<(bool, Range<u64>)> = maps.lines().filter_map(executable).collect();
         spots.sort_by_key(|(vdso, _)| !vdso);
         let mut fallback = None;

@@ -128,18 +128,19 @@ pub fn ring_traits(ring: BorrowedFd<'_>) -> RingTraits {
         polled: register(REGISTER_NAPI, 1) == Some(Errno::EINVAL) && register_knows(REGISTER_NAPI),
         provided_buffers: false,
     };
-    if !traits.single_issuer && !traits.restricted {
+    // A kernel that cannot be asked, before Linux 6.8, gives the same answer for every group.
+    let may_ask = !traits.single_issuer && !traits.restricted;
+    if may_ask && register_knows(REGISTER_PBUF_STATUS) {
         traits.provided_buffers = (0..=u16::MAX).any(|group| {
             // `struct io_uring_buf_status`.
             let mut status = [0u32; 10];
             status[0] = group.into();
             let at = status.as_mut_ptr().addr();
             // A group of buffers given one by one is there too, but has no status.
-            match register(REGISTER_PBUF_STATUS, at) {
-                Some(Errno::ENOENT) => false,
-                Some(Errno::EINVAL) => register_knows(REGISTER_PBUF_STATUS),
-                other => other.is_none(),
-            }
+            matches!(
+                register(REGISTER_PBUF_STATUS, at),
+                None | Some(Errno::EINVAL)
+            )
         });
     }
     traits

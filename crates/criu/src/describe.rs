@@ -169,6 +169,12 @@ fn collect(
 }
 
 impl Described {
+    /// How many threads there are in all processes.
+    pub(crate) fn threads_in_all(&self) -> usize {
+        let threads = self.processes.iter().map(|process| process.threads.len());
+        threads.sum()
+    }
+
     /// The threads of a process, leader first; a zombie has itself alone.
     pub(crate) fn threads(&self, pid: u32) -> Vec<u32> {
         let process = self.processes.iter().find(|process| process.pid == pid);

@@ -11,9 +11,10 @@ use criu_image::{Directory, Durability, Manifest, Store, StoreExt};
 use criu_kind::{Error, Result, Subject, Within};
 use criu_mm::{DrainOptions, Space, SurveyOptions};
 use criu_net::Departure;
+use criu_ns::Clocks;
 use criu_proc::Dev;
 use criu_task::{Node, Tree, freeze};
-use criu_tracee::{Tracee, fp_layout};
+use criu_tracee::{Local, Tracee, fp_layout};
 
 use crate::cpuinfo;
 use crate::describe::{Described, describe};
@@ -86,7 +87,19 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
     )?;
     at("describe", survey.ask(&tree, &mut tracees))?;
     progress.stage("drain");
-    let drained = at("drain", drain(&mut tracees, &mut survey, &store))?;
+    // A file for each thread: many take as long as the pages, so they are written at the same time.
+    let (drained, written) = std::thread::scope(|scope| {
+        let cores = (described.threads_in_all() > MANY_THREADS)
+            .then(|| scope.spawn(|| described.write(&store)));
+        let drained = drain(&mut tracees, &mut survey, &store);
+        let written = cores.map_or_else(
+            || described.write(&store),
+            |cores| cores.join().expect("writing does not panic"),
+        );
+        (drained, written)
+    });
+    let drained = at("drain", drained)?;
+    at("describe", written)?;
     stats.drained(&drained);
     progress.stage("commit");
     if let Some(cpu) = &cpu {
@@ -142,6 +155,9 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
     refused.map(|()| true)
 }
 
+/// From here on the images of threads are worth a thread of the driver.
+const MANY_THREADS: usize = 32;
+
 fn at<T>(stage: &'static str, result: Result<T>) -> Result<T, Failure> {
     result.map_err(|error| explain::failure(stage, &error))
 }
@@ -154,6 +170,8 @@ struct Survey<'s> {
     identities: Identities,
     /// `None` if it cannot be dumped.
     ipc: Option<Ipc>,
+    /// What they show to the tree while it is held.
+    clocks: Option<Clocks>,
     problems: Vec<Error>,
 }
 
@@ -165,13 +183,15 @@ impl<'s> Survey<'s> {
         store: &'s dyn Store,
         departure: Rc<Departure>,
     ) -> Result<Self> {
-        let identities = Identities::of_dumper()?;
+        let root = tree.nodes.first().map(|root| &root.proc);
+        let identities = Identities::of(root)?;
         let files = file_options(options, tree, &identities);
         let mut survey = Self {
             spaces: Vec::with_capacity(tracees.len()),
             files: Collector::new(files, store, tables::kinds()),
             identities,
             ipc: None,
+            clocks: None,
             problems: inventory::shell_job(tree, options.tree.shell_job)
                 .err()
                 .into_iter()
@@ -227,6 +247,11 @@ impl<'s> Survey<'s> {
 
     /// What only processes can tell about what they share.
     fn ask(&mut self, tree: &Tree, tracees: &mut [Tracee]) -> Result<()> {
+        let root = tree.nodes.first().and_then(|root| root.tracee);
+        self.clocks = Some(match root {
+            Some(root) if !self.identities.same_clocks() => Clocks::of(&mut tracees[root])?,
+            _ => Clocks::of(&mut Local)?,
+        });
         let ipc = self.ipc.as_mut();
         ipc.map_or(Ok(()), |ipc| ipc.ask(tree, tracees))
     }
@@ -330,7 +355,9 @@ fn commit(
     if let Some(ipc) = &survey.ipc {
         ipc.write(store, survey.identities.ipc())?;
     }
-    described.write(store)?;
+    if let Some(clocks) = survey.clocks {
+        clocks.write(store, survey.identities.clocks())?;
+    }
     survey.identities.write(tree, described, tcp, store)?;
     store.finish()?;
     Ok(names)

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::Read;
 
-use criu_image::id::{FdTableId, VPid};
+use criu_image::id::{FdTableId, NsId, VPid};
 use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{Error, Result};
 use criu_proc::{NsKind, ProcDir};
@@ -41,6 +41,8 @@ pub(crate) fn shell_job(tree: &Tree, wanted: bool) -> Result<()> {
 pub(crate) struct Identities {
     namespaces: HashMap<(&'static str, u64), u32>,
     own: pb::TaskKobjIdsEntry,
+    /// The time namespace of the tree, where the kernel has such.
+    time: Option<u64>,
     tasks: HashMap<Pid, (pb::TaskKobjIdsEntry, pb::FsEntry)>,
     /// The first process with each address space, table of signal actions, and working directory; in the order
     /// of the kernel.
@@ -66,11 +68,16 @@ fn set(ids: &mut pb::TaskKobjIdsEntry, kind: NsKind, id: u32) {
 }
 
 impl Identities {
-    /// Starts with the dumper's own namespaces: those of the tree must be the same.
-    pub(crate) fn of_dumper() -> Result<Self> {
+    /// Starts with the dumper's own namespaces: those of the tree must be the same, but for its time namespace,
+    /// which must be that of its root.
+    pub(crate) fn of(root: Option<&ProcDir>) -> Result<Self> {
         let mut identities = Self {
             namespaces: HashMap::new(),
             own: pb::TaskKobjIdsEntry::default(),
+            time: match root {
+                Some(root) => namespace(root, NsKind::Time.name())?,
+                None => None,
+            },
             tasks: HashMap::new(),
             spaces: Vec::new(),
             actions: Vec::new(),
@@ -80,13 +87,36 @@ impl Identities {
         };
         let me = ProcDir::open(Pid::this())?;
         for kind in NsKind::ALL {
-            if let Some(inode) = namespace(&me, kind)? {
-                let id = u32::try_from(identities.namespaces.len()).unwrap_or(u32::MAX) + 1;
-                identities.namespaces.insert((kind.name(), inode), id);
+            if let Some(inode) = namespace(&me, kind.name())? {
+                let id = identities.name(kind, inode);
                 set(&mut identities.own, kind, id);
             }
         }
+        if let Some(time) = identities.time {
+            identities.name(NsKind::Time, time);
+        }
         Ok(identities)
+    }
+
+    /// The id of a namespace.
+    fn name(&mut self, kind: NsKind, inode: u64) -> u32 {
+        let next = u32::try_from(self.namespaces.len()).unwrap_or(u32::MAX) + 1;
+        *self.namespaces.entry((kind.name(), inode)).or_insert(next)
+    }
+
+    /// Whether the clocks of the tree are the dumper's.
+    pub(crate) fn same_clocks(&self) -> bool {
+        self.clocks().get() == 0
+    }
+
+    /// The id of the image of the tree's clocks: that of its time namespace, or 0 if that is the dumper's.
+    pub(crate) fn clocks(&self) -> NsId {
+        let time = self.time.map(|inode| (NsKind::Time.name(), inode));
+        let id = time.and_then(|time| self.namespaces.get(&time).copied());
+        NsId::new(
+            id.filter(|id| Some(*id) != self.own.time_ns_id)
+                .unwrap_or(0),
+        )
     }
 
     /// The namespaces of the tree: kind, inode number, id.
@@ -134,16 +164,27 @@ impl Identities {
             ..Default::default()
         };
         for kind in NsKind::ALL {
-            let Some(inode) = namespace(&node.proc, kind)? else {
+            let Some(inode) = namespace(&node.proc, kind.name())? else {
                 continue;
             };
-            match self.namespaces.get(&(kind.name(), inode)) {
+            let known = self.namespaces.get(&(kind.name(), inode));
+            match known.filter(|_| kind != NsKind::Time || Some(inode) == self.time) {
                 Some(id) => set(&mut ids, kind, *id),
+                None if kind == NsKind::Time => problems.push(Error::unsupported(
+                    "it is in another time namespace than the root of the tree",
+                    "dump it apart from the others",
+                )),
                 None => problems.push(Error::unsupported(
                     format!("it is in a {} namespace of its own", kind.name()),
                     "run criu inside the same namespaces (nsenter); dumping namespaces is not implemented yet",
                 )),
             }
+        }
+        if namespace(&node.proc, "time_for_children")? != namespace(&node.proc, "time")? {
+            problems.push(Error::unsupported(
+                "its children will be in another time namespace",
+                "let it make its children before the dump, or enter that namespace itself",
+            ));
         }
         self.tasks.insert(node.pid, (ids, fs));
         Error::all(problems)
@@ -201,8 +242,8 @@ fn raw(id: i32) -> u32 {
     id.unsigned_abs()
 }
 
-fn namespace(proc: &ProcDir, kind: NsKind) -> Result<Option<u64>> {
-    match proc.ns(kind.name()) {
+fn namespace(proc: &ProcDir, name: &str) -> Result<Option<u64>> {
+    match proc.ns(name) {
         Ok(link) => Ok(Some(link.inode)),
         // This kernel has no such namespaces.
         Err(criu_proc::Error::Kernel {

@@ -33,8 +33,9 @@ impl Ipc {
         let mut users = Users::default();
         let boot = boot_time()?;
         let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
+        let ticks = i64::from(ticks).unsigned_abs().max(1);
         for node in &tree.nodes {
-            let born = node.stat.starttime / ticks.unsigned_abs().max(1);
+            let born = node.stat.starttime / ticks;
             let task = Task {
                 vpid: node.vpid.unsigned_abs(),
                 born: boot + born.cast_signed(),

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
-use criu_image::id::VPid;
-use criu_image::{Store, StoreExt, desc, pb, shmem};
+use criu_image::id::{NsId, VPid};
+use criu_image::{Entry, Store, StoreExt, desc, pb, shmem};
 use criu_kind::{Error, Now, Result, Saved, Subject, Within};
 use criu_mm::SpaceImage;
+use criu_ns::Clocks;
 use criu_task::{End, Plan, TaskState};
 
 /// One process of the images.
@@ -84,10 +85,12 @@ pub(crate) struct Model {
     pub(crate) spaces: Vec<SpaceImage>,
     /// Seccomp filters.
     pub(crate) seccomp: pb::SeccompEntry,
+    /// What they showed when the tree was dumped.
+    pub(crate) clocks: Option<Clocks>,
 }
 
 /// Reads and checks all images.
-pub(crate) fn model(store: &dyn Store) -> Result<Model> {
+pub(crate) fn model(store: &(dyn Store + Sync)) -> Result<Model> {
     let inventory = store
         .entry::<pb::InventoryEntry>(desc::INVENTORY, ())?
         .message;
@@ -101,10 +104,11 @@ pub(crate) fn model(store: &dyn Store) -> Result<Model> {
     let pstree = pstree.ok_or_else(|| Error::corrupt("pstree.img", "it is missing"))?;
     let mut spaces = Vec::new();
     let mut tasks = Vec::with_capacity(pstree.len());
+    let mut cores = cores(store, &pstree);
     for entry in pstree {
         let pid = entry.message.pid;
         tasks.push(
-            task(store, entry.message, &mut spaces).within(|| Subject::Task {
+            task(store, entry.message, &mut cores, &mut spaces).within(|| Subject::Task {
                 pid: pid.cast_signed(),
                 comm: String::new(),
             })?,
@@ -122,16 +126,72 @@ pub(crate) fn model(store: &dyn Store) -> Result<Model> {
         .next()
         .map(|entry| entry.message)
         .unwrap_or_default();
+    let clocks = clocks(store, inventory.root_ids.as_ref(), tasks.first())?;
     Ok(Model {
         tasks,
         spaces,
         seccomp,
+        clocks,
     })
 }
 
-fn task(store: &dyn Store, entry: pb::PstreeEntry, spaces: &mut Vec<SpaceImage>) -> Result<Task> {
+/// The clocks of a tree are its own if its root is in another time namespace than the dumper was.
+fn clocks(
+    store: &dyn Store,
+    dumper: Option<&pb::TaskKobjIdsEntry>,
+    root: Option<&Task>,
+) -> Result<Option<Clocks>> {
+    let root = root.and_then(|root| root.body.as_ref()?.ids.time_ns_id);
+    let own = root.filter(|_| dumper.is_some_and(|ids| ids.time_ns_id != root));
+    Clocks::load(store, NsId::new(own.unwrap_or(0)))
+}
+
+/// By process or thread, its core image, or why there is none.
+type Cores = HashMap<u32, Result<pb::CoreEntry>>;
+
+/// Reads the core images of all processes and threads: one may have thousands, so all processors do.
+fn cores(store: &(dyn Store + Sync), pstree: &[Entry<pb::PstreeEntry>]) -> Cores {
+    /// Images for which it is worth to start a thread.
+    const SHARE: usize = 64;
+    let ids = |entry: &Entry<pb::PstreeEntry>| {
+        let threads = entry.threads.iter().copied();
+        [entry.pid].into_iter().chain(threads).collect::<Vec<_>>()
+    };
+    let mut ids: Vec<u32> = pstree.iter().flat_map(ids).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let read = |ids: &[u32]| -> Vec<(u32, Result<pb::CoreEntry>)> {
+        let core = |id: u32| Ok(store.entry(desc::CORE, VPid::new(id))?.message);
+        ids.iter().map(|id| (*id, core(*id))).collect()
+    };
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = ids.len().div_ceil(processors).max(SHARE);
+    let (own, others) = ids.split_at(share.min(ids.len()));
+    std::thread::scope(|scope| {
+        let others = others.chunks(share);
+        let others: Vec<_> = others.map(|ids| scope.spawn(move || read(ids))).collect();
+        let mut cores: Cores = read(own).into_iter().collect();
+        for other in others {
+            cores.extend(other.join().expect("reading does not panic"));
+        }
+        cores
+    })
+}
+
+/// Each image is of one thread: a pid that is there twice finds nothing the second time.
+fn take(cores: &mut Cores, id: u32) -> Result<pb::CoreEntry> {
+    let twice = || Error::corrupt("pstree.img", format!("{id} is there twice"));
+    cores.remove(&id).unwrap_or_else(|| Err(twice()))
+}
+
+fn task(
+    store: &dyn Store,
+    entry: pb::PstreeEntry,
+    cores: &mut Cores,
+    spaces: &mut Vec<SpaceImage>,
+) -> Result<Task> {
     let id = VPid::new(entry.pid);
-    let core = store.entry::<pb::CoreEntry>(desc::CORE, id)?.message;
+    let core = take(cores, entry.pid)?;
     let Some(tc) = &core.tc else {
         return Err(Error::corrupt(
             desc::CORE.file_name(id),
@@ -161,10 +221,7 @@ fn task(store: &dyn Store, entry: pb::PstreeEntry, spaces: &mut Vec<SpaceImage>)
     let fs = store.entry::<pb::FsEntry>(desc::FS, id)?.message;
     let mut threads = Vec::new();
     for tid in entry.threads.iter().filter(|tid| **tid != entry.pid) {
-        let core = store
-            .entry::<pb::CoreEntry>(desc::CORE, VPid::new(*tid))?
-            .message;
-        threads.push((tid.cast_signed(), core));
+        threads.push((tid.cast_signed(), take(cores, *tid)?));
     }
     spaces.push(SpaceImage::load(store, id)?);
     let space = spaces.len() - 1;

@@ -75,7 +75,7 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
 }
 
 /// The images, compared with their manifest as they are read, unless that is not wanted.
-fn images(options: &RestoreOptions) -> Result<Box<dyn Store>, criu_image::Error> {
+fn images(options: &RestoreOptions) -> Result<Box<dyn Store + Sync>, criu_image::Error> {
     let path = &options.tree.common.images;
     Ok(if options.verify {
         Box::new(Checked::open(path)?)

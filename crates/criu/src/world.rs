@@ -5,6 +5,7 @@ use criu_image::Store;
 use criu_ipc::Objects;
 use criu_kind::{Now, Result, Within};
 use criu_mm::{FillJob, FillStats, Ground, Materials, Shared};
+use criu_ns::Going;
 use criu_proc::ProcDir;
 use criu_task::{NewThread, Plan, Role, Step, TaskState, birth};
 use criu_tracee::{FpLayout, Job, Nursery, Program, Tracee, run_all, spawn_root};
@@ -160,8 +161,15 @@ impl<'m> World<'m> {
                 at[node] = Some(self.held.len());
                 self.held.push(born);
                 if plan.nodes[node].creator.is_none() {
-                    self.ipc
-                        .make(self.held.last_mut().expect("it was pushed"))?;
+                    let root = self.held.last_mut().expect("it was pushed");
+                    if let Some(clocks) = self.model.clocks {
+                        let process = ProcDir::open(root.pid())?;
+                        match criu_ns::go_on(root, &process, clocks)? {
+                            Going::On(shift) => self.files.set_shift(shift),
+                            Going::AsTheyAre | Going::Not(_) => {}
+                        }
+                    }
+                    self.ipc.make(root)?;
                 }
             }
             Step::Fill(node) => {

@@ -103,7 +103,15 @@ fn element(command: i32, map: &OwnedFd, key: &[u8], value: &mut [u8]) -> io::Res
 }
 
 pub(super) fn update(map: &OwnedFd, key: &[u8], value: &[u8]) -> io::Result<()> {
-    element(2, map, key, &mut value.to_vec()).map(drop)
+    loop {
+        match element(2, map, key, &mut value.to_vec()) {
+            // The reserve of maps without preallocation is filled up in an interrupt, which may be the next tick.
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            other => return other.map(drop),
+        }
+    }
 }
 
 /// The value of a key, `size` bytes of it.

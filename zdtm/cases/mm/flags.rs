@@ -164,7 +164,8 @@ fn mlockall() -> Result<()> {
             Child::checkpoint();
             let area = Mapping::anonymous(4 * PAGE)?;
             check!(has(&area, "lo")?, "a new mapping is not locked");
-            check_eq!(has(&area, "lf")?, on_fault);
+            // Older kernels have no code for it.
+            check_eq!(has(&area, "lf")? || has(&area, "??")?, on_fault);
             Ok(())
         })
     };

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::{chdir, chroot, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 
@@ -90,6 +91,8 @@ pub(crate) fn switch() -> Result<()> {
     )
     .ok();
     nix::unistd::sethostname("zdtm")?;
+    // As most systems have it; the kernel's own is 1024 and 4096.
+    setrlimit(Resource::RLIMIT_NOFILE, 1024, 524_288)?;
     Ok(())
 }
 

@@ -300,13 +300,24 @@ fn idle(info: &Fdinfo, state: &RingState, tables: &Tables) -> Result<()> {
     ))
 }
 
-/// Files that a process has open under a link.
-fn open_as(cx: &mut dyn DumpCx, pid: Pid, link: &[u8]) -> Result<Vec<FileId>> {
+/// Whether a link of /proc/PID/fd is of what fdinfo names: of the last part only, before Linux 6.13.
+fn is_named(link: &[u8], name: &[u8]) -> bool {
+    let whole = |byte: &u8| matches!(byte, b'/' | b':');
+    if link == name || name.iter().any(whole) {
+        return link == name;
+    }
+    let link = link.strip_suffix(b" (deleted)").unwrap_or(link);
+    link.rsplit(whole).next() == Some(name)
+}
+
+/// Files that a process has open under a name.
+fn open_as(cx: &mut dyn DumpCx, pid: Pid, name: &[u8]) -> Result<Vec<FileId>> {
     use std::os::unix::ffi::OsStrExt;
     let proc = ProcDir::open(pid)?;
     let mut found = Vec::new();
     for fd in proc.fds()? {
-        if proc.readlink(&format!("fd/{fd}"))?.as_bytes() != link {
+        let link = proc.readlink(&format!("fd/{fd}"))?;
+        if !is_named(link.as_bytes(), name) {
             continue;
         }
         let this = Slot { pid, fd };
@@ -440,6 +451,16 @@ mod tests {
         tables.refuse().expect("nothing of that");
         let error = idle(&file.info, &RingState::default(), &tables).expect_err("busy");
         assert_eq!(error.to_string(), "1 of its requests are in flight");
+    }
+
+    #[test]
+    fn names_of_old_kernels_are_the_last_part() {
+        assert!(is_named(b"/a/b", b"/a/b") && is_named(b"/a/b", b"b"));
+        assert!(
+            is_named(b"/a/b (deleted)", b"b") && is_named(b"anon_inode:[eventfd]", b"[eventfd]")
+        );
+        assert!(!is_named(b"/a/b", b"/b") && !is_named(b"/a/b", b"a") && !is_named(b"/a/bb", b"b"));
+        assert!(!is_named(b"pipe:[5]", b"") && !is_named(b"/a/b (deleted)", b"/a/b"));
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Descriptors of namespaces: `/proc/PID/ns/X`, opened.
 //!
-//! Only of those that the tree itself is in, which are the restorer's own: he opens his.
+//! Only of those that the tree itself is in, which are the restorer's own: he opens his. But the tree may have its clocks
+//! for itself, then or now, so a task opens its time namespace.
 
+use criu_image::id::VPid;
 use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
-use criu_tracee::Program;
+use criu_tracee::{Program, Ret};
 
 /// Names as links have them, and the flags of clone(2).
 const KINDS: &[(&str, u32)] = &[
@@ -17,6 +19,8 @@ const KINDS: &[(&str, u32)] = &[
     ("user", 0x1000_0000),
     ("uts", 0x0400_0000),
 ];
+/// The kind that a restored tree may have of its own.
+const TIME: &str = "time";
 const O_ACCMODE: u32 = libc::O_ACCMODE.cast_unsigned();
 const O_PATH: u32 = libc::O_PATH.cast_unsigned();
 
@@ -66,6 +70,9 @@ impl FileKind for NsFile {
             let why = format!("a namespace of unknown kind {:#x}", entry.ns_cflag);
             return Err(Error::corrupt("files.img", why));
         };
+        if *name == TIME && own.tree_time == Some(entry.ns_id) {
+            return Ok(Opened::There);
+        }
         if own.id(name).is_some_and(|id| id != entry.ns_id) {
             return Err(Error::unsupported(
                 format!("a descriptor of another {name} namespace than the restorer's"),
@@ -73,27 +80,52 @@ impl FileKind for NsFile {
             ));
         }
         let mut program = Program::new();
-        let path = program.cstr(format!("/proc/self/ns/{name}"));
-        // O_LARGEFILE matters on 32-bit machines only, and cannot be set later.
-        let kept = O_ACCMODE | O_PATH | libc::O_LARGEFILE.cast_unsigned();
-        let flags = entry.flags & kept | libc::O_CLOEXEC.cast_unsigned();
-        let fd = program.openat(libc::AT_FDCWD, path, flags, 0);
+        let fd = open(name, entry.flags, &mut program);
         Ok(Opened::Here(cx.here().run(&program)?.fd(fd)))
+    }
+
+    fn open_there(&self, entry: &Self::Entry, program: &mut Program) -> Result<Ret> {
+        Ok(open(TIME, entry.flags, program))
     }
 }
 
-/// The namespaces of whoever dumped, by their ids in the images.
-struct Own(Option<pb::TaskKobjIdsEntry>);
+/// Opens one of the namespaces of whoever runs the program.
+fn open(name: &str, flags: u32, program: &mut Program) -> Ret {
+    let path = program.cstr(format!("/proc/self/ns/{name}"));
+    // O_LARGEFILE matters on 32-bit machines only, and cannot be set later.
+    let kept = O_ACCMODE | O_PATH | libc::O_LARGEFILE.cast_unsigned();
+    let flags = flags & kept | libc::O_CLOEXEC.cast_unsigned();
+    program.openat(libc::AT_FDCWD, path, flags, 0)
+}
+
+/// Namespaces by their ids in the images.
+struct Own {
+    /// Those of whoever dumped.
+    ids: Option<pb::TaskKobjIdsEntry>,
+    /// The time namespace of the tree.
+    tree_time: Option<u32>,
+}
 
 impl Own {
     fn load(store: &dyn Store) -> Result<Self> {
         let entries = store.entries::<pb::InventoryEntry>(desc::INVENTORY, ())?;
         let inventory = entries.unwrap_or_default().into_iter().next();
-        Ok(Self(inventory.and_then(|entry| entry.message.root_ids)))
+        let pstree = store.entries::<pb::PstreeEntry>(desc::PSTREE, ())?;
+        let root = pstree.unwrap_or_default().into_iter().next();
+        let root = root.map(|entry| VPid::new(entry.message.pid));
+        let ids = match root {
+            Some(root) => store.entries::<pb::TaskKobjIdsEntry>(desc::IDS, root)?,
+            None => None,
+        };
+        let ids = ids.unwrap_or_default().into_iter().next();
+        Ok(Self {
+            ids: inventory.and_then(|entry| entry.message.root_ids),
+            tree_time: ids.and_then(|entry| entry.message.time_ns_id),
+        })
     }
 
     fn id(&self, name: &str) -> Option<u32> {
-        let ids = self.0.as_ref()?;
+        let ids = self.ids.as_ref()?;
         match name {
             "cgroup" => ids.cgroup_ns_id,
             "ipc" => ids.ipc_ns_id,
@@ -127,6 +159,38 @@ mod tests {
             is 100
         "#]]
         .assert_eq(&restored(&NsFile, &entry).expect("a program"));
+    }
+
+    #[test]
+    fn a_task_opens_its_clocks() {
+        let images = Memory::new();
+        let pstree = pb::PstreeEntry {
+            pid: 42,
+            ..pb::PstreeEntry::default()
+        };
+        let ids = pb::TaskKobjIdsEntry {
+            time_ns_id: Some(8),
+            ..pb::TaskKobjIdsEntry::default()
+        };
+        let written = [
+            images.write_entry(desc::PSTREE, (), &pstree),
+            images.write_entry(desc::IDS, VPid::new(42), &ids),
+            images.finish(),
+        ];
+        written.into_iter().for_each(|done| done.expect("memory"));
+        let entry = pb::NsFileEntry {
+            ns_id: 8,
+            ns_cflag: 0x80,
+            ..pb::NsFileEntry::default()
+        };
+        let mut paper = Paper::default();
+        paper.images = images;
+        expect![[r#"
+            there:
+            $0 = openat(-100, "/proc/self/ns/time", 0x80000, 0)
+            is Ret(0)
+        "#]]
+        .assert_eq(&restored_with(&NsFile, &[&entry], paper).expect("a program"));
     }
 
     #[test]

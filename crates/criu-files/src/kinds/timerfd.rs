@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 
 use criu_image::{Store, StoreExt, desc, pb};
-use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
+use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result, Shift};
 use criu_proc::{Fdinfo, ParseError, ProcDir};
 use criu_tracee::{Local, Program, Site};
 use nix::time::{ClockId, clock_gettime};
@@ -86,7 +86,7 @@ impl FileKind for Timerfd {
             let times = cx.cached(Times::load)?;
             let (vsec, vnsec) = match times.0.get(&entry.id) {
                 Some(time) => *time,
-                None if is_absolute(entry) => from_now(entry)?,
+                None if is_absolute(entry) => from_now(entry, cx.shift())?,
                 None => (entry.vsec, entry.vnsec),
             };
             let words = [entry.isec, entry.insec, vsec, vnsec].map(u64::to_ne_bytes);
@@ -111,25 +111,28 @@ fn time_of_day(entry: &pb::TimerfdEntry) -> Result<Option<(u64, u64)>> {
     let clock = entry.clockid.cast_signed();
     let of_day = matches!(clock, libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM);
     (of_day && is_absolute(entry))
-        .then(|| from_now(entry))
+        .then(|| from_now(entry, Shift::default()))
         .transpose()
 }
 
-/// When the time left is over, by its clock.
-fn from_now(entry: &pb::TimerfdEntry) -> Result<(u64, u64)> {
-    let clock = match entry.clockid.cast_signed() {
-        libc::CLOCK_REALTIME_ALARM => ClockId::CLOCK_REALTIME,
-        libc::CLOCK_BOOTTIME_ALARM => ClockId::CLOCK_BOOTTIME,
-        other => ClockId::from_raw(other),
+/// When the time left is over, by a clock that is so far ahead of ours.
+fn from_now(entry: &pb::TimerfdEntry, shift: Shift) -> Result<(u64, u64)> {
+    let (clock, ahead) = match entry.clockid.cast_signed() {
+        libc::CLOCK_REALTIME_ALARM => (ClockId::CLOCK_REALTIME, 0),
+        libc::CLOCK_BOOTTIME_ALARM => (ClockId::CLOCK_BOOTTIME, shift.boottime),
+        other => match ClockId::from_raw(other) {
+            clock @ ClockId::CLOCK_BOOTTIME => (clock, shift.boottime),
+            clock @ ClockId::CLOCK_MONOTONIC => (clock, shift.monotonic),
+            clock => (clock, 0),
+        },
     };
     let now = clock_gettime(clock).map_err(Error::kernel("clock_gettime"))?;
-    let nanos = u64::try_from(now.tv_nsec())
-        .unwrap_or(0)
-        .saturating_add(entry.vnsec);
-    let seconds = u64::try_from(now.tv_sec())
-        .unwrap_or(0)
-        .saturating_add(entry.vsec);
-    Ok((seconds.saturating_add(nanos / NANOS), nanos % NANOS))
+    let now = i128::from(now.tv_sec()) * i128::from(NANOS) + i128::from(now.tv_nsec());
+    let left = i128::from(entry.vsec) * i128::from(NANOS) + i128::from(entry.vnsec);
+    let time = (now + i128::from(ahead) + left).max(1);
+    let part = |nanos: i128| u64::try_from(nanos).unwrap_or(u64::MAX);
+    let nanos = i128::from(NANOS);
+    Ok((part(time / nanos), part(time % nanos)))
 }
 
 /// Times of day, by timer.
@@ -239,6 +242,25 @@ mod tests {
             ..entry
         };
         assert_eq!(time_of_day(&relative).expect("a clock"), None);
+    }
+
+    #[test]
+    fn a_time_since_boot_is_one_of_the_clocks_of_the_tree() {
+        let entry = |clockid: i32| pb::TimerfdEntry {
+            clockid: clockid.cast_unsigned(),
+            vsec: 5,
+            ..pb::TimerfdEntry::default()
+        };
+        let shift = Shift {
+            monotonic: 1_000_000 * i64::try_from(NANOS).expect("it fits"),
+            boottime: i64::MIN / 2,
+        };
+        let ahead = |clock, shift| from_now(&entry(clock), shift).expect("a clock").0;
+        let by = |clock| ahead(clock, shift).saturating_sub(ahead(clock, Shift::default()));
+        assert!((1_000_000..1_000_100).contains(&by(libc::CLOCK_MONOTONIC)));
+        assert!(by(libc::CLOCK_REALTIME) < 100);
+        // Nothing rings before a clock began.
+        assert_eq!(ahead(libc::CLOCK_BOOTTIME_ALARM, shift), 0);
     }
 
     #[test]

@@ -53,8 +53,10 @@ impl InetSockets {
                 let asked = sockets.add(family, *protocol);
                 match asked {
                     // A kernel without the protocol, or without the module that tells.
-                    Err(Error::Kernel { errno, .. })
-                        if matches!(errno, Errno::ENOENT | Errno::EOPNOTSUPP) => {}
+                    Err(Error::Kernel {
+                        errno: Errno::ENOENT | Errno::EOPNOTSUPP,
+                        ..
+                    }) => {}
                     other => other?,
                 }
             }
