@@ -99,7 +99,9 @@ mod time {
 }
 
 mod net {
+    pub(crate) mod netlink;
     pub(crate) mod outsider;
+    pub(crate) mod packet;
     pub(crate) mod raw;
     pub(crate) mod tcp;
     pub(crate) mod tcp_listen;
@@ -226,6 +228,8 @@ pub static AREAS: &[Area] = &[
     Area {
         name: "net",
         files: &[
+            net::netlink::CASES,
+            net::packet::CASES,
             net::raw::CASES,
             net::tcp::CASES,
             net::tcp_listen::CASES,

@@ -240,19 +240,6 @@ impl Scanner {
     }
 }
 
-/// How many areas from the first one on are scanned by one call.
-fn group(areas: &[Area], limit: u64) -> usize {
-    let kind = areas[0].kind;
-    if !matches!(kind, AreaKind::Anonymous | AreaKind::File) {
-        return 1;
-    }
-    let near = |pair: &&[Area]| {
-        let [one, next] = pair else { return false };
-        next.kind == kind && next.start < limit && next.start.saturating_sub(one.end) <= GAP
-    };
-    1 + areas.windows(2).take_while(near).count()
-}
-
 /// Makes regions of pages, the first of which is at `at`; moves that behind the last.
 fn join(pages: impl Iterator<Item = Option<u64>>, at: &mut u64, regions: &mut Vec<Region>) {
     for categories in pages {
@@ -270,6 +257,19 @@ fn join(pages: impl Iterator<Item = Option<u64>>, at: &mut u64, regions: &mut Ve
             }),
         }
     }
+}
+
+/// How many areas from the first one on are scanned by one call.
+fn group(areas: &[Area], limit: u64) -> usize {
+    let kind = areas[0].kind;
+    if !matches!(kind, AreaKind::Anonymous | AreaKind::File) {
+        return 1;
+    }
+    let near = |pair: &&[Area]| {
+        let [one, next] = pair else { return false };
+        next.kind == kind && next.start < limit && next.start.saturating_sub(one.end) <= GAP
+    };
+    1 + areas.windows(2).take_while(near).count()
 }
 
 /// What a page is, or `None` if there is nothing to write of it.

@@ -36,6 +36,8 @@ pub struct Space {
     pub mm: pb::MmEntry,
     /// What that has no field for.
     pub ext: pb::MmExtEntry,
+    /// Bytes that are there now and of no file: about what [`crate::drain`] will write.
+    pub resident: u64,
     pub(crate) areas: Vec<Area>,
     pub(crate) file_limit: Option<u64>,
 }
@@ -89,6 +91,7 @@ pub fn survey(
     };
     let mut vmas = Vec::new();
     let mut areas = Vec::new();
+    let mut resident = 0;
     let mut names = Vec::new();
     let mut locked_on_fault = Vec::new();
     let mut problems = Vec::new();
@@ -106,6 +109,10 @@ pub fn survey(
         match class.within(|| subject(&smap)) {
             Ok(Some(entry)) => {
                 if let Some(area) = area(&entry, &smap) {
+                    resident += match area.kind {
+                        AreaKind::Anonymous | AreaKind::File => smap.anonymous,
+                        AreaKind::Whole | AreaKind::Shared { .. } => smap.rss,
+                    };
                     join(&mut areas, area);
                 }
                 names.extend(name(&smap));
@@ -127,6 +134,7 @@ pub fn survey(
     let aios = vmas.iter().filter(|vma| vma.status & status::AIORING != 0);
     let limit = proc.limits()?;
     Ok(Space {
+        resident,
         id: VPid::new(tracee.vpid().as_raw().cast_unsigned()),
         ext: pb::MmExtEntry {
             pid: tracee.vpid().as_raw().cast_unsigned(),

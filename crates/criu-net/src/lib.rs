@@ -24,6 +24,7 @@ mod connections {
 mod sockets {
     pub(crate) mod diag;
     pub(crate) mod message;
+    pub(crate) mod netlink;
     pub(crate) mod options;
     pub(crate) mod queue;
     pub(crate) mod inet {
@@ -37,6 +38,10 @@ mod sockets {
         pub(crate) mod more;
         pub(crate) mod packet;
         pub(crate) mod sort;
+    }
+    pub(crate) mod packet {
+        pub(crate) mod diag;
+        pub(crate) mod kind;
     }
     pub(crate) mod tcp {
         pub(crate) mod options;
@@ -63,8 +68,11 @@ pub use preflight::refuse_connections;
 /// The kinds of sockets.
 pub mod kinds {
     pub use crate::sockets::inet::kind::Inet;
+    pub use crate::sockets::netlink::Netlink;
+    pub use crate::sockets::packet::kind::Packet;
     pub use crate::sockets::unix::kind::Unix;
 }
 
 /// Every kind of this crate, by name.
-pub const KINDS: &[&dyn criu_kind::AnyFileKind] = &[&kinds::Inet, &kinds::Unix];
+pub const KINDS: &[&dyn criu_kind::AnyFileKind] =
+    &[&kinds::Inet, &kinds::Netlink, &kinds::Packet, &kinds::Unix];

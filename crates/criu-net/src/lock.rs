@@ -95,9 +95,15 @@ impl Drop for Lock {
     }
 }
 
-/// The name of the table under which connections of a dump are parked: the one CRIU looks for.
+/// The name of the table under which connections of a dump are parked: the one CRIU looks for. It has room for the
+/// first part of the id only.
 fn parking(run: &str) -> String {
-    format!("CRIU-{run}")
+    run.chars()
+        .take(21)
+        .fold("CRIU-".to_owned(), |mut name, letter| {
+            name.push(letter);
+            name
+        })
 }
 
 /// Locks connections until they are restored, or somebody removes the table: nobody is to hear that their sockets

@@ -94,7 +94,7 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
     let (drained, written) = std::thread::scope(|scope| {
         let write = || described.write_cores(&store, &next);
         let other = (described.threads_in_all() > MANY_THREADS).then(|| scope.spawn(write));
-        let drained = drain(&mut tracees, &mut survey, &store);
+        let drained = drain(&mut tracees, &mut survey, &store, progress);
         let mut written = write();
         if let Some(other) = other {
             written = written.and(other.join().expect("writing does not panic"));
@@ -339,12 +339,20 @@ fn drain(
     tracees: &mut [Tracee],
     survey: &mut Survey<'_>,
     store: &dyn Store,
+    progress: &Progress,
 ) -> Result<criu_mm::Stats> {
+    progress.bytes(survey.spaces.iter().map(|space| space.resident).sum());
     let mut options = DrainOptions {
         in_target: true,
         next_pages: 1,
     };
-    let mut stats = criu_mm::drain(tracees, &mut survey.spaces, store, &mut options)?;
+    let mut stats = criu_mm::drain(
+        tracees,
+        &mut survey.spaces,
+        store,
+        &mut options,
+        &mut |bytes| progress.reach(bytes),
+    )?;
     if let Some(ipc) = &mut survey.ipc {
         ipc.drain(tracees, store, &mut options, &mut stats)?;
     }

@@ -10,10 +10,10 @@ use nix::unistd::Pid;
 
 use crate::options::{NetworkLock, Tcp};
 
-/// `criu_network_lock_method` of the RPC.
-const BY_IPTABLES: u32 = 1;
-const BY_NFTABLES: u32 = 2;
-const SKIPPED: u32 = 3;
+/// How inventories count the ways; the RPC counts from 1.
+const BY_IPTABLES: u32 = 0;
+const BY_NFTABLES: u32 = 1;
+const SKIPPED: u32 = 2;
 
 /// Refuses connections that are neither to be kept nor to be closed, before anybody is stopped.
 pub(crate) fn preflight(root: Pid, tcp: &Tcp) -> Result<()> {

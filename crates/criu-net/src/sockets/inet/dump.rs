@@ -38,7 +38,9 @@ pub(crate) fn describe(cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::InetS
         opts: options::read(&file.fd)?,
         ip_opts: Some(ip::read(&file.fd, &sort)?),
         ns_id: cx.namespace("net", netns),
-        shutdown: known.map(|info| info.shutdown.into()),
+        shutdown: known
+            .map(|info| info.shutdown.into())
+            .filter(|how| *how != 0),
         ..pb::InetSkEntry::default()
     };
     if sort.is_v6() {
@@ -59,13 +61,7 @@ pub(crate) fn describe(cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::InetS
         entry.tcp_opts = Some(tcp_options::read(&file.fd)?);
         tcp(cx, file, known, &mut entry, &local, &remote)?;
     }
-    if let Some(ext) = more::read(cx, file, sort, entry.id)? {
-        let ext = pb::FilesExtEntry {
-            socket: Some(ext),
-            ..pb::FilesExtEntry::default()
-        };
-        cx.append(desc::FILES_EXT, (), &ext, &[])?;
-    }
+    more::keep(cx, file, sort, entry.id)?;
     Ok(entry)
 }
 
@@ -105,7 +101,8 @@ fn tcp(
         })?;
         entry.backlog = info.sent;
         if info.waiting != 0 && !chosen.skip_in_flight {
-            return Err(Error::unsupported(
+            // A busy server accepts them in a moment.
+            return Err(Error::busy(
                 format!(
                     "{} connections to {local} wait to be accepted",
                     info.waiting

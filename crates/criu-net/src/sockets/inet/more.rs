@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 
 use criu_image::{Store, StoreExt, desc, pb};
@@ -12,7 +12,6 @@ use nix::errno::Errno;
 use nix::unistd::{Pid, close, getegid, geteuid};
 
 use crate::sockets::inet::sort::Sort;
-use crate::sockets::message::option_at;
 
 /// An option: level, name, bytes.
 type Row = (i32, i32, usize);
@@ -24,6 +23,8 @@ const IPV6: i32 = libc::SOL_IPV6;
 const TCP: i32 = libc::SOL_TCP;
 const UDP: i32 = 17;
 const UDPLITE: i32 = 136;
+const PACKET: i32 = 263;
+const NETLINK: i32 = 270;
 
 /// What must be there before an address is.
 const EARLY: &[Row] = &[
@@ -112,6 +113,15 @@ const ROWS: &[Row] = &[
     (UDP, 104, 4),    // UDP_GRO
     (UDPLITE, 10, 4), // UDPLITE_SEND_CSCOV
     (UDPLITE, 11, 4), // UDPLITE_RECV_CSCOV
+    (NETLINK, 3, 4),  // NETLINK_PKTINFO
+    (NETLINK, 4, 4),  // NETLINK_BROADCAST_ERROR
+    (NETLINK, 5, 4),  // NETLINK_NO_ENOBUFS
+    (NETLINK, 8, 4),  // NETLINK_LISTEN_ALL_NSID
+    (NETLINK, 10, 4), // NETLINK_CAP_ACK
+    (NETLINK, 11, 4), // NETLINK_EXT_ACK
+    (NETLINK, 12, 4), // NETLINK_GET_STRICT_CHK
+    (PACKET, 20, 4),  // PACKET_QDISC_BYPASS
+    (PACKET, 23, 4),  // PACKET_IGNORE_OUTGOING
     (SOCKET, libc::SO_PEEK_OFF, 4),
     (SOCKET, 44, 4), // SO_LOCK_FILTER: nothing can be attached afterwards
 ];
@@ -122,14 +132,35 @@ struct Pristine(RefCell<HashMap<Sort, Rc<Values>>>);
 
 type Values = HashMap<(i32, i32), Vec<u8>>;
 
-fn values(fd: &OwnedFd) -> Result<Values> {
+/// The values of these options, of those the socket has; all in one go, as there may be very many sockets.
+fn values(fd: &OwnedFd, wanted: impl Iterator<Item = Row>) -> Result<Values> {
+    let mut program = Program::new();
+    let calls: Vec<_> = wanted
+        .map(|(level, name, room)| {
+            let value = program.room(room);
+            let count = u32::try_from(room).unwrap_or(0);
+            let length = program.in_out(count.to_ne_bytes());
+            let got = program.getsockopt(fd.as_raw_fd(), level, name, value, length);
+            program.tolerate();
+            ((level, name), got, value, length)
+        })
+        .collect();
+    let outcome = Local.run(&program)?;
     let mut values = Values::new();
-    for (level, name, room) in EARLY.iter().chain(ROWS) {
-        if let Some(value) = option_at(fd, (*level, *name), *room)? {
-            values.insert((*level, *name), value);
+    for (key, got, value, length) in calls {
+        if outcome.get(got).is_ok() {
+            let mut count = [0; 4];
+            count.copy_from_slice(outcome.bytes(length));
+            let mut value = outcome.bytes(value).to_vec();
+            value.truncate(u32::from_ne_bytes(count) as usize);
+            values.insert(key, value);
         }
     }
     Ok(values)
+}
+
+fn all_rows() -> impl Iterator<Item = Row> {
+    EARLY.iter().chain(ROWS).copied()
 }
 
 impl Pristine {
@@ -147,7 +178,10 @@ impl Pristine {
                 let fd = i32::try_from(fd).unwrap_or(-1);
                 let owned = fetch_fd(&pidfd_open(Pid::this())?, fd)?;
                 close(fd).map_err(Error::kernel("close"))?;
-                owned.map(|fd| values(&fd)).transpose()?.unwrap_or_default()
+                owned
+                    .map(|fd| values(&fd, all_rows()))
+                    .transpose()?
+                    .unwrap_or_default()
             }
             // Whoever made it was allowed to: then nothing is known to be as in a new one.
             Err(_) => Values::new(),
@@ -159,14 +193,16 @@ impl Pristine {
 }
 
 /// Reads the options that differ, and whose socket it is; `None`: it is like a new one of ours.
-pub(crate) fn read(
+fn read(
     cx: &mut dyn DumpCx,
     file: &OpenFile,
     sort: Sort,
     id: u32,
 ) -> Result<Option<pb::SocketExtEntry>> {
     let pristine = cx.cached(|| Ok(Pristine::default()))?.of(sort)?;
-    let found = values(&file.fd)?;
+    let is_known =
+        |(level, name, _): &Row| pristine.is_empty() || pristine.contains_key(&(*level, *name));
+    let found = values(&file.fd, all_rows().filter(is_known))?;
     let mut entry = pb::SocketExtEntry {
         socket_id: id,
         ..pb::SocketExtEntry::default()
@@ -192,6 +228,18 @@ pub(crate) fn read(
     }
     let is_new = entry.options.is_empty() && entry.uid.is_none();
     Ok((!is_new).then_some(entry))
+}
+
+/// Writes what [`read`] finds.
+pub(crate) fn keep(cx: &mut dyn DumpCx, file: &OpenFile, sort: Sort, id: u32) -> Result<()> {
+    if let Some(ext) = read(cx, file, sort, id)? {
+        let ext = pb::FilesExtEntry {
+            socket: Some(ext),
+            ..pb::FilesExtEntry::default()
+        };
+        cx.append(desc::FILES_EXT, (), &ext, &[])?;
+    }
+    Ok(())
 }
 
 /// What entries lack, by id.
@@ -254,7 +302,7 @@ fn refused(option: &pb::SocketOptionEntry, errno: Errno) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::{AsFd, AsRawFd};
+    use std::os::fd::AsFd;
 
     use super::*;
 
@@ -264,9 +312,9 @@ mod tests {
         let fd: OwnedFd = socket.as_fd().try_clone_to_owned().expect("a copy");
         let sort = Sort::of(&fd).expect("a socket");
         let pristine = Pristine::default().of(sort).expect("a new one");
-        assert_eq!(values(&fd).expect("options"), *pristine);
+        assert_eq!(values(&fd, all_rows()).expect("options"), *pristine);
         socket.set_multicast_ttl_v4(7).expect("an option");
-        let changed = values(&fd).expect("options");
+        let changed = values(&fd, all_rows()).expect("options");
         let differ: Vec<_> = changed
             .iter()
             .filter(|(key, value)| pristine.get(key) != Some(*value))

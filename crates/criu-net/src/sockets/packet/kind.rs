@@ -1,0 +1,202 @@
+//! Packet sockets: packet(7), with filters, memberships, fanout groups and rings.
+//!
+//! Not preserved: packets that wait, and what is in a ring; what passed while nobody was there. A ring that is mapped
+//! is refused where mappings are looked at.
+
+use std::os::fd::AsRawFd;
+
+use criu_image::pb;
+use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
+use criu_tracee::Program;
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
+
+use crate::sockets::inet::{more, sort};
+use crate::sockets::message::set_at;
+use crate::sockets::options;
+use crate::sockets::packet::diag::PacketSockets;
+
+const O_PATH: u32 = libc::O_PATH.cast_unsigned();
+const NEW: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+// `include/uapi/linux/if_packet.h`.
+const SOL_PACKET: i32 = 263;
+const ADD_MEMBERSHIP: i32 = 1;
+const RX_RING: i32 = 5;
+const COPY_THRESH: i32 = 7;
+const AUXDATA: i32 = 8;
+const ORIGDEV: i32 = 9;
+const VERSION: i32 = 10;
+const RESERVE: i32 = 12;
+const TX_RING: i32 = 13;
+const LOSS: i32 = 14;
+const VNET_HDR: i32 = 15;
+const TIMESTAMP: i32 = 17;
+const FANOUT: i32 = 18;
+/// No fanout, in images.
+const ALONE: u32 = u32::MAX;
+/// `TPACKET_V3`, whose rings are described by more words.
+const V3: u32 = 2;
+// `include/uapi/linux/packet_diag.h`.
+const HAS_AUXDATA: u32 = 2;
+const HAS_ORIGDEV: u32 = 4;
+const HAS_VNET_HDR: u32 = 8;
+const HAS_LOSS: u32 = 16;
+
+/// A packet socket.
+#[derive(Debug)]
+pub struct Packet;
+
+impl FileKind for Packet {
+    type Entry = pb::PacketSockEntry;
+    const NAME: &'static str = "packet";
+    const SINCE: Kernel = Kernel::new(3, 10, 0);
+
+    fn claims(&self, file: &OpenFile) -> bool {
+        if !file.link.starts_with(b"socket:[") || file.flags() & O_PATH != 0 {
+            return false;
+        }
+        let address = getsockname::<SockaddrStorage>(file.fd.as_raw_fd());
+        address.is_ok_and(|address| address.family() == Some(AddressFamily::Packet))
+    }
+
+    fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
+        let netns = sort::namespace(file)?;
+        let sort = sort::Sort::of(&file.fd)?;
+        let all = cx.cached(PacketSockets::ask)?;
+        let inode = u32::try_from(file.inode.ino).unwrap_or(0);
+        let info = all.get(inode).ok_or_else(|| {
+            Error::unsupported("a packet socket that the kernel does not list", "try again")
+        })?;
+        more::keep(cx, file, sort, file.number())?;
+        let [index, version, reserve, copy_thresh, timestamp, flags] = info.words;
+        Ok(pb::PacketSockEntry {
+            id: file.number(),
+            r#type: sort.kind.cast_unsigned(),
+            protocol: info.protocol,
+            flags: file.flags(),
+            ifindex: index,
+            fown: file.owner,
+            opts: options::read(&file.fd)?,
+            version,
+            reserve,
+            aux_data: flags & HAS_AUXDATA != 0,
+            orig_dev: flags & HAS_ORIGDEV != 0,
+            vnet_hdr: flags & HAS_VNET_HDR != 0,
+            loss: flags & HAS_LOSS != 0,
+            timestamp,
+            copy_thresh,
+            mclist: info.memberships.clone(),
+            fanout: Some(info.fanout.unwrap_or(ALONE)),
+            rx_ring: info.rx_ring,
+            tx_ring: info.tx_ring,
+            ns_id: cx.namespace("net", netns),
+        })
+    }
+
+    fn open(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Opened> {
+        let more = more::Facts::of(cx, entry.id)?;
+        let mut program = Program::new();
+        let kind = entry.r#type | NEW.unsigned_abs();
+        // With a protocol it would hear all devices at once.
+        let fd = program.socket(libc::AF_PACKET, kind, 0);
+        let fd = cx.here().run(&program)?.fd(fd);
+        let mut program = Program::new();
+        let numbers = [
+            (VERSION, entry.version),
+            (RESERVE, entry.reserve),
+            (COPY_THRESH, entry.copy_thresh),
+            (TIMESTAMP, entry.timestamp),
+            (AUXDATA, entry.aux_data.into()),
+            (ORIGDEV, entry.orig_dev.into()),
+            (VNET_HDR, entry.vnet_hdr.into()),
+            (LOSS, entry.loss.into()),
+        ];
+        for (name, value) in numbers.into_iter().filter(|(_, value)| *value != 0) {
+            set_at(&mut program, fd, (SOL_PACKET, name), value);
+        }
+        for (name, ring) in [(RX_RING, &entry.rx_ring), (TX_RING, &entry.tx_ring)] {
+            if let Some(ring) = ring {
+                self.ring(&mut program, fd, name, ring, entry.version);
+            }
+        }
+        // Before the first packet comes.
+        options::write(&mut program, fd, &entry.opts);
+        cx.here().run(&program)?;
+        bind(cx, fd, entry)?;
+        for one in &entry.mclist {
+            join(cx, fd, one)?;
+        }
+        if let Some(fanout) = entry.fanout.filter(|fanout| *fanout != ALONE) {
+            let mut program = Program::new();
+            set_at(&mut program, fd, (SOL_PACKET, FANOUT), fanout);
+            cx.here().run(&program)?;
+        }
+        more::write(cx, fd, &more, false)?;
+        Ok(Opened::Here(fd))
+    }
+}
+
+impl Packet {
+    fn ring(&self, program: &mut Program, fd: i32, name: i32, ring: &pb::PacketRing, version: u32) {
+        let mut words = vec![
+            ring.block_size,
+            ring.block_nr,
+            ring.frame_size,
+            ring.frame_nr,
+        ];
+        if version == V3 {
+            words.extend([ring.retire_tmo, ring.sizeof_priv, ring.features]);
+        }
+        let bytes: Vec<u8> = words.into_iter().flat_map(u32::to_ne_bytes).collect();
+        let length = bytes.len();
+        let bytes = program.bytes(bytes);
+        program.setsockopt(fd, SOL_PACKET, name, bytes, length);
+    }
+}
+
+/// `struct sockaddr_ll`: protocol and device say what it hears.
+fn bind(cx: &mut dyn RestoreCx, fd: i32, entry: &pb::PacketSockEntry) -> Result<()> {
+    if entry.protocol == 0 && entry.ifindex == 0 {
+        return Ok(());
+    }
+    let half = |number: u32| u16::try_from(number).unwrap_or(0).to_ne_bytes();
+    let family = u32::try_from(libc::AF_PACKET).unwrap_or(17);
+    let mut address = [half(family), half(entry.protocol)].concat();
+    address.extend(entry.ifindex.to_ne_bytes());
+    address.resize(20, 0);
+    let mut program = Program::new();
+    let address = program.bytes(address);
+    let bound = program.bind(fd, address, 20);
+    program.tolerate();
+    let failed = |errno| match errno {
+        Errno::ENODEV => Error::unsupported(
+            format!(
+                "a packet socket of network device {}, which is not here",
+                entry.ifindex
+            ),
+            "make the device again, with the same index",
+        ),
+        errno => Error::Kernel {
+            call: "bind",
+            errno,
+        },
+    };
+    cx.here().run(&program)?.get(bound).map_err(failed)?;
+    Ok(())
+}
+
+/// `struct packet_mreq_max`.
+fn join(cx: &mut dyn RestoreCx, fd: i32, one: &pb::PacketMclist) -> Result<()> {
+    let mut request = one.index.to_ne_bytes().to_vec();
+    request.extend(u16::try_from(one.r#type).unwrap_or(0).to_ne_bytes());
+    request.extend(u16::try_from(one.addr.len()).unwrap_or(0).to_ne_bytes());
+    request.extend(&one.addr);
+    // At least `struct packet_mreq`, with room for eight bytes.
+    request.resize(request.len().max(16), 0);
+    let length = request.len();
+    let mut program = Program::new();
+    let request = program.bytes(request);
+    program.setsockopt(fd, SOL_PACKET, ADD_MEMBERSHIP, request, length);
+    cx.here().run(&program)?;
+    Ok(())
+}
