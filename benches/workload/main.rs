@@ -45,6 +45,7 @@ fn run(args: &[String]) -> anyhow::Result<()> {
         ("mappings", &[count]) => shapes::mappings(count),
         ("processes", &[count, mib]) => shapes::processes(count, mib),
         ("memory", &[mib, zero]) => shapes::memory(mib, zero != 0),
+        ("descriptors", &[count, each]) => shapes::descriptors(count, each),
         ("files", &[count]) => shapes::files(count),
         ("checked", []) => checked::run(),
         _ => bail!("unknown shape {shape} {numbers:?}"),

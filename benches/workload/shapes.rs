@@ -1,9 +1,11 @@
 //! State of one kind and of a given amount.
 
 use std::fs::File;
-use std::os::fd::IntoRawFd;
+use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 use anyhow::Context;
+use nix::sys::eventfd::EventFd;
 use zdtm::{Child, Mapping, PAGE, Team};
 
 const MIB: usize = 1 << 20;
@@ -74,6 +76,34 @@ pub(crate) fn files(count: usize) -> anyhow::Result<()> {
         let file = File::open("file").with_context(|| format!("descriptor {index}"))?;
         // Kept open as long as the process lives.
         let _ = file.into_raw_fd();
+    }
+    crate::ready()?;
+    crate::sleep()
+}
+
+/// So many children, each with so many descriptors of four kinds: of ten, three of a regular file, three event
+/// counters, a pair and a half of unix sockets, and half a pipe. CRIU 4.1.1 takes 1024 pipes.
+pub(crate) fn descriptors(count: usize, each: usize) -> anyhow::Result<()> {
+    std::fs::write("file", "content")?;
+    for index in 0..count {
+        Child::spawn(format!("child {index}"), || {
+            // They are kept open as long as the process lives.
+            for turn in 0..each * 3 / 10 {
+                let file = File::open("file").with_context(|| format!("file {turn}"))?;
+                let counter = EventFd::from_value(1)?;
+                let _ = (file.into_raw_fd(), OwnedFd::from(counter).into_raw_fd());
+            }
+            for _ in 0..each * 3 / 20 {
+                let (one, other) = UnixStream::pair()?;
+                let _ = (one.into_raw_fd(), other.into_raw_fd());
+            }
+            for _ in 0..each / 20 {
+                let (read, write) = nix::unistd::pipe()?;
+                let _ = (read.into_raw_fd(), write.into_raw_fd());
+            }
+            Child::set_up();
+            crate::sleep()
+        })?;
     }
     crate::ready()?;
     crate::sleep()

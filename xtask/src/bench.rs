@@ -50,6 +50,7 @@ fn cases() -> Vec<Case> {
         Case::new("1000 threads", "threads 1000", 10),
         Case::new("4000 mappings", "mappings 4000", 10),
         Case::new("200 processes of 10 MiB", "processes 200 10", 5),
+        Case::new("10000 descriptors", "descriptors 100 100", 10),
         Case::new("2 GiB random", "memory 2048 0", 5),
         Case::new("2 GiB half zero", "memory 2048 1", 5),
     ]
@@ -60,7 +61,8 @@ const SERIES: &[(&str, &str, &str, usize)] = &[
     ("threads", "threads", "", 250),
     ("processes", "processes", " 1", 50),
     ("mappings", "mappings", "", 1000),
-    ("descriptors", "files", "", 1000),
+    ("files", "files", "", 1000),
+    ("processes of 100 descriptors", "descriptors", " 100", 25),
 ];
 
 /// How many numbers of a series there are. 50 to 400 processes are enough: each has a page table.
@@ -280,7 +282,7 @@ fn all_series(options: &Options) -> Result<usize> {
     warm_up(options);
     println!("minima; x: how much more than of half as many, 2 is linear");
     println!(
-        "{:<18} {:<8} {:>9} {:>10} {:>5} {:>9} {:>10} {:>5} {:>7}",
+        "{:<30} {:<8} {:>9} {:>10} {:>5} {:>9} {:>10} {:>5} {:>7}",
         "", "", "", "each", "x", "peer", "each", "x", "ratio"
     );
     let mut failed = 0;
@@ -298,7 +300,7 @@ fn all_series(options: &Options) -> Result<usize> {
             failed += explain(&name, "", ours) + explain(&name, "peer: ", peer);
             for (verb, (label, number, print)) in [ASPECTS[0], ASPECTS[3]].into_iter().enumerate() {
                 print!(
-                    "{:<18} {label:<8}",
+                    "{:<30} {label:<8}",
                     if verb == 0 { name.as_str() } else { "" }
                 );
                 let mut minima = [None; 2];

@@ -15,10 +15,14 @@ const RECENT: u32 = 8;
 /// The release that has a recent one, for machines whose own is too old.
 const RELEASE: &str = "bookworm-backports";
 
+/// Whether a kernel needs a recent one.
+pub(crate) fn picky(machine: &Machine, series: &str) -> bool {
+    machine.name == "x86_64" && series != "6.1"
+}
+
 /// The emulator for a guest, with the options that it needs to find its files.
-pub(crate) fn command(machine: &Machine, series: &str) -> Result<Command> {
+pub(crate) fn command(machine: &Machine, picky: bool) -> Result<Command> {
     let (program, package) = machine.qemu;
-    let picky = machine.name == "x86_64" && series != "6.1";
     // Nothing old is installed only to find that it is too old.
     if !picky {
         shell::need(&[(program, package)])?;

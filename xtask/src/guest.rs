@@ -52,7 +52,7 @@ pub(crate) fn provide(machines: &str) -> Result<()> {
         let series = machine.kernels.first().context("a kernel")?;
         let provided = kernel::get(machine, series)
             .and_then(|_| cross::provide(machine))
-            .and_then(|()| emulator::command(machine, series).map(drop));
+            .and_then(|()| emulator::command(machine, emulator::picky(machine, series)).map(drop));
         provided.map_err(|error| {
             let why = format!("{}: {error:#}", machine.name);
             anyhow::Error::new(Missing).context(why)

@@ -33,6 +33,8 @@ pub(crate) struct Guest {
     pub(crate) machine: &'static Machine,
     pub(crate) kernel: Kernel,
     pub(crate) cpu: String,
+    /// Whether an old emulator will not do.
+    pub(crate) picky: bool,
     pub(crate) initramfs: PathBuf,
     pub(crate) disk: PathBuf,
     /// Everything that the serial line says.
@@ -156,7 +158,7 @@ fn verdict(words: &str) -> End {
 
 fn command(guest: &Guest) -> Result<Command> {
     let machine = guest.machine;
-    let mut command = emulator::command(machine, &guest.kernel.series)?;
+    let mut command = emulator::command(machine, guest.picky)?;
     let path = |path: &Path| path.display().to_string();
     command
         .args(machine.board)

@@ -8,6 +8,7 @@ use anyhow::Result;
 use crate::busybox;
 use crate::cross::Built;
 use crate::disk::{self, Load};
+use crate::emulator;
 use crate::initramfs;
 use crate::kernel::Kernel;
 use crate::machine::Machine;
@@ -75,12 +76,16 @@ pub(crate) fn make(trip: &Trip, terms: &Terms<'_>) -> Result<Vec<Outcome>> {
     };
     let disk = disk::make(&dir, &load)?;
     let mut outcomes = Vec::new();
+    // All legs in one emulator: another one has another processor.
+    let mut all = trip.legs.iter().map(|leg| &leg.kernel.series);
+    let picky = all.any(|series| emulator::picky(trip.machine, series));
     for (leg, modules) in trip.legs.iter().zip(&modules) {
         let begun = Instant::now();
         let guest = Guest {
             machine: trip.machine,
             kernel: leg.kernel.clone(),
             cpu: leg.cpu.clone(),
+            picky,
             initramfs: dir.join("initramfs"),
             disk: disk.clone(),
             log: dir.join(format!("serial-{}.log", outcomes.len())),

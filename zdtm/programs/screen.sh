@@ -19,8 +19,9 @@ settle)
         ! ask 0 title counter > told 2>&1 || break
         sleep 0.1
     done
-    ask 0 stuff 'n=0; while sleep 0.02; do n=$((n+1)); echo $n >> progress; done
-'
+    # In what is stuffed, screen would replace variables by its own.
+    echo 'n=0; while sleep 0.02; do n=$((n+1)); echo $n >> progress; done' > counter
+    ask 0 stuff $'. ./counter\n'
     ask 0 screen -t editor vim -u NONE -n text
     for _ in $(seq 100); do
         [[ ! -s progress ]] || break

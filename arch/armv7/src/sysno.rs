@@ -11,6 +11,7 @@ pub(crate) const CALLS: Calls = Calls {
     set_lock: 13, // F_SETLK64
     ipc_64: 0x100,
     shmlba: Some(0x4000),
+    first_user_page: 2,
     rewound: true,
     llseek: Some(140),
     wider: &[

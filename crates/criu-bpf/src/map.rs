@@ -3,7 +3,7 @@
 //! A map is in the images once, however many descriptors of it there are, with all its elements. Maps in a map are known
 //! by their ids; those that no task has open are fetched by id and kept beside. A map that is pinned is taken
 //! as it is if it is found by its name, as a file would be. Not preserved: ids; which element of an LRU map was
-//! used last; the node of memory.
+//! used last; the node of memory, which becomes the first.
 
 use std::io::Read;
 use std::os::fd::AsRawFd;

@@ -2,7 +2,8 @@
 
 use criu_image::pb;
 use criu_kind::{Error, Result};
-use criu_tracee::{Program, Site};
+use criu_tracee::arch::Arch;
+use criu_tracee::{Native, Program, Site};
 use nix::errno::Errno;
 
 use crate::call::{self, Attributes, Command};
@@ -12,8 +13,6 @@ const INFO: usize = 88;
 const NAME: usize = 16;
 /// `struct bpf_btf_info`.
 const BTF_INFO: usize = 32;
-/// It is made on a node of memory, which is told nowhere.
-const NUMA_NODE: u32 = 1 << 2;
 /// Flags that are about the descriptor that a call gives, not about the map.
 pub(crate) const RDONLY: u32 = 1 << 3;
 pub(crate) const WRONLY: u32 = 1 << 4;
@@ -35,6 +34,9 @@ pub(crate) enum Kind {
     Ring,
 }
 
+/// `BPF_MAP_TYPE_ARRAY_OF_MAPS`.
+const ARRAY_OF_MAPS: u32 = 12;
+
 /// Types of maps, `enum bpf_map_type`: number, name, and how to treat it.
 const TYPES: &[(u32, &str, Option<Kind>)] = &[
     (1, "hash", Some(Kind::Pairs)),
@@ -48,7 +50,7 @@ const TYPES: &[(u32, &str, Option<Kind>)] = &[
     (9, "lru_hash", Some(Kind::Pairs)),
     (10, "lru_percpu_hash", Some(Kind::PerCpu)),
     (11, "lpm_trie", Some(Kind::Pairs)),
-    (12, "array_of_maps", Some(Kind::Maps)),
+    (ARRAY_OF_MAPS, "array_of_maps", Some(Kind::Maps)),
     (13, "hash_of_maps", Some(Kind::Maps)),
     (14, "devmap", None),
     (15, "sockmap", None),
@@ -105,6 +107,10 @@ pub(crate) fn read(site: &mut dyn Site, fd: i32, entry: pb::BpfmapFileEntry) -> 
             "close it before the dump, or pin it in a BPF file system",
         ))
     };
+    if word(0) == ARRAY_OF_MAPS && Native::WORD < 8 {
+        // They lie in steps of a word, and are looked for in steps of 8 bytes (`bpf_fd_array_map_update_elem`).
+        return refuse("is an array of maps, of which a 32-bit kernel loses the elements");
+    }
     if word(40) != 0 {
         return refuse("is kept by a network device");
     }
@@ -200,7 +206,8 @@ impl Shape {
             .word(4, entry.key_size)
             .word(8, entry.value_size)
             .word(12, entry.max_entries)
-            .word(16, entry.map_flags & !NUMA_NODE)
+            // BPF_F_NUMA_NODE is told, and which node is not: it becomes the first.
+            .word(16, entry.map_flags)
             .fd(20, inner.unwrap_or(0))
             .text(28, NAME, name)
             .fd(48, types.unwrap_or(0))
@@ -229,7 +236,7 @@ impl Shape {
             (
                 entry.map_type,
                 sizes,
-                entry.map_flags & !NUMA_NODE,
+                entry.map_flags,
                 entry.map_name.clone(),
             )
         };

@@ -4,6 +4,7 @@
 //! many descriptors, processes and mappings show it, and one kind describes it. What cannot be kept
 //! is refused all at once, each with its descriptor.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
@@ -62,6 +63,8 @@ pub struct Collector<'s> {
     pub(crate) kept: Vec<OwnedFd>,
     pub(crate) memory: Vec<Memory>,
     pub(crate) cache: Cache,
+    /// What processes are to themselves: the makers of many sockets are few.
+    pub(crate) vpids: RefCell<HashMap<Pid, Pid>>,
 }
 
 /// Memory that files hold: whoever writes pages writes its pages too.
@@ -120,6 +123,7 @@ impl<'s> Collector<'s> {
             kept: Vec::new(),
             memory: Vec::new(),
             cache: Cache::new(),
+            vpids: RefCell::default(),
         }
     }
 
@@ -133,9 +137,9 @@ impl<'s> Collector<'s> {
         &self.memory
     }
 
-    /// Takes in all descriptors of a stopped process and writes `fdinfo-ID.img`. All refusals are in
-    /// one error.
-    pub fn table(&mut self, pid: Pid, proc: &ProcDir) -> Result<FdTable> {
+    /// Takes in all descriptors of a stopped process with these threads and writes `fdinfo-ID.img`. All
+    /// refusals are in one error.
+    pub fn table(&mut self, pid: Pid, proc: &ProcDir, threads: &[Pid]) -> Result<FdTable> {
         let id = FdTableId::new(u32::try_from(self.tables.len()).unwrap_or(u32::MAX) + 1);
         if let Some(id) = self.identities.table(pid, id)? {
             return Ok(FdTable { id, shared: true });
@@ -147,7 +151,7 @@ impl<'s> Collector<'s> {
                 files: BTreeMap::new(),
             },
         );
-        for tid in proc.threads()? {
+        for &tid in threads {
             if tid != pid && !identity::share_descriptors(pid, tid)? {
                 let remedy = "let the thread end before the dump";
                 let error =
@@ -348,8 +352,8 @@ impl<'s> Collector<'s> {
     }
 
     /// The working directory, the root and the umask of a process.
-    pub fn fs(&mut self, pid: Pid, proc: &ProcDir) -> Result<pb::FsEntry> {
-        for tid in proc.threads()? {
+    pub fn fs(&mut self, pid: Pid, proc: &ProcDir, threads: &[Pid]) -> Result<pb::FsEntry> {
+        for &tid in threads {
             if tid != pid && !identity::share_fs(pid, tid)? {
                 let remedy = "let the thread end before the dump";
                 let error =

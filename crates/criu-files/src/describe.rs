@@ -139,11 +139,13 @@ impl DumpCx for Collector<'_> {
     }
 
     fn vpid(&self, pid: Pid) -> Pid {
-        // Who has gone has no other number: a tree is in the dumper's own pid namespace, or refused.
-        let inner = ProcDir::open(pid).and_then(|proc| proc.status()).ok();
-        inner
-            .and_then(|status| status.ns_pid?.last().copied())
-            .unwrap_or(pid)
+        let mut known = self.vpids.borrow_mut();
+        *known.entry(pid).or_insert_with(|| {
+            // Who has gone has no other number: a tree is in the dumper's own pid namespace, or refused.
+            let inner = ProcDir::open(pid).and_then(|proc| proc.status()).ok();
+            let inner = inner.and_then(|status| status.ns_pid?.last().copied());
+            inner.unwrap_or(pid)
+        })
     }
 
     fn tree(&self) -> &[Pid] {

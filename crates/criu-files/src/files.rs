@@ -52,8 +52,9 @@ pub struct Files<'s> {
     pub(crate) paths: BTreeMap<FileId, pb::RegFileEntry>,
     pub(crate) remaps: BTreeMap<FileId, Remap>,
     pub(crate) tables: BTreeMap<FdTableId, Vec<pb::FdinfoEntry>>,
-    /// The first table that has each file, and its number there.
+    /// The first table that has each file, and its number there; and the other way round.
     pub(crate) homes: BTreeMap<FileId, (FdTableId, i32)>,
+    pub(crate) residents: BTreeMap<FdTableId, Vec<FileId>>,
     pub(crate) locks: Vec<pb::FileLockEntry>,
     /// Numbers that watched files had when they were added to their epoll sets.
     former: Vec<i32>,
@@ -100,10 +101,7 @@ impl<'s> Files<'s> {
             .into_iter()
             .map(|kind| (kind.tag().into(), kind))
             .collect();
-        let entries: Vec<pb::FileEntry> = match store.entries::<pb::FileEntry>(desc::FILES, ())? {
-            Some(entries) => entries.into_iter().map(|entry| entry.message).collect(),
-            None => legacy::read(store)?,
-        };
+        let mut entries = legacy::entries(store)?;
         let mut files = Self {
             store,
             options,
@@ -112,6 +110,7 @@ impl<'s> Files<'s> {
             remaps: BTreeMap::new(),
             tables: BTreeMap::new(),
             homes: BTreeMap::new(),
+            residents: BTreeMap::new(),
             locks: messages(store, desc::FILE_LOCKS)?,
             former: Vec::new(),
             pids: BTreeSet::new(),
@@ -138,10 +137,8 @@ impl<'s> Files<'s> {
         }
         // That is memory, and no task has it as a file.
         let memory = criu_image::shmem::anonymous(store)?;
-        let entries = entries
-            .into_iter()
-            .filter(|entry| !memory.contains_key(&FileId::new(entry.id)));
-        files.take_entries(entries.collect(), &kinds)?;
+        entries.retain(|entry| !memory.contains_key(&FileId::new(entry.id)));
+        files.take_entries(entries, &kinds)?;
         files.take_tables()?;
         files.take_remaps()?;
         files.apply_policies();
@@ -150,7 +147,7 @@ impl<'s> Files<'s> {
 
     fn take_entries(
         &mut self,
-        entries: Vec<pb::FileEntry>,
+        entries: Vec<Rc<pb::FileEntry>>,
         kinds: &HashMap<i32, &'static dyn AnyFileKind>,
     ) -> Result<()> {
         let mut refused = Vec::new();
@@ -178,7 +175,7 @@ impl<'s> Files<'s> {
                 continue;
             };
             let saved = Saved {
-                entry: Rc::new(entry),
+                entry,
                 kind: *kind,
                 part: false,
             };
@@ -247,6 +244,7 @@ impl<'s> Files<'s> {
             }
             self.tables.insert(id, entries);
         }
+        self.residents = self.find_residents();
         Ok(())
     }
 

@@ -1,10 +1,24 @@
-//! Open files before CRIU 3.4: an image a kind.
+//! Open files: one image of all kinds, or, before CRIU 3.4, an image a kind.
+
+use std::rc::Rc;
 
 use criu_image::{Desc, Store, StoreExt, desc, pb};
 use criu_kind::{FileEntry, Result};
 
+/// All entries. Each has room for every kind, so there never is a second list of them.
+pub(crate) fn entries(store: &dyn Store) -> Result<Vec<Rc<pb::FileEntry>>> {
+    let Some(mut reader) = store.reader(desc::FILES, ())? else {
+        return Ok(separate(store)?.into_iter().map(Rc::new).collect());
+    };
+    let mut all = Vec::new();
+    while let Some(entry) = reader.read::<pb::FileEntry>()? {
+        all.push(Rc::new(entry.message));
+    }
+    Ok(all)
+}
+
 /// All entries of the separate images.
-pub(crate) fn read(store: &dyn Store) -> Result<Vec<pb::FileEntry>> {
+fn separate(store: &dyn Store) -> Result<Vec<pb::FileEntry>> {
     let mut all = Vec::new();
     add::<pb::RegFileEntry>(store, desc::REG_FILES, &mut all)?;
     add::<pb::ExtFileEntry>(store, desc::EXT_FILES, &mut all)?;

@@ -1,5 +1,7 @@
 //! From the numbers of the tracer to the numbers of a task, in one program.
 
+use std::collections::BTreeMap;
+
 use criu_image::id::{FdTableId, FileId};
 use criu_image::pb;
 use criu_kind::{Error, Opened, Result, Shift};
@@ -65,13 +67,36 @@ impl Files<'_> {
 
     /// The files that [`Files::relate`] has something to do with in this table.
     pub(crate) fn related_in(&self, table: FdTableId) -> Vec<FileId> {
+        let related = self.residents(table).iter().filter(|id| {
+            let saved = &self.all[*id];
+            saved.kind.relates() && !saved.part
+        });
+        related.copied().collect()
+    }
+
+    /// The files of each table, and, in the first one, those that no table has.
+    pub(crate) fn find_residents(&self) -> BTreeMap<FdTableId, Vec<FileId>> {
         let first = self.tables.keys().next().copied();
-        let related = self.all.iter().filter(|(id, saved)| {
+        let mut residents: BTreeMap<FdTableId, Vec<FileId>> = BTreeMap::new();
+        for id in self.all.keys() {
             // What is only in flight has no home: any will do.
             let home = self.homes.get(id).map(|(home, _)| *home).or(first);
-            saved.kind.relates() && !saved.part && home == Some(table)
-        });
-        related.map(|(id, _)| *id).collect()
+            if let Some(home) = home {
+                residents.entry(home).or_default().push(*id);
+            }
+        }
+        residents
+    }
+
+    /// The files that have their home in this table, and, in the first one, those that have none.
+    fn residents(&self, table: FdTableId) -> &[FileId] {
+        self.residents.get(&table).map_or(&[], Vec::as_slice)
+    }
+
+    /// The files that have their home in this table, and their numbers there.
+    fn at_home(&self, table: FdTableId) -> impl Iterator<Item = (FileId, i32)> {
+        let residents = self.residents(table).iter();
+        residents.filter_map(|id| Some((*id, self.homes.get(id)?.1)))
     }
 
     fn source(
@@ -121,19 +146,16 @@ impl Files<'_> {
     /// Adds the calls that need every descriptor of every task in its place: owners of signals, locks. They run in
     /// the process that has the table, while it is still root.
     pub fn settle(&mut self, table: FdTableId, program: &mut Program) -> Result<()> {
-        for (id, (home, number)) in &self.homes {
-            if *home != table {
-                continue;
-            }
-            let saved = &self.all[id];
+        for (id, number) in self.at_home(table) {
+            let saved = &self.all[&id];
             if let Some(owner) = saved.kind.owner(&saved.entry) {
-                owner::set_owner(&owner, *number, program);
+                owner::set_owner(&owner, number, program);
             }
             if let Some(flags) = saved.kind.flags(&saved.entry)
-                && !matches!(self.opened.get(id), Some(Opened::Given(_)))
+                && !matches!(self.opened.get(&id), Some(Opened::Given(_)))
                 && flags & O_ASYNC != 0
             {
-                program.fcntl(*number, libc::F_SETFL, flags);
+                program.fcntl(number, libc::F_SETFL, flags);
             }
         }
         let pid = self.tasks.get(&table).map(|pid| pid.get());
@@ -161,8 +183,7 @@ impl Files<'_> {
 
     /// Adds the calls of the last moment: clocks start.
     pub fn arm(&mut self, table: FdTableId, program: &mut Program) -> Result<()> {
-        let at_home = self.homes.iter().filter(|(_, (home, _))| *home == table);
-        let files: Vec<(FileId, i32)> = at_home.map(|(id, (_, number))| (*id, *number)).collect();
+        let files: Vec<(FileId, i32)> = self.at_home(table).collect();
         for (id, number) in files {
             let saved = &self.all[&id];
             let (kind, entry) = (saved.kind, saved.entry.clone());

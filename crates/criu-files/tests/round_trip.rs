@@ -252,6 +252,7 @@ m = os.open(dir + '/n2', os.O_RDONLY)
             .table(
                 script.pid(),
                 &ProcDir::open(script.pid()).expect("it lives"),
+                &[script.pid()],
             )
             .expect("a table");
         assert_eq!(names(), ["link_remap", "n2"]);

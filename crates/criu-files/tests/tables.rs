@@ -371,7 +371,8 @@ fn a_descriptor_in_flight_is_the_file_it_is_a_copy_of() {
     });
     let store = Memory::new();
     let mut collector = Collector::new(dump_options(), &store, KINDS.iter().copied());
-    collector.table(script.pid(), &proc).expect("a table");
+    let table = collector.table(script.pid(), &proc, &[script.pid()]);
+    table.expect("a table");
     let pidfd = criu_tracee::pidfd_open(script.pid()).expect("it lives");
     let copy = || {
         criu_tracee::fetch_fd(&pidfd, zero.expect("open"))

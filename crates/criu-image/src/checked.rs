@@ -1,7 +1,7 @@
 //! Images of a directory, each compared with the manifest when it is read.
 //!
 //! One pass instead of two: what is parsed is what was compared. Pages are not read through this;
-//! [`Manifest::verify`] compares them.
+//! [`Checked::verify_pages`] compares them.
 use std::fs::File;
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use prost::bytes::Bytes;
 
 use crate::directory::{Directory, list};
 use crate::error::Result;
-use crate::manifest::{Difference, Manifest, changed};
+use crate::manifest::{Depth, Difference, Manifest, changed};
 use crate::store::{Store, plain};
 
 /// A directory of images that must be what its manifest says, if it has one of the same dump.
@@ -41,6 +41,23 @@ impl Checked {
             directory,
             manifest,
         })
+    }
+
+    /// Bytes of the images of pages, which [`Checked::verify_pages`] reads.
+    pub fn pages(&self) -> u64 {
+        let files = self.manifest.iter().flat_map(Manifest::files);
+        let pages = files.filter(|(name, _)| Depth::Pages.includes(name));
+        pages.map(|(_, record)| record.size).sum()
+    }
+
+    /// Compares the images of pages, which are not read through this store.
+    pub fn verify_pages(&self) -> Result<()> {
+        match &self.manifest {
+            Some(manifest) => manifest
+                .compare(self.directory.path(), Depth::Pages)
+                .map(drop),
+            None => Ok(()),
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use prost::bytes::Bytes;
 
 use crate::desc;
 use crate::error::{Error, Result, Why};
+use crate::follow::Follower;
 use crate::manifest::{self, Manifest, Record};
 use crate::store::{Store, plain};
 
@@ -28,6 +29,9 @@ const PARTIAL: &str = ".criu-rs.partial-";
 const MAX_PARENTS: usize = 4096;
 /// The largest image read into memory. Pages are not: they are read through a descriptor.
 const MAX_WHOLE: u64 = 4 << 30;
+
+/// Bytes of an image from which on a thread of its own sums it.
+const WORTH_FOLLOWING: u64 = 4 << 20;
 
 /// What is on disk, not only in the page cache, when [`Store::finish`] returns.
 ///
@@ -60,6 +64,10 @@ struct Partial {
     dir: File,
     /// What was written in one go, and so is known.
     known: Mutex<BTreeMap<String, Record>>,
+    /// Sums what others write.
+    follower: Mutex<Option<Follower>>,
+    /// As it was when the dump was finished.
+    manifest: Mutex<Option<Manifest>>,
 }
 
 impl Directory {
@@ -74,6 +82,35 @@ impl Directory {
         directory.sweep()?;
         directory.partial = Some(Partial::new(&directory.path, durability)?);
         Ok(directory)
+    }
+
+    /// Whether [`Directory::complete`] has so much to do that others should not wait for it.
+    pub fn has_much_to_sum(&self) -> bool {
+        let Some(partial) = &self.partial else {
+            return false;
+        };
+        let unknown = |manifest: &Manifest| -> u64 {
+            let files = manifest.files();
+            let unknown = files.filter(|(_, record)| record.crc32.is_none());
+            unknown.map(|(_, record)| record.size).sum()
+        };
+        locked(&partial.manifest).as_ref().map_or(0, unknown) >= WORTH_FOLLOWING
+    }
+
+    /// Adds to the manifest of a finished dump the checksums of what others wrote.
+    pub fn complete(&self) -> Result<()> {
+        let Some(partial) = &self.partial else {
+            return Ok(());
+        };
+        let follower = locked(&partial.follower).take();
+        let begun = follower.map(Follower::finish).unwrap_or_default();
+        let Some(mut manifest) = locked(&partial.manifest).take() else {
+            return Ok(());
+        };
+        if manifest.sum(&self.path, &begun)? {
+            manifest.save(&self.path, true)?;
+        }
+        Ok(())
     }
 
     /// Where it is.
@@ -193,6 +230,9 @@ impl Store for Directory {
     fn create(&self, name: &str) -> Result<File> {
         let partial = self.writable(name)?;
         partial.known().remove(name);
+        if let Some(follower) = &*locked(&partial.follower) {
+            follower.forget(name);
+        }
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC;
         // Images have the memory of the tasks in them: nobody else may read that.
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
@@ -211,6 +251,26 @@ impl Store for Directory {
         Ok(())
     }
 
+    fn is_final(&self, name: &str, end: u64) -> Result<()> {
+        let partial = self.writable(name)?;
+        let idle = || std::thread::available_parallelism().is_ok_and(|count| count.get() > 1);
+        if end < WORTH_FOLLOWING || !idle() {
+            return Ok(());
+        }
+        let mut follower = locked(&partial.follower);
+        if follower.is_none() {
+            // Without a thread all is summed in the end.
+            *follower = Follower::start().ok();
+        }
+        if let Some(follower) = &*follower {
+            let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+            let file = openat(&partial.dir, plain(name)?, flags, Mode::empty());
+            let file = file.map_err(|errno| Error::io(name, "open", errno.into()))?;
+            follower.go_on(name, file.into(), end);
+        }
+        Ok(())
+    }
+
     fn finish(&self) -> Result<()> {
         let inventory = desc::INVENTORY.file_name(());
         let partial = self.writable(&inventory)?;
@@ -225,7 +285,9 @@ impl Store for Directory {
         }
         if complete {
             self.retract()?;
-            Manifest::of_known(&partial.path, &partial.known())?.save(&partial.path, false)?;
+            let manifest = Manifest::of_known(&partial.path, &partial.known())?;
+            manifest.save(&partial.path, false)?;
+            *locked(&partial.manifest) = Some(manifest);
             names.push(manifest::NAME.to_owned());
         }
         let target =
@@ -288,6 +350,8 @@ impl Partial {
                     durability,
                     dir: lock,
                     known: Mutex::default(),
+                    follower: Mutex::default(),
+                    manifest: Mutex::default(),
                 });
             }
         }
@@ -296,8 +360,12 @@ impl Partial {
 
     /// No code panics while it has the lock, so a poisoned one is as good.
     fn known(&self) -> MutexGuard<'_, BTreeMap<String, Record>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.known)
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Partial {
@@ -379,6 +447,38 @@ mod tests {
             assert_eq!(read.read("pages-2.img").unwrap(), None);
             assert!(read.create("pages-2.img").is_err());
         }
+    }
+
+    #[test]
+    fn sums_follow_who_writes() {
+        let path = tempfile::tempdir().unwrap();
+        let directory = Directory::create(path.path(), Durability::Process).unwrap();
+        dump(&directory, "a");
+        let mut pages = directory.create("pages-2.img").unwrap();
+        let mut others = directory.create("pages-3.img").unwrap();
+        for part in 1..=5u8 {
+            pages.write_all(&vec![part; 3 << 20]).unwrap();
+            others.write_all(&vec![part; 3 << 20]).unwrap();
+            // The last is left for the end.
+            if part < 5 {
+                let end = u64::from(part) * (3 << 20);
+                directory.is_final("pages-2.img", end).unwrap();
+                directory.is_final("pages-3.img", end).unwrap();
+            }
+        }
+        // Made anew: what was summed does not count.
+        let mut others = directory.create("pages-3.img").unwrap();
+        others.write_all(b"short").unwrap();
+        directory.finish().unwrap();
+        assert!(directory.has_much_to_sum());
+        directory.complete().unwrap();
+        assert!(!directory.has_much_to_sum());
+        drop(directory);
+        let manifest = Manifest::load(path.path()).unwrap().unwrap();
+        assert!(manifest.files().all(|(_, record)| record.crc32.is_some()));
+        let whole: Vec<u8> = (1..=5u8).flat_map(|part| vec![part; 3 << 20]).collect();
+        assert_eq!(manifest.record("pages-2.img"), Some(Record::of(&whole)));
+        assert_eq!(manifest.record("pages-3.img"), Some(Record::of(b"short")));
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod checked;
 pub mod desc;
 mod directory;
 mod error;
+mod follow;
 pub mod id;
 mod layout;
 pub mod manifest;

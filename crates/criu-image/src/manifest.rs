@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::desc;
 use crate::directory::{Directory, list};
 use crate::error::{Error, Result, Why};
+use crate::follow::{BUFFER, Prefix, Prefixes};
 use crate::pb;
 use crate::store::Store as _;
 
@@ -78,6 +79,12 @@ pub enum Depth {
     Contents,
 }
 
+impl Depth {
+    pub(crate) fn includes(self, name: &str) -> bool {
+        self != Self::Pages || name.starts_with("pages-")
+    }
+}
+
 /// What a manifest was good for. A difference is an [`Error::Changed`] instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verified {
@@ -98,7 +105,7 @@ impl Manifest {
     /// Reads all images of a directory for their checksums, and writes its manifest.
     pub fn build(directory: &Path) -> Result<Self> {
         let mut manifest = Self::of_known(directory, &BTreeMap::new())?;
-        manifest.sum(directory)?;
+        manifest.sum(directory, &Prefixes::new())?;
         manifest.save(directory, true)?;
         Ok(manifest)
     }
@@ -108,17 +115,20 @@ impl Manifest {
         let Some(mut manifest) = Self::load(directory)? else {
             return Self::build(directory).map(drop);
         };
-        if manifest.sum(directory)? {
+        if manifest.sum(directory, &Prefixes::new())? {
             manifest.save(directory, true)?;
         }
         Ok(())
     }
 
-    /// Reads images whose checksums are not known; whether there were any.
-    fn sum(&mut self, directory: &Path) -> Result<bool> {
+    /// Reads images whose checksums are not known, from where those that are `begun` end; whether there
+    /// were any.
+    pub(crate) fn sum(&mut self, directory: &Path, begun: &Prefixes) -> Result<bool> {
         let unknown = self.files().filter(|(_, record)| record.crc32.is_none());
         let names: Vec<String> = unknown.map(|(name, _)| name.to_owned()).collect();
-        for (name, (size, crc32)) in names.iter().zip(checksums(directory, &names)?) {
+        let begun = |name: &String| begun.get(name).cloned().unwrap_or_default();
+        let begun: Vec<Prefix> = names.iter().map(begun).collect();
+        for (name, (size, crc32)) in names.iter().zip(checksums(directory, &names, begun)?) {
             let crc32 = Some(crc32);
             self.files.insert(name.clone(), Record { size, crc32 });
         }
@@ -133,16 +143,23 @@ impl Manifest {
         if manifest.is_stale(directory)? {
             return Ok(Verified::Stale);
         }
-        let looked_at = |name: &str| depth != Depth::Pages || name.starts_with("pages-");
+        Ok(Verified::Same {
+            contents: manifest.compare(directory, depth)?,
+            files: manifest.files.len(),
+        })
+    }
+
+    /// Compares the images of a directory; gives how many contents it compared.
+    pub(crate) fn compare(&self, directory: &Path, depth: Depth) -> Result<usize> {
         let mut names = Vec::new();
-        for (name, record) in manifest.files().filter(|(name, _)| looked_at(name)) {
+        for (name, record) in self.files().filter(|(name, _)| depth.includes(name)) {
             record.check_size(directory, name)?;
             if depth != Depth::Sizes && record.crc32.is_some() {
                 names.push(name.to_owned());
             }
         }
-        for (name, (_, found)) in names.iter().zip(checksums(directory, &names)?) {
-            let expected = manifest.files[name].crc32.unwrap_or(found);
+        for (name, (_, found)) in names.iter().zip(checksums(directory, &names, Vec::new())?) {
+            let expected = self.files[name].crc32.unwrap_or(found);
             if found != expected {
                 return Err(Error::Changed {
                     image: name.clone(),
@@ -150,10 +167,7 @@ impl Manifest {
                 });
             }
         }
-        Ok(Verified::Same {
-            files: manifest.files.len(),
-            contents: names.len(),
-        })
+        Ok(names.len())
     }
 
     /// Reads the manifest of a directory; `None` if it has none.
@@ -295,17 +309,24 @@ struct Part<'a> {
 
 /// Bytes of a part, and of all files together below which no thread is worth its start.
 const PART: u64 = 32 << 20;
-/// Stays in the cache between the copy from the kernel and the sum.
-const BUFFER: usize = 128 << 10;
 
-/// Sizes and checksums of files, on all processors.
-fn checksums(directory: &Path, names: &[String]) -> Result<Vec<(u64, u32)>> {
+/// Sizes and checksums of files, on all processors. The sums of the first are begun.
+fn checksums(
+    directory: &Path,
+    names: &[String],
+    mut begun: Vec<Prefix>,
+) -> Result<Vec<(u64, u32)>> {
+    begun.resize(names.len(), Prefix::default());
     let mut parts = Vec::new();
     let mut sizes = Vec::with_capacity(names.len());
     for (file, name) in names.iter().enumerate() {
         let meta = fs::metadata(directory.join(name));
         let size = meta.map_err(|error| Error::io(name, "find", error))?.len();
-        let starts = (0..size).step_by(usize::try_from(PART).unwrap_or(usize::MAX));
+        if begun[file].len > size {
+            // It was cut since.
+            begun[file] = Prefix::default();
+        }
+        let starts = (begun[file].len..size).step_by(usize::try_from(PART).unwrap_or(usize::MAX));
         parts.extend(starts.map(|at| Part {
             file,
             name,
@@ -325,10 +346,10 @@ fn checksums(directory: &Path, names: &[String]) -> Result<Vec<(u64, u32)>> {
         }
         Ok(done)
     };
-    let total: u64 = sizes.iter().sum();
-    let threads = match std::thread::available_parallelism() {
-        Ok(count) if total > PART => count.get().min(8),
-        _ => 1,
+    let total: u64 = parts.iter().map(|part| part.len).sum();
+    let threads = match total {
+        ..=PART => 1,
+        _ => std::thread::available_parallelism().map_or(1, |count| count.get().min(8)),
     };
     let mut sums = std::thread::scope(|scope| {
         let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
@@ -339,7 +360,7 @@ fn checksums(directory: &Path, names: &[String]) -> Result<Vec<(u64, u32)>> {
         Ok::<_, Error>(all)
     })?;
     sums.sort_by_key(|(file, at, _)| (*file, *at));
-    let mut whole = vec![crc32fast::Hasher::new(); names.len()];
+    let mut whole: Vec<_> = begun.into_iter().map(|prefix| prefix.sum).collect();
     for (file, _, sum) in &sums {
         whole[*file].combine(sum);
     }
@@ -348,17 +369,26 @@ fn checksums(directory: &Path, names: &[String]) -> Result<Vec<(u64, u32)>> {
 }
 
 fn sum_part(directory: &Path, part: &Part<'_>, buffer: &mut [u8]) -> io::Result<crc32fast::Hasher> {
-    use std::os::unix::fs::FileExt;
     let file = File::open(directory.join(part.name))?;
+    Ok(sum_range(&file, part.at, part.len, buffer)?.0)
+}
+
+/// The sum of so many bytes of a file, and how many there were.
+pub(crate) fn sum_range(
+    file: &File,
+    at: u64,
+    len: u64,
+    buffer: &mut [u8],
+) -> io::Result<(crc32fast::Hasher, u64)> {
+    use std::os::unix::fs::FileExt;
     let mut hasher = crc32fast::Hasher::new();
     let mut done = 0;
-    while done < part.len {
-        let want =
-            usize::try_from(part.len - done).map_or(buffer.len(), |left| left.min(buffer.len()));
+    while done < len {
+        let want = usize::try_from(len - done).map_or(buffer.len(), |left| left.min(buffer.len()));
         let Some(room) = buffer.get_mut(..want) else {
             break;
         };
-        match file.read_at(room, part.at + done) {
+        match file.read_at(room, at + done) {
             Ok(0) => break,
             Ok(len) => {
                 hasher.update(room.get(..len).unwrap_or_default());
@@ -368,7 +398,7 @@ fn sum_part(directory: &Path, part: &Part<'_>, buffer: &mut [u8]) -> io::Result<
             Err(error) => return Err(error),
         }
     }
-    Ok(hasher)
+    Ok((hasher, done))
 }
 
 #[cfg(test)]

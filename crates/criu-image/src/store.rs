@@ -34,6 +34,13 @@ pub trait Store {
             .map_err(|error| Error::io(name, "write", error))
     }
 
+    /// What lies before `end` in an image that was created will not change any more: a store that sums
+    /// its images may do so now.
+    fn is_final(&self, name: &str, end: u64) -> Result<()> {
+        let _nothing = (name, end);
+        Ok(())
+    }
+
     /// Makes all created images visible, the inventory last.
     fn finish(&self) -> Result<()>;
 

@@ -95,7 +95,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         in_target,
         next_pages: 1,
     };
-    let stats = drain(&mut tracees, &mut spaces, &store, &mut options)?;
+    let stats = drain(&mut tracees, &mut spaces, &store, &mut options, &mut |_| {})?;
     step("drain");
     let [tracee] = tracees;
     tracee.release()?;

@@ -59,11 +59,13 @@ pub struct Stats {
 
 /// Writes the pages of all processes and of the memory they share. `spaces` are those of `tracees`, in
 /// the same order; guard regions that are found are added to them, so their images are written after.
+/// `watch` hears now and then how many bytes are written so far.
 pub fn drain(
     tracees: &mut [Tracee],
     spaces: &mut [Space],
     store: &dyn Store,
     options: &mut DrainOptions,
+    watch: &mut dyn FnMut(u64),
 ) -> Result<Stats> {
     let mut stats = Stats::default();
     let mut scanner = Scanner::new();
@@ -83,6 +85,11 @@ pub fn drain(
                 break;
             }
             write(tracees, &captures)?;
+            watch(stats.pages_written * page_size());
+            for capture in &captures {
+                let draft = &drafts[capture.tracee];
+                store.is_final(&draft.name, draft.offset)?;
+            }
         }
         for (draft, space) in drafts.into_iter().zip(spaces) {
             space.mm.vmas.extend(draft.guards.iter().map(guard));
@@ -90,6 +97,7 @@ pub fn drain(
         }
     }
     crate::shared::drain(tracees, spaces, store, options, &mut stats)?;
+    watch((stats.pages_written + stats.shared_written) * page_size());
     Ok(stats)
 }
 
@@ -112,6 +120,8 @@ pub(crate) struct Capture<'a> {
 struct Draft {
     walk: Walk,
     pagemap: PagemapWriter,
+    /// Of the pages image.
+    name: String,
     file: File,
     /// Bytes in the pages image.
     offset: u64,
@@ -131,6 +141,7 @@ impl Draft {
         Ok(Self {
             walk: Walk::new(&proc, stacks.collect())?,
             pagemap: PagemapWriter::new(desc::PAGEMAP, space.id, pages, page_size())?,
+            name: desc::PAGES.file_name(pages),
             file,
             offset: 0,
             guards: Vec::new(),

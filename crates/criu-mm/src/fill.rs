@@ -305,6 +305,7 @@ impl Plan {
     }
 
     fn read(&mut self, image: &SpaceImage, runs: &[Stored]) {
+        let runs = joined(runs);
         let files = runs.chunk_by(|one, next| one.file == next.file);
         for group in files {
             let file = group[0].file;
@@ -361,6 +362,24 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// Runs that go on in the image where they go on in memory, across mappings, are one.
+fn joined(runs: &[Stored]) -> Vec<Stored> {
+    let mut joined: Vec<Stored> = Vec::with_capacity(runs.len());
+    for run in runs {
+        match joined.last_mut() {
+            Some(last)
+                if last.end == run.start
+                    && last.file == run.file
+                    && last.offset + (last.end - last.start) == run.offset =>
+            {
+                last.end = run.end;
+            }
+            _ => joined.push(*run),
+        }
+    }
+    joined
 }
 
 /// The file of a mapping: its id is in a field made for more.
@@ -490,6 +509,20 @@ mod tests {
             $5 = madvise(0x500000, 0x10000, 23) ?
             $6 = preadv(PAGES, <000050000000000000000100000000000000520000000000001000000000000000000060000000000010000000000000>, 3, 0, 0) ?
         "#]].assert_eq(&listing(&image, None));
+    }
+
+    #[test]
+    fn neighbours_are_made_and_read_as_one() {
+        let mut constant = vma(0x50_2000, 0x50_4000);
+        constant.prot = prot::READ;
+        let vmas = vec![vma(0x50_0000, 0x50_2000), constant];
+        let runs = [(0x50_0000, 0x50_2000, 1), (0x50_2000, 0x50_4000, 2)];
+        let image = image(vmas, &runs).expect("good");
+        expect![[r#"
+            $1 = mmap(0x500000, 0x4000, 3, 0x100022, -1, 0)
+            $2 = preadv(PAGES, <00005000000000000040000000000000>, 1, 0, 0) ?
+        "#]]
+        .assert_eq(&listing(&image, None));
     }
 
     #[test]

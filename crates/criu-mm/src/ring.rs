@@ -8,7 +8,8 @@ use std::ops::Range;
 use criu_image::pb;
 use criu_kind::{Error, FileFds, Result};
 use criu_proc::{MapName, ProcDir, Vmas};
-use criu_tracee::{Program, Site, Tracee};
+use criu_tracee::arch::Arch;
+use criu_tracee::{Native, Program, Site, Tracee};
 
 use crate::bits::{madv, map, prot};
 use crate::fill::file_id;
@@ -84,12 +85,13 @@ fn holes(busy: &[Range<u64>], wanted: &Range<u64>, lowest: u64) -> Vec<Range<u64
     holes
 }
 
-/// Where mappings may begin: `vm.mmap_min_addr`.
+/// Where mappings may begin: `vm.mmap_min_addr`, and what the machine has reserved.
 fn lowest() -> u64 {
     let set = std::fs::read_to_string("/proc/sys/vm/mmap_min_addr").ok();
     let set = set.and_then(|set| set.trim().parse().ok());
     set.unwrap_or(0)
         .max(page_size())
+        .max(Native::CALLS.first_user_page * page_size())
         .next_multiple_of(page_size())
 }
 

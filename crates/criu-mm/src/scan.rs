@@ -17,8 +17,12 @@ use crate::survey::{Area, AreaKind};
 
 /// Runs that are looked at together, about: what they take in memory does not grow with the process.
 const SLICE: usize = 16 << 10;
+/// Bytes of runs that are written together, about: a store may sum them while the next are written.
+const SLICE_BYTES: u64 = 128 << 20;
 /// Bytes scanned at a time: no more than a slice of runs, where each other page is one.
 const STEP: u64 = 128 << 20;
+/// What lies between two areas that are scanned by one call, at most: what little it has costs less than a call.
+const GAP: u64 = 64 << 10;
 
 /// Pages to be written, all of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +39,35 @@ pub(crate) struct Found {
     pub(crate) runs: Vec<Run>,
     pub(crate) guards: Vec<Range<u64>>,
     pub(crate) pages_scanned: u64,
+    bytes: u64,
+}
+
+impl Found {
+    /// Takes in what of the regions lies in an area, and leaves what comes behind it.
+    fn take(&mut self, area: &Area, regions: &mut &[Region], stacks: &[u64]) {
+        while let Some((region, rest)) = regions.split_first()
+            && region.start < area.end
+        {
+            let part = Region {
+                start: region.start.max(area.start),
+                end: region.end.min(area.end),
+                ..*region
+            };
+            // Otherwise it lies in a gap.
+            if part.start < part.end {
+                if part.categories & PagemapScan::GUARD != 0 {
+                    push_guard(&mut self.guards, part.start..part.end);
+                } else {
+                    split(area, &part, stacks, &mut self.runs);
+                    self.bytes += part.end - part.start;
+                }
+            }
+            if region.end > area.end {
+                break;
+            }
+            *regions = rest;
+        }
+    }
 }
 
 /// A scan of an address space on its way.
@@ -97,53 +130,56 @@ impl Scanner {
     pub(crate) fn slice(&mut self, walk: &mut Walk, areas: &[Area]) -> Result<Option<Found>> {
         let mut found = Found::default();
         let mut regions = Vec::new();
-        while found.runs.len() < SLICE {
+        while found.runs.len() < SLICE && found.bytes < SLICE_BYTES {
             let Some(area) = areas.get(walk.area) else {
                 break;
             };
             let at = walk.at.max(area.start);
-            let part = Area {
-                start: at,
-                end: area.end.min(at.saturating_add(STEP)),
-                ..area.clone()
-            };
-            walk.at = part.end;
-            if part.end == area.end {
-                walk.area += 1;
-            }
+            let limit = at.saturating_add(STEP);
+            let together = group(&areas[walk.area..], limit);
+            let last = &areas[walk.area + together - 1];
+            let end = last.end.min(limit);
             regions.clear();
-            let pages = (part.end - part.start) / page_size();
-            match part.kind {
-                AreaKind::Shared { .. } => continue,
-                AreaKind::Whole => found.runs.push(Run {
-                    start: part.start,
-                    end: part.end,
-                    readable: false,
-                    lazy: false,
-                }),
-                AreaKind::Anonymous => self.regions(&walk.pagemap, &part, 0, &mut regions)?,
+            match area.kind {
+                AreaKind::Shared { .. } => {}
+                AreaKind::Whole => {
+                    found.bytes += end - at;
+                    found.runs.push(Run {
+                        start: at,
+                        end,
+                        readable: false,
+                        lazy: false,
+                    });
+                }
+                AreaKind::Anonymous => self.regions(&walk.pagemap, at..end, 0, &mut regions)?,
                 AreaKind::File => {
-                    self.regions(&walk.pagemap, &part, PagemapScan::FILE, &mut regions)?;
+                    self.regions(&walk.pagemap, at..end, PagemapScan::FILE, &mut regions)?;
                 }
             }
-            found.pages_scanned += pages;
-            for region in &regions {
-                if region.categories & PagemapScan::GUARD != 0 {
-                    push_guard(&mut found.guards, region.start..region.end);
-                } else {
-                    split(&part, region, &walk.stacks, &mut found.runs);
+            let mut left = regions.as_slice();
+            for area in &areas[walk.area..walk.area + together] {
+                let part = Area {
+                    start: area.start.max(at),
+                    end: area.end.min(end),
+                    ..area.clone()
+                };
+                if !matches!(part.kind, AreaKind::Shared { .. }) {
+                    found.pages_scanned += (part.end - part.start) / page_size();
                 }
+                found.take(&part, &mut left, &walk.stacks);
             }
+            walk.at = end;
+            walk.area += together - usize::from(end < last.end);
         }
         let end = found.pages_scanned == 0 && walk.area == areas.len();
         Ok((!end).then_some(found))
     }
 
-    /// Pages of the area that are anywhere, without the zero page and without those that are `not`.
+    /// Pages of the range that are anywhere, without the zero page and without those that are `not`.
     fn regions(
         &mut self,
         pagemap: &File,
-        area: &Area,
+        range: Range<u64>,
         not: u64,
         regions: &mut Vec<Region>,
     ) -> Result<()> {
@@ -151,7 +187,7 @@ impl Scanner {
             let guard = match self.way {
                 Way::ScanGuards => PagemapScan::GUARD,
                 Way::Scan => 0,
-                Way::Entries => return self.entries(pagemap, area, not != 0, regions),
+                Way::Entries => return self.entries(pagemap, range, not != 0, regions),
             };
             let scan = PagemapScan {
                 required: PagemapScan::PFNZERO | not,
@@ -160,7 +196,7 @@ impl Scanner {
                 returned: guard,
             };
             match scan
-                .scan(pagemap, area.start, area.end, regions)
+                .scan(pagemap, range.start, range.end, regions)
                 .map_err(Error::from)
             {
                 Err(error) if error.errno() == Some(Errno::EINVAL) && guard != 0 => {
@@ -176,7 +212,7 @@ impl Scanner {
     fn entries(
         &mut self,
         pagemap: &File,
-        area: &Area,
+        range: Range<u64>,
         not_file: bool,
         regions: &mut Vec<Region>,
     ) -> Result<()> {
@@ -186,9 +222,9 @@ impl Scanner {
             .zero_frame
             .get_or_insert_with(|| zero_frame().unwrap_or(0));
         let mut buffer = vec![0; ENTRIES * 8];
-        let mut at = area.start;
-        while at < area.end {
-            let left = usize::try_from((area.end - at) / page).unwrap_or(usize::MAX);
+        let mut at = range.start;
+        while at < range.end {
+            let left = usize::try_from((range.end - at) / page).unwrap_or(usize::MAX);
             let wanted = left.min(ENTRIES) * 8;
             pagemap
                 .read_exact_at(&mut buffer[..wanted], at / page * 8)
@@ -221,6 +257,19 @@ fn join(pages: impl Iterator<Item = Option<u64>>, at: &mut u64, regions: &mut Ve
             }),
         }
     }
+}
+
+/// How many areas from the first one on are scanned by one call.
+fn group(areas: &[Area], limit: u64) -> usize {
+    let kind = areas[0].kind;
+    if !matches!(kind, AreaKind::Anonymous | AreaKind::File) {
+        return 1;
+    }
+    let near = |pair: &&[Area]| {
+        let [one, next] = pair else { return false };
+        next.kind == kind && next.start < limit && next.start.saturating_sub(one.end) <= GAP
+    };
+    1 + areas.windows(2).take_while(near).count()
 }
 
 /// What a page is, or `None` if there is nothing to write of it.
@@ -318,6 +367,48 @@ mod tests {
         let many = usize::try_from(pages / 4).expect("small");
         assert!(by_scan.runs.len() > many, "{}", by_scan.runs.len());
         assert_eq!(by_scan.pages_scanned, pages);
+    }
+
+    #[test]
+    fn neighbours_are_scanned_together_and_told_apart() {
+        let proc = ProcDir::open(nix::unistd::Pid::this()).expect("we live");
+        let page = page_size();
+        let memory = vec![7u8; 1 << 20];
+        let start = (memory.as_ptr().addr() as u64).next_multiple_of(page);
+        let area = |from: u64, to: u64, readable| Area {
+            start: start + from * page,
+            end: start + to * page,
+            kind: AreaKind::Anonymous,
+            readable,
+            lazy: false,
+        };
+        // The second begins where the first ends, the third behind a gap.
+        let areas = [area(0, 3, true), area(3, 5, false), area(8, 9, true)];
+        assert_eq!(group(&areas, u64::MAX), 3);
+        assert_eq!(group(&areas, areas[1].end), 2);
+        for way in [Way::ScanGuards, Way::Entries] {
+            let mut scanner = Scanner::new();
+            scanner.way = way;
+            let mut walk = Walk::new(&proc, Vec::new()).expect("readable");
+            let found = scanner.slice(&mut walk, &areas).expect("readable");
+            let found = found.expect("pages");
+            assert_eq!(found.pages_scanned, 6);
+            let got: Vec<_> = found
+                .runs
+                .iter()
+                .map(|run| {
+                    let pages = [run.start, run.end].map(|at| (at - start) / page);
+                    (pages, run.readable)
+                })
+                .collect();
+            assert_eq!(got, [([0, 3], true), ([3, 5], false), ([8, 9], true)]);
+            assert!(
+                scanner
+                    .slice(&mut walk, &areas)
+                    .expect("readable")
+                    .is_none()
+            );
+        }
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub struct Space {
     pub mm: pb::MmEntry,
     /// What that has no field for.
     pub ext: pb::MmExtEntry,
+    /// Bytes that are there now and of no file: about what [`crate::drain`] will write.
+    pub resident: u64,
     pub(crate) areas: Vec<Area>,
     pub(crate) file_limit: Option<u64>,
 }
@@ -89,13 +91,15 @@ pub fn survey(
     };
     let mut vmas = Vec::new();
     let mut areas = Vec::new();
+    let mut resident = 0;
     let mut names = Vec::new();
     let mut locked_on_fault = Vec::new();
     let mut problems = Vec::new();
     let mut lookup = Lookup::default();
     for smap in Smaps::new(&proc.read("smaps")?) {
         let smap = smap.map_err(criu_proc::Error::from)?;
-        let class = link_mode(proc, &smap)
+        let class = lookup
+            .link_mode(proc, &smap)
             .and_then(|link| classify(&smap, link, &around))
             .and_then(|class| {
                 class
@@ -105,6 +109,10 @@ pub fn survey(
         match class.within(|| subject(&smap)) {
             Ok(Some(entry)) => {
                 if let Some(area) = area(&entry, &smap) {
+                    resident += match area.kind {
+                        AreaKind::Anonymous | AreaKind::File => smap.anonymous,
+                        AreaKind::Whole | AreaKind::Shared { .. } => smap.rss,
+                    };
                     join(&mut areas, area);
                 }
                 names.extend(name(&smap));
@@ -126,6 +134,7 @@ pub fn survey(
     let aios = vmas.iter().filter(|vma| vma.status & status::AIORING != 0);
     let limit = proc.limits()?;
     Ok(Space {
+        resident,
         id: VPid::new(tracee.vpid().as_raw().cast_unsigned()),
         ext: pb::MmExtEntry {
             pid: tracee.vpid().as_raw().cast_unsigned(),
@@ -221,9 +230,48 @@ impl Space {
 #[derive(Debug, Default)]
 struct Lookup {
     last: Option<(Dev, u64, Option<u32>, MapName<'static>, u64)>,
+    part: Option<Part>,
+}
+
+/// Private mappings of one file, without a gap.
+#[derive(Debug)]
+struct Part {
+    end: u64,
+    dev: Dev,
+    inode: u64,
+    link: Option<u32>,
 }
 
 impl Lookup {
+    /// The mode of the link in `map_files`; only mappings of files have one. The parts of a program or a
+    /// library lie side by side, mapped from one open file.
+    fn link_mode(&mut self, proc: &ProcDir, smap: &Smap<'_>) -> Result<Option<u32>> {
+        let vma = &smap.vma;
+        if vma.inode == 0 && vma.dev == (Dev { major: 0, minor: 0 }) {
+            return Ok(None);
+        }
+        if let Some(part) = &mut self.part
+            && !vma.perms.shared
+            && (part.end, part.dev, part.inode) == (vma.start, vma.dev, vma.inode)
+        {
+            part.end = vma.end;
+            return Ok(part.link);
+        }
+        let name = format!("map_files/{:x}-{:x}", vma.start, vma.end);
+        let link = match fstatat(proc, Path::new(&name), libc::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => Some(stat.st_mode),
+            Err(Errno::ENOENT | Errno::EPERM | Errno::EACCES) => None,
+            Err(errno) => return Err(Error::kernel("newfstatat(map_files)")(errno)),
+        };
+        self.part = (!vma.perms.shared).then_some(Part {
+            end: vma.end,
+            dev: vma.dev,
+            inode: vma.inode,
+            link,
+        });
+        Ok(link)
+    }
+
     fn file(
         &mut self,
         tracee: &Tracee,
@@ -269,20 +317,6 @@ fn subject(smap: &Smap<'_>) -> Subject {
             MapName::AnonInode(name) => format!("anon_inode:{}", String::from_utf8_lossy(name)),
             other => format!("{other:?}"),
         },
-    }
-}
-
-/// The mode of the link in `map_files`; only mappings of files have one.
-fn link_mode(proc: &ProcDir, smap: &Smap<'_>) -> Result<Option<u32>> {
-    let vma = &smap.vma;
-    if vma.inode == 0 && vma.dev == (Dev { major: 0, minor: 0 }) {
-        return Ok(None);
-    }
-    let name = format!("map_files/{:x}-{:x}", vma.start, vma.end);
-    match fstatat(proc, Path::new(&name), libc::AT_SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(Some(stat.st_mode)),
-        Err(Errno::ENOENT | Errno::EPERM | Errno::EACCES) => Ok(None),
-        Err(errno) => Err(Error::kernel("newfstatat(map_files)")(errno)),
     }
 }
 

@@ -65,7 +65,7 @@ fn dump(victim: &Victim, store: &Memory, in_target: bool) -> (Space, Stats, u64)
     };
     let mut tracees = [tracee];
     let mut spaces = [space];
-    let stats = drain(&mut tracees, &mut spaces, store, &mut options).expect("drain");
+    let stats = drain(&mut tracees, &mut spaces, store, &mut options, &mut |_| {}).expect("drain");
     let [tracee] = tracees;
     tracee.release().expect("release");
     let after = std::fs::read_dir(format!("/proc/{}/fd", victim.pid()))

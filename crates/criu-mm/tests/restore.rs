@@ -168,7 +168,7 @@ fn dump_with_registers(pids: &[Pid], store: &Memory) -> (Vec<Space>, Files, Vec<
         in_target: true,
         next_pages: 1,
     };
-    drain(&mut tracees, &mut spaces, store, &mut options).expect("drain");
+    drain(&mut tracees, &mut spaces, store, &mut options, &mut |_| {}).expect("drain");
     for tracee in tracees.into_iter().rev() {
         tracee.release().expect("release");
     }

@@ -83,7 +83,18 @@ impl ProcDir {
     pub fn read_into(&self, name: &str, bytes: &mut Vec<u8>) -> Result<(), Error> {
         bytes.clear();
         bytes.reserve(CHUNK);
-        let file = File::from(self.open_file(name, OFlag::O_RDONLY)?);
+        let mut file = File::from(self.open_file(name, OFlag::O_RDONLY)?);
+        if is_one_record(name) {
+            bytes.resize(CHUNK, 0);
+            let read = file.read(bytes).map_err(|error| {
+                let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+                self.error("read", name, errno)
+            })?;
+            bytes.truncate(read);
+            if read < CHUNK {
+                return Ok(());
+            }
+        }
         // `take` keeps it from being asked for its size, which no file of proc knows.
         let mut file = file.take(u64::MAX);
         file.read_to_end(bytes).map(drop).map_err(|error| {
@@ -184,6 +195,11 @@ impl ProcDir {
             },
         }
     }
+}
+
+/// Whether the kernel makes all of the file at once: then a read that does not fill its buffer was the last.
+fn is_one_record(name: &str) -> bool {
+    matches!(name, "stat" | "status" | "limits") || name.starts_with("fdinfo/")
 }
 
 impl AsFd for ProcDir {

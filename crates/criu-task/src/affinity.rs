@@ -23,10 +23,13 @@ impl Aspect for Affinity {
         Ok(Box::new(|view, _, draft| {
             let mut program = Program::new();
             let mask = program.room(MASK);
-            program.sched_getaffinity(view.thread.tid().as_raw(), MASK, mask);
+            let got = program.sched_getaffinity(view.thread.tid().as_raw(), MASK, mask);
             let outcome = Local.run(&program)?;
             let bytes = outcome.bytes(mask);
-            let mut words: Vec<u64> = (0..MASK / 8).map(|at| number(bytes, 8 * at, 8)).collect();
+            // It tells how many bytes this kernel has processors for.
+            let told = usize::try_from(outcome.value(got)).unwrap_or(MASK);
+            let all = 0..told.min(MASK).div_ceil(8);
+            let mut words: Vec<u64> = all.map(|at| number(bytes, 8 * at, 8)).collect();
             while words.last() == Some(&0) {
                 words.pop();
             }

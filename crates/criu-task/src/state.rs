@@ -104,11 +104,6 @@ fn processor_state(view: &ThreadView<'_>, layout: &FpLayout) -> Result<ThreadSta
     for note in Native::MORE_NOTES.iter().chain(Native::EXTRA_NOTES) {
         more.extend(view.thread.regset(*note)?.map(|bytes| (*note, bytes)));
     }
-    let tls: Result<Vec<_>, _> = Native::TLS
-        .slots
-        .iter()
-        .map(|slot| stopped.thread_area(*slot))
-        .collect();
     Ok(ThreadState {
         regs: view.thread.natural().clone(),
         fp: view
@@ -116,8 +111,15 @@ fn processor_state(view: &ThreadView<'_>, layout: &FpLayout) -> Result<ThreadSta
             .regset(Native::fp_note(layout))?
             .unwrap_or_default(),
         more,
-        tls: tls?,
+        tls: thread_areas(stopped)?,
     })
+}
+
+/// The thread areas that a thread has: [`Arch::TLS`].
+pub fn thread_areas(stopped: &Stopped) -> Result<Vec<Vec<u8>>> {
+    let slots = Native::TLS.slots.iter();
+    let areas: Result<_, _> = slots.map(|slot| stopped.thread_area(*slot)).collect();
+    Ok(areas?)
 }
 
 /// The core image of a zombie.
@@ -161,10 +163,13 @@ impl NewThread {
         &self.mask
     }
 
-    /// Sets everything but the general registers and the mask. Programs do not touch it.
-    pub fn set(&self, stopped: &Stopped) -> Result<()> {
-        for (slot, area) in Native::TLS.slots.iter().zip(&self.state.tls) {
-            stopped.set_thread_area(*slot, area)?;
+    /// Sets everything but the general registers and the mask. Programs do not touch it. `born` is with
+    /// which thread areas the thread came: most go on with those.
+    pub fn set(&self, stopped: &Stopped, born: &[Vec<u8>]) -> Result<()> {
+        for (index, area) in self.state.tls.iter().enumerate() {
+            if born.get(index) != Some(area) {
+                stopped.set_thread_area(Native::TLS.slots[index], area)?;
+            }
         }
         stopped.set_regset(self.fp_note, &self.state.fp)?;
         for (note, bytes) in &self.state.more {

@@ -184,7 +184,7 @@ fn restore(drafts: &[Draft], filters: &[pb::SeccompFilter], ids: &[i32]) -> Trac
         ran.map_err(|error| dressed.blame(error))
             .expect("the batch");
         let new = natural(&saved, &fp_layout()).expect("registers");
-        new.set(tracee.threads()[index].stopped().expect("held"))
+        new.set(tracee.threads()[index].stopped().expect("held"), &[])
             .expect("ptrace");
         push(&saved, &process).expect("push");
     }

@@ -47,7 +47,7 @@ pub use memory::{Memory, PagemapScan, Region};
 pub use native::{FpLayout, Native, NativeRegs, fp_layout, identify};
 pub use program::{Arg, Blob, Call, Program, Ret};
 pub use ptrace::{RseqConfiguration, SigInfo};
-pub use ring::{RingState, RingTraits, make_ring, ring_state, ring_traits};
+pub use ring::{RingState, RingTraits, make_ring, ring_layout, ring_state, ring_traits};
 pub use rseq::Rseq;
 pub use run::{Job, run_all};
 pub use shared::{shared_anonymous, write_huge};

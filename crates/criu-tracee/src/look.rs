@@ -74,7 +74,16 @@ pub(crate) fn read_text(path: &str) -> Option<String> {
 
 /// What `status` says of a thread; nothing if that is gone.
 pub(crate) fn thread_status(pid: Pid, tid: Pid) -> Vec<u8> {
-    read(&format!("/proc/{pid}/task/{tid}/status")).unwrap_or_default()
+    read_at_once(&format!("/proc/{pid}/task/{tid}/status")).unwrap_or_default()
+}
+
+/// A file that the kernel makes as a whole: a read that does not fill its buffer was the last.
+fn read_at_once(path: &str) -> io::Result<Vec<u8>> {
+    let mut buffer = [0; 4096];
+    match File::open(path)?.read(&mut buffer)? {
+        length if length < buffer.len() => Ok(buffer[..length].to_vec()),
+        _ => read(path),
+    }
 }
 
 fn status(tid: Pid) -> String {

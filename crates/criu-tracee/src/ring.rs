@@ -79,6 +79,8 @@ pub struct RingState {
     pub sqes: Vec<u8>,
     /// The completions.
     pub cqes: Vec<u8>,
+    /// Where the kernel has all that: `sq_off` and `cq_off` of `struct io_uring_params`, seven words each.
+    pub layout: Vec<u32>,
 }
 
 /// `struct io_uring_params`, as words.
@@ -99,6 +101,9 @@ impl Params {
     }
     fn sqes(&self) -> usize {
         self.0[0] as usize * SQE
+    }
+    fn layout(&self) -> Vec<u32> {
+        [&self.0[10..17], &self.0[20..27]].concat()
     }
 }
 
@@ -206,7 +211,13 @@ pub fn ring_state(
         sq_array: sq_array.collect(),
         sqes: sqes.bytes(0, params.sqes()),
         cqes: rings.bytes(params.cq(5), cq_entries as usize * CQE),
+        layout: params.layout(),
     }))
+}
+
+/// Where this kernel has the words of rings of this size.
+pub fn ring_layout(sq_entries: u32, cq_entries: u32) -> Result<Vec<u32>> {
+    setup(sq_entries, cq_entries).map(|(_, params)| params.layout())
 }
 
 /// Makes a ring, and brings it to where another was.

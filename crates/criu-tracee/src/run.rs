@@ -236,9 +236,14 @@ fn enter(tracee: &mut Tracee, index: usize, code: u64, job: StubJob) -> Result<R
     // Registers before the mask: from here on the thread heals itself, mask included.
     stopped.set_regs(&regs)?;
     if !thread.hijacked || hold == Hold::Restore {
-        stopped.set_mask(&all_but(signal))?;
+        let mask = all_but(signal);
+        // A thread that was cloned by a program of ours was born with its mask.
+        if !thread.fresh || thread.mask != mask {
+            stopped.set_mask(&mask)?;
+        }
         thread.hijacked = true;
     }
+    thread.fresh = false;
     stopped.cont(0)
 }
 

@@ -137,10 +137,17 @@ impl Stopped {
 
     /// A regset (`NT_*`).
     pub fn regset(&self, note: u32) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; 16384];
-        let length = ptrace::getregset(self.tid, note, &mut bytes)?;
-        bytes.truncate(length);
-        Ok(bytes)
+        // The kernel fills what there is room for, without a word if that is too little.
+        let mut size = 4096;
+        loop {
+            let mut bytes = vec![0; size];
+            let length = ptrace::getregset(self.tid, note, &mut bytes)?;
+            if length < size || size >= LARGEST_REGSET {
+                bytes.truncate(length);
+                return Ok(bytes);
+            }
+            size = LARGEST_REGSET;
+        }
     }
 
     /// Sets a regset.
@@ -240,3 +247,5 @@ impl Stopped {
 }
 
 const NT_PRSTATUS: u32 = 1;
+/// Larger than the vectors of any machine.
+const LARGEST_REGSET: usize = 16384;

@@ -33,6 +33,8 @@ pub struct Thread {
     pub(crate) settled: bool,
     /// Its registers are ours.
     pub(crate) hijacked: bool,
+    /// It has run nothing for us yet, so it has the mask it was found with.
+    pub(crate) fresh: bool,
     pub(crate) deferred: Vec<SigInfo>,
 }
 
@@ -77,6 +79,7 @@ impl Thread {
             kept: Vec::new(),
             settled: false,
             hijacked: false,
+            fresh: true,
             deferred: Vec::new(),
         })
     }
@@ -179,7 +182,7 @@ impl Thread {
     /// What the thread will go on with; used when it is let go.
     pub fn set_natural(&mut self, regs: NativeRegs, mask: Vec<u8>) {
         (self.natural, self.mask) = (regs, mask);
-        self.hijacked = true;
+        (self.hijacked, self.fresh) = (true, false);
     }
 
     /// Gives the thread back its own registers and mask. The mask goes first: until the registers

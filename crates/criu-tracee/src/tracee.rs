@@ -1,5 +1,6 @@
 //! A held process: its threads, its memory, and the room in which programs run.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use criu_arch::{Arch, HealContext, Regs, Timeout, TimeoutForm};
@@ -58,16 +59,16 @@ impl Tracee {
     pub fn seize_all(pids: &[Pid], deadline: Option<Instant>) -> Result<Vec<Self>> {
         let mut found: Vec<(Pid, Vec<Thread>)> =
             pids.iter().map(|pid| (*pid, Vec::new())).collect();
-        let threads = |pid: &Pid| {
-            let pid = *pid;
-            look::thread_ids(pid).into_iter().map(move |tid| (pid, tid))
-        };
-        let naps = Naps::of(pids.iter().flat_map(threads));
+        let list = || -> Vec<Vec<Pid>> { pids.iter().map(|pid| look::thread_ids(*pid)).collect() };
+        let mut seen = list();
+        let running = pids.iter().zip(&seen);
+        let naps = Naps::of(running.flat_map(|(pid, tids)| tids.iter().map(|tid| (*pid, *tid))));
         loop {
             let mut fresh = Vec::new();
-            for (slot, (pid, threads)) in found.iter().enumerate() {
-                for tid in look::thread_ids(*pid) {
-                    if threads.iter().any(|thread| thread.tid == tid) {
+            for (slot, (_, threads)) in found.iter().enumerate() {
+                let known: HashSet<Pid> = threads.iter().map(|thread| thread.tid).collect();
+                for tid in std::mem::take(&mut seen[slot]) {
+                    if known.contains(&tid) {
                         continue;
                     }
                     match Running::seize(tid, Hold::Dump) {
@@ -102,6 +103,8 @@ impl Tracee {
                     Err(error) => return Err(error),
                 }
             }
+            // Until there are no others: those that ran so far may have made some.
+            seen = list();
         }
         let mut all = Vec::new();
         for (pid, mut threads) in found {

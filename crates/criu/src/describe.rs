@@ -1,6 +1,7 @@
 //! Describe: every thread is asked in one batch what only it can tell, all threads at once.
 
 use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use criu_image::id::VPid;
 use criu_image::{Store, StoreExt, desc, pb};
@@ -183,14 +184,29 @@ impl Described {
         })
     }
 
-    /// Writes `core-P`, `core-TID`, `seccomp` and our extension.
-    pub(crate) fn write(&self, store: &dyn Store) -> Result<()> {
-        for process in &self.processes {
-            for (tid, draft) in &process.threads {
+    /// Writes `core-P` and `core-TID`. Each caller takes those that `next` has not come to, so that several may
+    /// write side by side.
+    pub(crate) fn write_cores(&self, store: &dyn Store, next: &AtomicUsize) -> Result<()> {
+        /// Images that are taken at a time.
+        const SHARE: usize = 16;
+        let threads = self.processes.iter().flat_map(|process| &process.threads);
+        let threads: Vec<_> = threads.collect();
+        loop {
+            let start = next.fetch_add(SHARE, Ordering::Relaxed);
+            let Some(rest) = threads.get(start..).filter(|rest| !rest.is_empty()) else {
+                return Ok(());
+            };
+            for (tid, draft) in rest.iter().take(SHARE) {
                 store
                     .write_entry(desc::CORE, VPid::new(*tid), &draft.core)
                     .within(|| Subject::Thread(tid.cast_signed()))?;
             }
+        }
+    }
+
+    /// Writes the cores of zombies, our extension, and `seccomp`.
+    pub(crate) fn write(&self, store: &dyn Store) -> Result<()> {
+        for process in &self.processes {
             let ext = process.threads.iter().map(|(_, draft)| &draft.ext);
             store.write_entries(desc::TASK_EXT, VPid::new(process.pid), ext)?;
         }

@@ -4,17 +4,19 @@
 //! it is dropped, and the half-written images go with the store.
 
 use std::rc::Rc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use criu_files::{Collector, Memory, Names, Validation};
-use criu_image::{Directory, Durability, Manifest, Store, StoreExt};
+use criu_image::{Directory, Durability, Store, StoreExt};
 use criu_kind::{Error, Result, Subject, Within};
 use criu_mm::{DrainOptions, Space, SurveyOptions};
 use criu_net::Departure;
 use criu_ns::Clocks;
 use criu_proc::Dev;
 use criu_task::{Node, Tree, freeze};
-use criu_tracee::{Local, Tracee, fp_layout};
+use criu_tracee::{Local, Thread, Tracee, fp_layout};
+use nix::unistd::Pid;
 
 use crate::cpuinfo;
 use crate::describe::{Described, describe};
@@ -89,15 +91,16 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
     at("describe", survey.ask(&tree, &mut tracees))?;
     progress.stage("drain");
     // A file for each thread: many take as long as the pages, so they are written at the same time.
+    let next = AtomicUsize::new(0);
     let (drained, written) = std::thread::scope(|scope| {
-        let cores = (described.threads_in_all() > MANY_THREADS)
-            .then(|| scope.spawn(|| described.write(&store)));
-        let drained = drain(&mut tracees, &mut survey, &store);
-        let written = cores.map_or_else(
-            || described.write(&store),
-            |cores| cores.join().expect("writing does not panic"),
-        );
-        (drained, written)
+        let write = || described.write_cores(&store, &next);
+        let other = (described.threads_in_all() > MANY_THREADS).then(|| scope.spawn(write));
+        let drained = drain(&mut tracees, &mut survey, &store, progress);
+        let mut written = write();
+        if let Some(other) = other {
+            written = written.and(other.join().expect("writing does not panic"));
+        }
+        (drained, written.and_then(|()| described.write(&store)))
     });
     let drained = at("drain", drained)?;
     at("describe", written)?;
@@ -135,10 +138,15 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
     }
     // Summing needs nobody: it goes on while the tasks end or start to run.
     let (released, summed) = std::thread::scope(|scope| {
-        let sums = scope.spawn(|| Manifest::complete(images));
+        let much = store.has_much_to_sum();
+        let sums = much.then(|| scope.spawn(|| store.complete()));
         let released = release(tracees, end);
         stats.released();
-        (released, sums.join().expect("summing does not panic"))
+        let summed = match sums {
+            Some(sums) => sums.join().expect("summing does not panic"),
+            None => store.complete(),
+        };
+        (released, summed)
     });
     at("release", released)?;
     if end == EndState::Killed {
@@ -153,6 +161,8 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
     progress.clear();
     tracing::info!("done");
     stats.write(&options.tree.common.work, options.tree.display_stats)?;
+    // Thousands of entries, and the program ends: the kernel takes the memory back at once.
+    std::mem::forget(described);
     refused.map(|()| true)
 }
 
@@ -186,7 +196,7 @@ impl<'s> Survey<'s> {
     ) -> Result<Self> {
         let root = tree.nodes.first().map(|root| &root.proc);
         let identities = Identities::of(root)?;
-        let files = file_options(options, tree, &identities);
+        let files = file_options(options, tree, tracees, &identities);
         let mut survey = Self {
             spaces: Vec::with_capacity(tracees.len()),
             files: Collector::new(files, store, tables::kinds()),
@@ -232,8 +242,9 @@ impl<'s> Survey<'s> {
             Ok(space) => self.spaces.push(space),
             Err(error) => problems.push(error),
         }
-        let table = self.files.table(node.pid, &node.proc);
-        let fs = self.files.fs(node.pid, &node.proc);
+        let threads = thread_ids(tracee);
+        let table = self.files.table(node.pid, &node.proc, &threads);
+        let fs = self.files.fs(node.pid, &node.proc, &threads);
         match (table, fs) {
             (Ok(table), Ok(fs)) => problems.extend(self.identities.add(node, table.id, fs).err()),
             (table, fs) => problems.extend(table.err().into_iter().chain(fs.err())),
@@ -280,17 +291,22 @@ impl<'s> Survey<'s> {
     }
 }
 
+fn thread_ids(tracee: &Tracee) -> Vec<Pid> {
+    tracee.threads().iter().map(Thread::tid).collect()
+}
+
 fn file_options(
     options: &DumpOptions,
     tree: &Tree,
+    tracees: &[Tracee],
     identities: &Identities,
 ) -> criu_files::DumpOptions {
-    let threads = |node: &Node| node.proc.threads().unwrap_or_default();
-    let all = tree.nodes.iter();
+    let threads = |node: &Node| match node.tracee {
+        Some(held) => thread_ids(&tracees[held]),
+        None => vec![node.pid],
+    };
     criu_files::DumpOptions {
-        tree: all
-            .flat_map(|node| threads(node).into_iter().chain([node.pid]))
-            .collect(),
+        tree: tree.nodes.iter().flat_map(threads).collect(),
         namespaces: identities.namespaces(),
         ghost_limit: options.ghost_limit,
         link_remap: options.link_remap,
@@ -324,12 +340,20 @@ fn drain(
     tracees: &mut [Tracee],
     survey: &mut Survey<'_>,
     store: &dyn Store,
+    progress: &Progress,
 ) -> Result<criu_mm::Stats> {
+    progress.bytes(survey.spaces.iter().map(|space| space.resident).sum());
     let mut options = DrainOptions {
         in_target: true,
         next_pages: 1,
     };
-    let mut stats = criu_mm::drain(tracees, &mut survey.spaces, store, &mut options)?;
+    let mut stats = criu_mm::drain(
+        tracees,
+        &mut survey.spaces,
+        store,
+        &mut options,
+        &mut |bytes| progress.reach(bytes),
+    )?;
     if let Some(ipc) = &mut survey.ipc {
         ipc.drain(tracees, store, &mut options, &mut stats)?;
     }

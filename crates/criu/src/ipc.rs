@@ -15,6 +15,7 @@ use criu_tracee::{Local, Program, Site, Sysno, Tracee};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, SysconfVar, getegid, geteuid, sysconf};
 
 /// `KCMP_SYSVSEM`.
@@ -159,12 +160,12 @@ fn open(pid: Pid, range: &Range<u64>) -> Result<File> {
     }
 }
 
-/// When this machine started, in seconds since 1970.
+/// When this machine started, in seconds since 1970: `btime` of `/proc/stat`, which counts every interrupt before
+/// it tells that.
 fn boot_time() -> Result<i64> {
-    let text = std::fs::read_to_string("/proc/stat").map_err(Error::io("read(/proc/stat)"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("btime "));
-    let time = line.and_then(|time| time.trim().parse().ok());
-    time.ok_or_else(|| Error::corrupt("/proc/stat", "no btime"))
+    let now = |clock| clock_gettime(clock).map_err(Error::kernel("clock_gettime"));
+    let (now, up) = (now(ClockId::CLOCK_REALTIME)?, now(ClockId::CLOCK_BOOTTIME)?);
+    Ok((now - up).tv_sec())
 }
 
 /// The objects of the images on their way back.

@@ -15,9 +15,9 @@ pub(crate) struct Task {
     /// Its place in the tree.
     pub(crate) entry: pb::PstreeEntry,
     /// What it was.
-    pub(crate) core: pb::CoreEntry,
+    pub(crate) core: Box<pb::CoreEntry>,
     /// Its other threads, in the order of the tree's entry.
-    pub(crate) threads: Vec<(i32, pb::CoreEntry)>,
+    pub(crate) threads: Vec<(i32, Box<pb::CoreEntry>)>,
     /// What lives in a process that is no zombie.
     pub(crate) body: Option<Body>,
     ext: HashMap<u32, pb::TaskExtEntry>,
@@ -43,8 +43,8 @@ impl Task {
 
     /// Whether such a signal is queued for the process or one of its threads.
     pub(crate) fn has_queued(&self, signal: i32) -> bool {
-        let cores = self.threads.iter().map(|(_, core)| core);
-        cores.chain([&self.core]).any(|core| {
+        let cores = self.threads.iter().map(|(_, core)| &**core);
+        cores.chain([&*self.core]).any(|core| {
             let own = core
                 .thread_core
                 .as_ref()
@@ -147,7 +147,7 @@ fn clocks(
 }
 
 /// By process or thread, its core image, or why there is none.
-type Cores = HashMap<u32, Result<pb::CoreEntry>>;
+type Cores = HashMap<u32, Result<Box<pb::CoreEntry>>>;
 
 /// Reads the core images of all processes and threads: one may have thousands, so all processors do.
 fn cores(store: &(dyn Store + Sync), pstree: &[Entry<pb::PstreeEntry>]) -> Cores {
@@ -160,11 +160,15 @@ fn cores(store: &(dyn Store + Sync), pstree: &[Entry<pb::PstreeEntry>]) -> Cores
     let mut ids: Vec<u32> = pstree.iter().flat_map(ids).collect();
     ids.sort_unstable();
     ids.dedup();
-    let read = |ids: &[u32]| -> Vec<(u32, Result<pb::CoreEntry>)> {
-        let core = |id: u32| Ok(store.entry(desc::CORE, VPid::new(id))?.message);
+    let read = |ids: &[u32]| -> Vec<(u32, Result<Box<pb::CoreEntry>>)> {
+        let core = |id: u32| Ok(Box::new(store.entry(desc::CORE, VPid::new(id))?.message));
         ids.iter().map(|id| (*id, core(*id))).collect()
     };
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    // To count processors takes longer than to read an image: cgroups are asked.
+    let processors = match ids.len() {
+        ..=SHARE => 1,
+        _ => std::thread::available_parallelism().map_or(1, usize::from),
+    };
     let share = ids.len().div_ceil(processors).max(SHARE);
     let (own, others) = ids.split_at(share.min(ids.len()));
     std::thread::scope(|scope| {
@@ -179,7 +183,7 @@ fn cores(store: &(dyn Store + Sync), pstree: &[Entry<pb::PstreeEntry>]) -> Cores
 }
 
 /// Each image is of one thread: a pid that is there twice finds nothing the second time.
-fn take(cores: &mut Cores, id: u32) -> Result<pb::CoreEntry> {
+fn take(cores: &mut Cores, id: u32) -> Result<Box<pb::CoreEntry>> {
     let twice = || Error::corrupt("pstree.img", format!("{id} is there twice"));
     cores.remove(&id).unwrap_or_else(|| Err(twice()))
 }
@@ -244,8 +248,8 @@ impl Model {
     ) -> Option<Saved<'a>> {
         let body = task.body.as_ref()?;
         let (vtid, core) = match index.checked_sub(1) {
-            None => (task.pid(), &task.core),
-            Some(other) => task.threads.get(other).map(|(tid, core)| (*tid, core))?,
+            None => (task.pid(), &*task.core),
+            Some(other) => task.threads.get(other).map(|(tid, core)| (*tid, &**core))?,
         };
         Some(Saved {
             core,

@@ -21,7 +21,7 @@ impl Progress {
         }
     }
 
-    /// This stage moves so many bytes.
+    /// This stage moves about so many bytes.
     pub fn bytes(&self, total: u64) {
         self.restyle(
             "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}",
@@ -29,10 +29,10 @@ impl Progress {
         );
     }
 
-    /// So many more of them are done.
-    pub fn inc(&self, count: u64) {
+    /// So many of them are done.
+    pub fn reach(&self, count: u64) {
         if let Some(bar) = &self.0 {
-            bar.inc(count);
+            bar.set_position(count);
         }
     }
 
@@ -67,7 +67,7 @@ mod tests {
             let progress = Progress::new(draw);
             progress.stage("drain");
             progress.bytes(10);
-            progress.inc(10);
+            progress.reach(10);
             progress.clear();
         }
         for template in [

@@ -5,7 +5,6 @@
 use std::time::{Duration, Instant};
 
 use criu_files::{FilePolicy, Files, Policies};
-use criu_image::manifest::{Depth, Manifest};
 use criu_image::{Checked, Directory, Store};
 use criu_ipc::Objects;
 use criu_kind::{Error, Result, Within};
@@ -37,16 +36,17 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
     let mut stats = RestoreStats::start();
     let tree = &options.tree;
     progress.stage("load");
-    let store = at("load", images(options).map_err(Error::from))?;
-    cpuinfo::check(&*store, tree.cpu_cap)?;
-    let model = at("load", load::model(&*store))?;
-    let arrival = at("load", net::arrival(&tree.tcp, &options.remaps, &*store))?;
+    let images = at("load", Images::open(options).map_err(Error::from))?;
+    let store = images.store();
+    cpuinfo::check(store, tree.cpu_cap)?;
+    let model = at("load", load::model(store))?;
+    let arrival = at("load", net::arrival(&tree.tcp, &options.remaps, store))?;
     let mut files = at(
         "load",
-        Files::load(&*store, file_options(options), tables::kinds()),
+        Files::load(store, file_options(options), tables::kinds()),
     )?;
     files.lend(arrival.clone());
-    let mut ipc = at("load", Objects::load(&*store, model.ipc()))?;
+    let mut ipc = at("load", Objects::load(store, model.ipc()))?;
     let plan = at("plan", model.plan(tree.shell_job))?;
     let checked = preflight(&model, &files, &mut ipc, &plan, &arrival);
     if tree.plan {
@@ -56,32 +56,62 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
     at("plan", checked)?;
     tree.scripts.run(Action::PreRestore, None)?;
 
-    let verify = options.verify.then_some(&tree.common.images);
     std::thread::scope(|scope| {
-        // Pages are summed while they are brought in; nobody wakes before they are known to be right.
-        let sums = verify.map(|images| scope.spawn(|| Manifest::verify(images, Depth::Pages)));
-        let sums = || {
-            sums.map_or(Ok(()), |sums| {
-                sums.join().expect("summing does not panic").map(drop)
-            })
+        // Many pages are summed while they are brought in; nobody wakes before they are known to be right.
+        let sums = images
+            .has_many_pages()
+            .then(|| scope.spawn(|| images.verify_pages()));
+        let sums = || match sums {
+            Some(sums) => sums.join().expect("summing does not panic"),
+            None => images.verify_pages(),
         };
         build(
-            options, progress, &mut stats, &model, files, ipc, &plan, &arrival, &*store, sums,
+            options, progress, &mut stats, &model, files, ipc, &plan, &arrival, store, sums,
         )
     })?;
     progress.clear();
     tracing::info!("Restore finished successfully. Tasks resumed.");
-    stats.write(&tree.common.work, tree.display_stats)
+    stats.write(&tree.common.work, tree.display_stats)?;
+    // Thousands of entries, and nobody looks at them any more: the kernel takes the memory back at once.
+    std::mem::forget(model);
+    Ok(())
 }
 
 /// The images, compared with their manifest as they are read, unless that is not wanted.
-fn images(options: &RestoreOptions) -> Result<Box<dyn Store + Sync>, criu_image::Error> {
-    let path = &options.tree.common.images;
-    Ok(if options.verify {
-        Box::new(Checked::open(path)?)
-    } else {
-        Box::new(Directory::open(path)?)
-    })
+enum Images {
+    Checked(Checked),
+    AsFound(Directory),
+}
+
+impl Images {
+    fn open(options: &RestoreOptions) -> Result<Self, criu_image::Error> {
+        let path = &options.tree.common.images;
+        Ok(if options.verify {
+            Self::Checked(Checked::open(path)?)
+        } else {
+            Self::AsFound(Directory::open(path)?)
+        })
+    }
+
+    fn store(&self) -> &(dyn Store + Sync) {
+        match self {
+            Self::Checked(store) => store,
+            Self::AsFound(store) => store,
+        }
+    }
+
+    /// Whether it is worth a thread to compare the pages.
+    fn has_many_pages(&self) -> bool {
+        const MANY: u64 = 4 << 20;
+        matches!(self, Self::Checked(store) if store.pages() >= MANY)
+    }
+
+    fn verify_pages(&self) -> Result<(), criu_image::Error> {
+        match self {
+            Self::Checked(store) => store.verify_pages(),
+            Self::AsFound(_) => Ok(()),
+        }
+    }
 }
 
 /// From the first clone to the last detach.
@@ -205,9 +235,9 @@ fn preflight(
     problems.extend(ipc.check(&mut Local, &of_tree).err());
     let layout = fp_layout();
     for task in model.tasks.iter().filter(|task| task.body.is_some()) {
-        let threads = task.threads.iter().map(|(_, core)| core);
+        let threads = task.threads.iter().map(|(_, core)| &**core);
         // One thread tells enough of its process.
-        let misfit = [&task.core].into_iter().chain(threads).find_map(|core| {
+        let misfit = [&*task.core].into_iter().chain(threads).find_map(|core| {
             let fits = criu_task::fits(core, &layout);
             fits.within(|| task.subject()).err()
         });

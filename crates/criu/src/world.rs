@@ -359,8 +359,8 @@ impl<'m> World<'m> {
             let cores = task
                 .threads
                 .iter()
-                .map(|(_, core)| core)
-                .chain([&task.core]);
+                .map(|(_, core)| &**core)
+                .chain([&*task.core]);
             let signal = criu_task::closing_signal(cores).within(|| task.subject())?;
             self.held[here].close_with(signal);
             self.held[here].suspend_seccomp_if_allowed()?;
@@ -427,6 +427,8 @@ impl<'m> World<'m> {
         let task = &model.tasks[image];
         let mut new: Vec<NewThread> = Vec::new();
         let process = ProcDir::open(self.held[here].pid())?;
+        // The leader's, which all were cloned with.
+        let born = criu_task::thread_areas(self.held[here].threads()[0].stopped()?)?;
         for index in 0..=task.threads.len() {
             let Some(saved) = model.saved(task, index, now) else {
                 continue;
@@ -435,7 +437,7 @@ impl<'m> World<'m> {
             let thread = &held.threads()[index];
             criu_task::push(&saved, &process)?;
             let mut state = criu_task::natural(&saved, layout)?;
-            state.set(thread.stopped()?)?;
+            state.set(thread.stopped()?, &born)?;
             state.wait_on(&saved, held);
             new.push(state);
         }

@@ -18,6 +18,7 @@ pub(super) const STACK: u32 = 23;
 pub(super) const RINGBUF: u32 = 27;
 
 pub(super) const NO_PREALLOC: u32 = 1;
+pub(super) const NUMA_NODE: u32 = 1 << 2;
 pub(super) const RDONLY_PROG: u32 = 1 << 7;
 
 /// Makes a call whose attributes are these words of 8 bytes.

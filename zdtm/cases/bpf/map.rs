@@ -38,7 +38,7 @@ fn hash() -> Result<()> {
         key: 4,
         value: 24,
         entries: 64,
-        flags: call::NO_PREALLOC | call::RDONLY_PROG,
+        flags: call::NO_PREALLOC | call::RDONLY_PROG | call::NUMA_NODE,
         name: "zdtm_hash",
         ..New::default()
     };
@@ -56,7 +56,7 @@ fn hash() -> Result<()> {
     check!(update(&map, &key(1), &text(24, 1)).is_err(), "it is frozen");
     check_eq!(call::fdinfo(&map, "frozen")?, "1");
     check_eq!(call::fdinfo(&map, "max_entries")?, "64");
-    check_eq!(call::fdinfo(&map, "map_flags")?, "0x81");
+    check_eq!(call::fdinfo(&map, "map_flags")?, "0x85");
     Ok(())
 }
 
@@ -251,16 +251,17 @@ fn stack() -> Result<()> {
 
 /// Nothing is unread in it.
 fn ringbuf() -> Result<()> {
+    let entries = u32::try_from(zdtm::page_size())?;
     let map = New {
         kind: call::RINGBUF,
-        entries: 4096,
+        entries,
         name: "zdtm_ring",
         ..New::default()
     };
     let map = map.make()?;
     zdtm::checkpoint()?;
     check_eq!(call::fdinfo(&map, "map_type")?, "27");
-    check_eq!(call::fdinfo(&map, "max_entries")?, "4096");
+    check_eq!(call::fdinfo(&map, "max_entries")?, entries.to_string());
     Ok(())
 }
 

@@ -55,6 +55,16 @@ fn get(outer: &OwnedFd, key: u32) -> Result<u32> {
     Ok(u32::from_ne_bytes(id.as_slice().try_into()?))
 }
 
+/// 32-bit kernels look for the elements of such an array where they are not.
+fn has_arrays(outer: &OwnedFd, key: u32) -> Result<()> {
+    match get(outer, key) {
+        Err(_) if size_of::<usize>() == 4 => {
+            zdtm::skip("arrays of maps lose elements on 32-bit kernels")
+        }
+        other => other.map(drop),
+    }
+}
+
 /// The task has the inner maps open too, and one of them is in twice.
 fn hash_of_maps() -> Result<()> {
     let (one, other) = (inner("zdtm_one", 1)?, inner("zdtm_other", 2)?);
@@ -84,6 +94,7 @@ fn array_of_maps() -> Result<()> {
     put(&first, 1, &one)?;
     put(&first, 6, &other)?;
     put(&second, 0, &other)?;
+    has_arrays(&first, 6)?;
     zdtm::checkpoint()?;
     check_eq!(get(&first, 1)?, call::id(&one)?);
     check_eq!(get(&first, 6)?, call::id(&other)?);
@@ -104,6 +115,7 @@ fn hidden() -> Result<()> {
     put(&first, 10, &one)?;
     put(&first, 20, &other)?;
     put(&second, 3, &other)?;
+    has_arrays(&second, 3)?;
     drop((one, other));
     zdtm::checkpoint()?;
     check!(get(&first, 10)? != get(&first, 20)?);

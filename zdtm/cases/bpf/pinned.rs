@@ -9,10 +9,15 @@ use zdtm::{Case, Result, check, check_eq, skip};
 use super::call::{self, New, lookup, update};
 
 pub(crate) const CASES: &[Case] = &[
-    Case::new("map-pinned", map),
-    Case::new("prog-pinned", program).refused("CRIU has no programs"),
+    Case::new("map-pinned", map).stays(PINNED),
+    Case::new("prog-pinned", program)
+        .refused("CRIU has no programs")
+        .stays(PINNED),
     Case::new("prog", unpinned).refused("programs cannot be read back"),
 ];
+
+/// Why they may be refused elsewhere.
+const PINNED: &str = "what is pinned goes with the kernel that has it";
 
 /// A BPF file system in our directory, and a name in it.
 fn name(last: &str) -> Result<CString> {

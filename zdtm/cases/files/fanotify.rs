@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;
 
+use nix::mount::{MsFlags, mount};
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
 use zdtm::{Case, Result, check, check_eq};
 
@@ -11,8 +12,9 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("fanotify", file),
     Case::new("fanotify-directory", directory),
     Case::new("fanotify-ignored", ignored),
-    Case::new("fanotify-mount", mount),
-    Case::new("fanotify-filesystem", filesystem),
+    Case::new("fanotify-mount", of_mount),
+    Case::new("fanotify-filesystem", filesystem)
+        .stays("its file system goes with the kernel that has it"),
     Case::new("fanotify-names", names),
     Case::new("fanotify-unlinked", unlinked).options(&["--link-remap"]),
     Case::new("fanotify-queued", queued).refused("events wait in the queue"),
@@ -126,7 +128,7 @@ fn heard(group: &Fanotify, name: &str) -> Result<()> {
 }
 
 /// All that is reached through one mount; others make noise there too.
-fn mount() -> Result<()> {
+fn of_mount() -> Result<()> {
     let group = group!(InitFlags::FAN_CLASS_NOTIF);
     let target = "/dev/shm".into();
     let _: &PathBuf = &target;
@@ -151,7 +153,13 @@ fn mount() -> Result<()> {
 
 fn filesystem() -> Result<()> {
     let group = group!(InitFlags::FAN_CLASS_NOTIF);
-    let target = PathBuf::from("/dev/shm");
+    // One that nobody else writes to.
+    let target = std::path::absolute(path("own"))?;
+    fs::create_dir(&target)?;
+    let tmpfs = Some("tmpfs");
+    if mount(tmpfs, &target, tmpfs, MsFlags::empty(), None::<&str>).is_err() {
+        return zdtm::skip("no file system for us");
+    }
     mark!(
         group,
         MarkFlags::FAN_MARK_FILESYSTEM,

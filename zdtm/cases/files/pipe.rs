@@ -41,7 +41,7 @@ fn data() -> Result<()> {
 }
 
 fn size() -> Result<()> {
-    let sizes = [4096, 65536, 1 << 20];
+    let sizes = [i32::try_from(zdtm::page_size())?, 65536, 1 << 20];
     let mut pipes = Vec::new();
     for size in sizes {
         let (reader, writer) = pipe()?;
@@ -59,7 +59,8 @@ fn size() -> Result<()> {
 /// Filled to the last byte, in writes of odd sizes.
 fn full() -> Result<()> {
     let (reader, writer) = pipe2(OFlag::O_NONBLOCK)?;
-    let mut bytes = vec![0; 1 << 17];
+    // More than a pipe has room for: 16 pages, of 64 KiB at most.
+    let mut bytes = vec![0; 2 << 20];
     fill(&mut bytes, 5);
     let mut written = 0;
     for length in [1000, 4096, 1].into_iter().cycle() {

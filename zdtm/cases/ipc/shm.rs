@@ -183,39 +183,40 @@ fn twice() -> Result<()> {
 
 /// Protected in part, and in part unmapped, where something else is by now.
 fn parts() -> Result<()> {
-    let id = make(IPC_PRIVATE, 8 * PAGE, 0o600)?;
+    let page = zdtm::page_size();
+    let id = make(IPC_PRIVATE, 8 * page, 0o600)?;
     let at = attach(id, 0, 0)?;
-    fill(bytes(at, 8 * PAGE), 6);
+    fill(bytes(at, 8 * page), 6);
     // SAFETY: parts of the mapping that nothing refers to.
     unsafe {
         ret(libc::mprotect(
-            (at + 2 * PAGE) as *mut _,
-            PAGE,
+            (at + 2 * page) as *mut _,
+            page,
             libc::PROT_READ,
         ))?;
         ret(libc::mprotect(
-            (at + 3 * PAGE) as *mut _,
-            PAGE,
+            (at + 3 * page) as *mut _,
+            page,
             libc::PROT_NONE,
         ))?;
-        ret(libc::munmap(at as *mut _, PAGE))?;
-        ret(libc::munmap((at + 5 * PAGE) as *mut _, PAGE))?;
+        ret(libc::munmap(at as *mut _, page))?;
+        ret(libc::munmap((at + 5 * page) as *mut _, page))?;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let hole = (at + 5 * PAGE) as *mut _;
-        check_eq!(libc::mmap(hole, PAGE, prot, flags, -1, 0), hole);
+        let hole = (at + 5 * page) as *mut _;
+        check_eq!(libc::mmap(hole, page, prot, flags, -1, 0), hole);
     }
-    fill(bytes(at + 5 * PAGE, PAGE), 66);
+    fill(bytes(at + 5 * page, page), 66);
     let whole = attach(id, 0, 0)?;
     zdtm::checkpoint()?;
-    verify(bytes(whole, 8 * PAGE), 6)?;
-    verify(bytes(at + 5 * PAGE, PAGE), 66)?;
-    for page in [1, 2, 4, 6, 7] {
-        let part = bytes(at + page * PAGE, PAGE);
-        check!(part == bytes(whole + page * PAGE, PAGE), "page {page}");
+    verify(bytes(whole, 8 * page), 6)?;
+    verify(bytes(at + 5 * page, page), 66)?;
+    for index in [1, 2, 4, 6, 7] {
+        let part = bytes(at + index * page, page);
+        check!(part == bytes(whole + index * page, page), "page {index}");
     }
-    bytes(at + 7 * PAGE, 1)[0] = 0x77;
-    check_eq!(bytes(whole + 7 * PAGE, 1)[0], 0x77);
+    bytes(at + 7 * page, 1)[0] = 0x77;
+    check_eq!(bytes(whole + 7 * page, 1)[0], 0x77);
     remove(id)?;
     detach(whole)?;
     // By the address of what is no longer there.

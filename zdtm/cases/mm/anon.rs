@@ -59,11 +59,15 @@ fn protections() -> Result<()> {
 
 /// Pages never touched stay holes; pages of zeros read as zeros.
 fn holes() -> Result<()> {
-    let area = Mapping::anonymous(64 * PAGE)?;
+    let page_size = zdtm::page_size();
+    let area = Mapping::anonymous(64 * page_size)?;
     for page in (0..64).step_by(3) {
-        fill(area.part(page * PAGE, PAGE).bytes(), 7 + page as u64);
+        fill(
+            area.part(page * page_size, page_size).bytes(),
+            7 + page as u64,
+        );
     }
-    area.part(PAGE, PAGE).bytes().fill(0);
+    area.part(page_size, page_size).bytes().fill(0);
     zdtm::checkpoint()?;
     let mut resident = [0u8; 64];
     // SAFETY: one byte for each page of the area.
@@ -72,11 +76,14 @@ fn holes() -> Result<()> {
     })?;
     for (page, state) in resident.into_iter().enumerate() {
         if page % 3 == 0 {
-            verify(area.part(page * PAGE, PAGE).bytes(), 7 + page as u64)?;
+            verify(
+                area.part(page * page_size, page_size).bytes(),
+                7 + page as u64,
+            )?;
         } else {
             check!(page == 1 || state & 1 == 0, "page {page} was a hole");
             check!(
-                area.part(page * PAGE, PAGE)
+                area.part(page * page_size, page_size)
                     .bytes()
                     .iter()
                     .all(|byte| *byte == 0),

@@ -98,8 +98,10 @@ fn read_only() -> Result<()> {
 
 /// One file mapped twelve times, at various offsets, with and without own pages, descriptor closed.
 fn offsets() -> Result<()> {
-    let file = file("offsets", 12, 1)?;
-    let mut whole = vec![0; 12 * PAGE];
+    let page = zdtm::page_size();
+    let each = page / PAGE;
+    let file = file("offsets", 12 * each, 1)?;
+    let mut whole = vec![0; 12 * page];
     fill(&mut whole, 1);
     let mut areas = Vec::new();
     for offset in 0..12 {
@@ -108,9 +110,15 @@ fn offsets() -> Result<()> {
         } else {
             MAP_SHARED
         };
-        let area = map(&file, 12 - offset, READ_WRITE, flags, offset)?;
+        let area = map(
+            &file,
+            (12 - offset) * each,
+            READ_WRITE,
+            flags,
+            offset * each,
+        )?;
         if offset % 4 == 0 {
-            fill(area.part(0, PAGE).bytes(), 100 + offset as u64);
+            fill(area.part(0, page).bytes(), 100 + offset as u64);
         }
         areas.push(area);
     }
@@ -119,10 +127,10 @@ fn offsets() -> Result<()> {
     for (offset, area) in areas.iter().enumerate() {
         let own = usize::from(offset % 4 == 0);
         if own == 1 {
-            verify(area.part(0, PAGE).bytes(), 100 + offset as u64)?;
+            verify(area.part(0, page).bytes(), 100 + offset as u64)?;
         }
         check!(
-            area.bytes()[own * PAGE..] == whole[(offset + own) * PAGE..],
+            area.bytes()[own * page..] == whole[(offset + own) * page..],
             "mapping at offset {offset}"
         );
     }

@@ -365,15 +365,16 @@ fn paged_out() -> Result<()> {
 
 /// Five thousand mappings that cannot be merged.
 fn many() -> Result<()> {
-    let area = Mapping::anonymous(5000 * PAGE)?;
-    for page in (0..5000).step_by(2) {
-        let part = area.part(page * PAGE, PAGE);
-        fill(part.bytes(), page as u64);
+    let page = zdtm::page_size();
+    let area = Mapping::anonymous(5000 * page)?;
+    for index in (0..5000).step_by(2) {
+        let part = area.part(index * page, page);
+        fill(part.bytes(), index as u64);
         part.protect(PROT_READ)?;
     }
     zdtm::checkpoint()?;
-    for page in (0..5000).step_by(2) {
-        verify(area.part(page * PAGE, PAGE).bytes(), page as u64)?;
+    for index in (0..5000).step_by(2) {
+        verify(area.part(index * page, page).bytes(), index as u64)?;
     }
     Ok(())
 }

@@ -149,7 +149,7 @@ fn listed(address: u8) -> Result<bool> {
 /// Two that share what comes.
 fn fanout() -> Result<()> {
     let (one, two) = (bound(ALL)?, bound(ALL)?);
-    let id = i32::try_from(std::process::id() % 60_000)? | 1;
+    let id = i32::from(u16::try_from(std::process::id() & 0xffff).unwrap_or(0)) | 1;
     for socket in [&one, &two] {
         set(socket, SOL_PACKET, 18, id)?;
     }

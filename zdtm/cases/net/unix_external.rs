@@ -14,17 +14,23 @@ const DUMP: &[&str] = &["--config=../work/dump.conf"];
 const RESTORE: &[&str] = &["--config=../work/restore.conf"];
 
 pub(crate) const CASES: &[Case] = &[
-    Case::new("unix-outside", dgram).options(&["--ext-unix-sk"]),
+    Case::new("unix-outside", dgram)
+        .options(&["--ext-unix-sk"])
+        .stays(OUTSIDE),
     Case::new("unix-outside-refused", stream).refused("half of a connection"),
     Case::new("unix-outside-connection", connection)
         .dump_options(DUMP)
         .restore_options(&["--ext-unix-sk"])
-        .changes(&["fd/"]),
+        .changes(&["fd/"])
+        .stays(OUTSIDE),
     Case::new("unix-inherited", inherited)
         .dump_options(DUMP)
         .restore_options(RESTORE)
         .changes(&["fd/", "maps"]),
 ];
+
+/// Why some stay where they are.
+const OUTSIDE: &str = "whom it talks to is not dumped with it";
 
 fn server() -> PathBuf {
     zdtm::dir().join("outside")

@@ -17,7 +17,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("unix-linger", linger),
     Case::new("unix-filter", filter),
     Case::new("unix-peek-off", peek_off),
-    Case::new("unix-pass-pidfd", pass_pidfd),
+    Case::new("unix-pass-pidfd", pass_pidfd).stays("Linux 6.5 made SO_PASSPIDFD"),
     Case::new("unix-signal-owner", owner),
 ];
 

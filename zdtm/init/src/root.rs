@@ -3,6 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -91,6 +92,13 @@ pub(crate) fn switch() -> Result<()> {
     )
     .ok();
     nix::unistd::sethostname("zdtm")?;
+    let loopback = Command::new("/bin/busybox")
+        .args(["ifconfig", "lo", "up"])
+        .status();
+    ensure!(
+        loopback.context("busybox")?.success(),
+        "ifconfig lo up failed"
+    );
     // As most systems have it; the kernel's own is 1024 and 4096.
     setrlimit(Resource::RLIMIT_NOFILE, 1024, 524_288)?;
     Ok(())

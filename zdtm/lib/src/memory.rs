@@ -8,6 +8,13 @@ use crate::Result;
 /// The page size of every machine we run on but a few arm64 kernels.
 pub const PAGE: usize = 4096;
 
+/// Bytes in a page of this machine, for cases about single ones.
+pub fn page_size() -> usize {
+    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE);
+    let size = size.ok().flatten().map(usize::try_from);
+    size.and_then(std::result::Result::ok).unwrap_or(PAGE)
+}
+
 /// The generator behind all patterns (SplitMix64): 64 bits of state, any seed is good.
 pub fn pattern(seed: u64) -> impl FnMut() -> u64 {
     let mut state = seed;

@@ -102,6 +102,10 @@ impl Visible {
                 if key.contains("/fd/") {
                     *value = without_own(value);
                 }
+                if key.contains("/maps/") {
+                    // A lock on fault has no code of its own in older kernels.
+                    *value = value.replace(" lo ??", " lo lf");
+                }
             }
         }
     }

@@ -12,7 +12,9 @@ use criu_image::id::FileId;
 use criu_image::pb;
 use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result, Slot};
 use criu_proc::{Fdinfo, ProcDir, unescape};
-use criu_tracee::{Program, RingState, RingTraits, Sysno, make_ring, ring_state, ring_traits};
+use criu_tracee::{
+    Program, RingState, RingTraits, Sysno, make_ring, ring_layout, ring_state, ring_traits,
+};
 use nix::unistd::Pid;
 
 // `enum io_uring_register_op`.
@@ -107,6 +109,15 @@ impl FileKind for IoUring {
                 "a ring that was busy for long takes its time"
             );
         }
+        // Older images do not say it.
+        if !entry.layout.is_empty()
+            && entry.layout != ring_layout(entry.sq_entries, entry.cq_entries)?
+        {
+            return Err(Error::unsupported(
+                "this kernel has the words of a ring at other places than that of the dump, where the program expects them",
+                "restore it on the kernel of the dump, or run the program without io_uring",
+            ));
+        }
         let ring = make_ring(&RingState {
             sq_entries: entry.sq_entries,
             cq_entries: entry.cq_entries,
@@ -120,6 +131,7 @@ impl FileKind for IoUring {
             sq_array: entry.sq_array.clone(),
             sqes: entry.sqes.clone(),
             cqes: entry.cqes.clone(),
+            layout: entry.layout.clone(),
         })?;
         Ok(Opened::Here(ring.into_raw_fd()))
     }
@@ -237,6 +249,7 @@ fn entry(file: &OpenFile, state: RingState, tables: &Tables) -> pb::IoUringEntry
         sq_array: state.sq_array,
         sqes: state.sqes,
         cqes: state.cqes,
+        layout: state.layout,
         files_size: some(tables.files_size),
         files: Vec::new(),
         buffers_size: some(tables.buffers_size),

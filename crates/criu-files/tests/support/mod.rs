@@ -95,9 +95,10 @@ pub(crate) fn dump(
     let mut collector = Collector::new(options, &store, KINDS.iter().copied());
     for tracee in &held {
         let proc = ProcDir::open(tracee.pid())?;
-        let table = collector.table(tracee.pid(), &proc)?;
+        let threads = proc.threads()?;
+        let table = collector.table(tracee.pid(), &proc, &threads)?;
         tables.push(table.id);
-        let fs = collector.fs(tracee.pid(), &proc)?;
+        let fs = collector.fs(tracee.pid(), &proc, &threads)?;
         store.write_entry(desc::FS, tracee.pid().as_raw().cast_unsigned(), &fs)?;
         collector.exe(tracee.pid())?;
     }

@@ -2832,6 +2832,10 @@ pub struct IoUringEntry {
     /// The eventfd that is told of completions.
     #[prost(uint32, optional, tag = "20")]
     pub eventfd_id: ::core::option::Option<u32>,
+    /// Where the kernel has the words of the rings, which the program knows by heart: sq_off and cq_off of
+    /// struct io_uring_params, seven each.
+    #[prost(uint32, repeated, packed = "false", tag = "21")]
+    pub layout: ::prost::alloc::vec::Vec<u32>,
 }
 impl ::prost::Name for IoUringEntry {
     const NAME: &'static str = "io_uring_entry";

@@ -588,6 +588,7 @@ Field { number: 17, name: "files", label: Repeated, ty: Message("io_uring_file_e
 Field { number: 18, name: "buffers_size", label: Optional, ty: Uint32, display: Plain },
 Field { number: 19, name: "buffers", label: Repeated, ty: Message("io_uring_buffer_entry"), display: Plain },
 Field { number: 20, name: "eventfd_id", label: Optional, ty: Uint32, display: Plain },
+Field { number: 21, name: "layout", label: Repeated, ty: Uint32, display: Plain },
 ] },
 Message { name: "io_uring_file_entry", file: "criu-rs-io-uring", fields: &[
 Field { number: 1, name: "index", label: Required, ty: Uint32, display: Plain },

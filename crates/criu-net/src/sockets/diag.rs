@@ -1,5 +1,6 @@
 //! What the kernel knows of all sockets of a network namespace: sock_diag(7), one question for all.
 
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
 use criu_kind::{Error, Result};
@@ -40,8 +41,20 @@ pub(crate) const ESTABLISHED: u32 = 1;
 pub(crate) const LISTEN: u32 = 10;
 
 /// All unix sockets of the caller's network namespace.
+///
+/// The kernel gives them in parts, and goes on by counting: if somebody's socket is closed meanwhile, another is left
+/// out. So who is missed is asked for again.
 #[derive(Debug, Default)]
 pub(crate) struct UnixSockets {
+    known: RefCell<Known>,
+    asked: Cell<u32>,
+}
+
+/// How often at most all sockets are asked for.
+const PATIENCE: u32 = 4;
+
+#[derive(Debug, Default)]
+struct Known {
     all: HashMap<u32, UnixInfo>,
     /// Listening sockets, by those that wait to be accepted.
     listeners: HashMap<u32, u32>,
@@ -50,7 +63,14 @@ pub(crate) struct UnixSockets {
 impl UnixSockets {
     /// Asks the kernel.
     pub(crate) fn ask() -> Result<Self> {
-        let mut sockets = Self::default();
+        let sockets = Self::default();
+        sockets.ask_again()?;
+        Ok(sockets)
+    }
+
+    fn ask_again(&self) -> Result<()> {
+        self.asked.set(self.asked.get() + 1);
+        let mut known = self.known.borrow_mut();
         let request = SockDiagMessage::UnixRequest(UnixRequest {
             state_flags: StateFlags::from_bits_retain(u32::MAX),
             inode: 0,
@@ -59,12 +79,33 @@ impl UnixSockets {
         });
         dump(request, |message| {
             if let SockDiagMessage::UnixResponse(socket) = message {
-                sockets.take(&socket);
+                known.take(&socket);
             }
-        })?;
-        Ok(sockets)
+        })
     }
 
+    fn look<T>(&self, find: impl Fn(&Known) -> Option<T>) -> Result<Option<T>> {
+        loop {
+            let found = find(&self.known.borrow());
+            if found.is_some() || self.asked.get() >= PATIENCE {
+                return Ok(found);
+            }
+            self.ask_again()?;
+        }
+    }
+
+    /// The socket of an inode.
+    pub(crate) fn get(&self, inode: u32) -> Result<Option<UnixInfo>> {
+        self.look(|known| known.all.get(&inode).cloned())
+    }
+
+    /// The listening socket at which a connection waits.
+    pub(crate) fn listener_of(&self, inode: u32) -> Result<Option<u32>> {
+        self.look(|known| known.listeners.get(&inode).copied())
+    }
+}
+
+impl Known {
     fn take(&mut self, socket: &UnixResponse) {
         let mut info = UnixInfo {
             kind: socket.header.kind.into(),
@@ -93,16 +134,6 @@ impl UnixSockets {
         self.listeners
             .extend(pending.map(|pending| (*pending, inode)));
         self.all.insert(inode, info);
-    }
-
-    /// The socket of an inode.
-    pub(crate) fn get(&self, inode: u32) -> Option<&UnixInfo> {
-        self.all.get(&inode)
-    }
-
-    /// The listening socket at which a connection waits.
-    pub(crate) fn listener_of(&self, inode: u32) -> Option<u32> {
-        self.listeners.get(&inode).copied()
     }
 }
 
@@ -181,15 +212,28 @@ mod tests {
         let listener = UnixListener::bind_addr(&name).expect("free");
         let waiting = UnixStream::connect_addr(&name).expect("listening");
         let sockets = UnixSockets::ask().expect("the kernel has sock_diag");
-        let info = sockets.get(inode(&one)).expect("known");
+        let info = sockets.get(inode(&one)).expect("told").expect("known");
         assert_eq!((info.peer, info.state), (Some(inode(&other)), ESTABLISHED));
-        let info = sockets.get(inode(&listener)).expect("known");
+        let info = sockets.get(inode(&listener)).expect("told").expect("known");
         assert_eq!(
             (&info.pending, info.state),
             (&vec![inode(&waiting)], LISTEN)
         );
         assert_eq!(info.name[0], 0);
-        assert_eq!(sockets.listener_of(inode(&waiting)), Some(inode(&listener)));
-        assert_eq!(sockets.get(inode(&waiting)).expect("known").peer, Some(0));
+        let found = sockets.listener_of(inode(&waiting)).expect("told");
+        assert_eq!(found, Some(inode(&listener)));
+        let info = sockets.get(inode(&waiting)).expect("told");
+        assert_eq!(info.expect("known").peer, Some(0));
+    }
+
+    #[test]
+    fn who_is_missed_is_asked_for_again() {
+        let (one, _other) = UnixStream::pair().expect("a pair");
+        let sockets = UnixSockets::ask().expect("the kernel has sock_diag");
+        sockets.known.borrow_mut().all.clear();
+        let found = sockets.get(inode(&one)).expect("told");
+        assert_eq!((found.is_some(), sockets.asked.get()), (true, 2));
+        assert_eq!(sockets.get(0).expect("told"), None);
+        assert_eq!(sockets.asked.get(), PATIENCE);
     }
 }

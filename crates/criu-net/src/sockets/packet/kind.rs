@@ -87,8 +87,8 @@ impl FileKind for Packet {
             copy_thresh,
             mclist: info.memberships.clone(),
             fanout: info.fanout,
-            rx_ring: info.rx_ring.clone(),
-            tx_ring: info.tx_ring.clone(),
+            rx_ring: info.rx_ring,
+            tx_ring: info.tx_ring,
             ns_id: cx.namespace("net", netns),
         })
     }

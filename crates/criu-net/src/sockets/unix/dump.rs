@@ -32,7 +32,7 @@ pub(crate) fn info(
 ) -> Result<(u32, Rc<UnixSockets>, UnixInfo)> {
     let all = cx.cached(UnixSockets::ask)?;
     let inode = u32::try_from(file.inode.ino).unwrap_or(0);
-    let info = all.get(inode).cloned().ok_or_else(|| {
+    let info = all.get(inode)?.ok_or_else(|| {
         Error::unsupported(
             "a unix socket of another network namespace",
             "run criu inside that namespace (nsenter), or let the task close the socket",
@@ -97,7 +97,7 @@ pub(crate) fn describe(cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::UnixS
     let is_stream = u32::try_from(libc::SOCK_STREAM) == Ok(info.kind);
     let is_dgram = u32::try_from(libc::SOCK_DGRAM) == Ok(info.kind);
     ext.orphan = (is_dgram && info.peer == Some(0)).then_some(true);
-    if all.listener_of(inode).is_some() {
+    if info.peer == Some(0) && all.listener_of(inode)?.is_some() {
         let status = ProcDir::open(file.pid)?.status()?;
         ext.connected = Some(pb::UcredEntry {
             pid: cx.vpid(file.pid).as_raw().unsigned_abs(),
@@ -335,7 +335,7 @@ pub(crate) fn relate(
         }
         _ if is_dgram || info.state != diag::ESTABLISHED => {}
         _ => {
-            let Some(listener) = all.listener_of(inode) else {
+            let Some(listener) = all.listener_of(inode)? else {
                 if info.shutdown == 3 {
                     return Ok(()); // The other end is closed.
                 }
@@ -378,10 +378,7 @@ fn outside(
     peer: u32,
     all: &UnixSockets,
 ) -> Result<()> {
-    let name = all
-        .get(peer)
-        .map(|peer| peer.name.clone())
-        .unwrap_or_default();
+    let name = all.get(peer)?.map(|peer| peer.name).unwrap_or_default();
     let text = match name.split_first() {
         None => "without a name".to_owned(),
         Some((0, name)) => format!("@{}", name.escape_ascii()),
