@@ -15,6 +15,7 @@ pub mod external;
 pub mod log;
 pub mod options;
 pub mod policy;
+pub mod remap;
 pub mod scripts;
 pub mod table;
 pub mod typed;

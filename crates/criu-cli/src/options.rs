@@ -11,6 +11,7 @@ use crate::error::Failure;
 use crate::external::{DUMPED, External, Inherited, PROVIDED, devices, dumped_devices, irmap};
 use crate::log::{Target, Verbosity};
 use crate::policy::Policy;
+use crate::remap::Remap;
 use crate::scripts::Scripts;
 use crate::typed::{Typed, bad_value, not_yet};
 use crate::verb::Verb;
@@ -194,6 +195,8 @@ pub struct RestoreOptions {
     pub devices: Vec<(String, PathBuf)>,
     /// What may have happened to files, by the paths they had.
     pub policies: Vec<Policy>,
+    /// Where internet sockets are to be instead.
+    pub remaps: Vec<Remap>,
     /// What to become when the tasks run; empty is nothing.
     pub exec: Vec<OsString>,
 }
@@ -329,6 +332,7 @@ impl RestoreOptions {
             inherited: texts(typed, "inherit-fd", Inherited::parse)?,
             devices: devices(&tree.external)?,
             policies: texts(typed, "file-policy", Policy::parse)?,
+            remaps: texts(typed, "tcp-remap", Remap::parse)?,
             exec: typed.operands.clone(),
             tree,
         })

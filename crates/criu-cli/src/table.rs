@@ -177,6 +177,7 @@ pub const OPTIONS: &[(&str, &[Opt])] = &[
         opt("tcp-close",         ' ', Switch,              BOTH,  Works, "Close connections"),
         opt("skip-in-flight",    ' ', Switch,              BOTH,  Works, "Forget connections not accepted yet"),
         opt("network-lock",      ' ', Value("HOW"),        BOTH,  Works, "Block packets meanwhile by iptables, nftables or skip [iptables]"),
+        opt("tcp-remap",         ' ', Values("OLD=NEW"),   BACK,  Works, "Put internet sockets elsewhere: an address, :PORT or ADDRESS:PORT in the place of another"),
         opt("weak-sysctls",      ' ', Switch,              BACK,  Later, "Accept settings this kernel does not have"),
     ]),
     ("Control groups", &[

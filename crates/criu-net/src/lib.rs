@@ -19,6 +19,7 @@ mod preflight;
 mod connections {
     pub(crate) mod arrival;
     pub(crate) mod departure;
+    pub(crate) mod remap;
 }
 
 mod sockets {
@@ -36,6 +37,7 @@ mod sockets {
         pub(crate) mod ip;
         pub(crate) mod kind;
         pub(crate) mod more;
+        pub(crate) mod multicast;
         pub(crate) mod packet;
         pub(crate) mod sort;
     }
@@ -62,6 +64,7 @@ mod sockets {
 
 pub use connections::arrival::{Arrival, ArrivalOptions};
 pub use connections::departure::{Departure, DepartureOptions};
+pub use connections::remap::{End, Remap};
 pub use lock::{Connection, Lock, park, unpark};
 pub use preflight::refuse_connections;
 

@@ -98,12 +98,8 @@ impl Drop for Lock {
 /// The name of the table under which connections of a dump are parked: the one CRIU looks for. It has room for the
 /// first part of the id only.
 fn parking(run: &str) -> String {
-    run.chars()
-        .take(21)
-        .fold("CRIU-".to_owned(), |mut name, letter| {
-            name.push(letter);
-            name
-        })
+    let part: String = run.chars().take(21).collect();
+    format!("CRIU-{part}")
 }
 
 /// Locks connections until they are restored, or somebody removes the table: nobody is to hear that their sockets

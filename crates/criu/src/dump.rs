@@ -42,6 +42,7 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
         .tree
         .scripts
         .run(Action::PreDump, Some(options.root))?;
+    net::make_room();
     at("preflight", net::preflight(options.root, &options.tree.tcp))?;
     let start = Instant::now();
     while !attempt(options, progress, start.elapsed() < PATIENCE)? {

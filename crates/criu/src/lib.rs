@@ -28,7 +28,7 @@ mod world;
 
 use criu_cli::config::Surroundings;
 use criu_cli::typed::{self, Asked};
-use criu_cli::{error, log, options, policy, scripts};
+use criu_cli::{error, log, options, policy, remap, scripts};
 
 /// The CRIU release whose interfaces these are. Callers compare it as text, so its major number stays below 10.
 pub const COMPATIBLE: &str = "4.2";

@@ -9,11 +9,22 @@ use criu_proc::ProcDir;
 use nix::unistd::Pid;
 
 use crate::options::{NetworkLock, Tcp};
+use crate::remap::Remap;
 
 /// How inventories count the ways; the RPC counts from 1.
 const BY_IPTABLES: u32 = 0;
 const BY_NFTABLES: u32 = 1;
 const SKIPPED: u32 = 2;
+
+/// Lets us have as many descriptors as we may: a copy of every socket is kept until all are known.
+pub(crate) fn make_room() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let room = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(errno) = room {
+        tracing::debug!(%errno, "the limit of descriptors stays");
+    }
+}
 
 /// Refuses connections that are neither to be kept nor to be closed, before anybody is stopped.
 pub(crate) fn preflight(root: Pid, tcp: &Tcp) -> Result<()> {
@@ -54,7 +65,7 @@ pub(crate) fn method(tcp: &Tcp) -> u32 {
 }
 
 /// The connections of the images.
-pub(crate) fn arrival(tcp: &Tcp, store: &dyn Store) -> Result<Rc<Arrival>> {
+pub(crate) fn arrival(tcp: &Tcp, remaps: &[Remap], store: &dyn Store) -> Result<Rc<Arrival>> {
     let inventory = store
         .entry::<pb::InventoryEntry>(desc::INVENTORY, ())?
         .message;
@@ -68,6 +79,13 @@ pub(crate) fn arrival(tcp: &Tcp, store: &dyn Store) -> Result<Rc<Arrival>> {
         established: tcp.established,
         close: tcp.close,
         unlocked: tcp.lock == NetworkLock::Skip,
+        remaps: remaps
+            .iter()
+            .map(|one| criu_net::Remap {
+                old: (one.old.address, one.old.port),
+                new: (one.new.address, one.new.port),
+            })
+            .collect(),
     };
     let arrival = Arrival::load(options, store, inventory.dump_criu_run_id.clone())?;
     if inventory.network_lock_method == Some(BY_IPTABLES) && arrival.count() > 0 && !tcp.close {

@@ -40,7 +40,7 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
     let store = images.store();
     cpuinfo::check(store, tree.cpu_cap)?;
     let model = at("load", load::model(store))?;
-    let arrival = at("load", net::arrival(&tree.tcp, store))?;
+    let arrival = at("load", net::arrival(&tree.tcp, &options.remaps, store))?;
     let mut files = at(
         "load",
         Files::load(store, file_options(options), tables::kinds()),

@@ -14,8 +14,8 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("packet-listens", listens),
     Case::new("packet-new", new),
     Case::new("packet-options", options),
-    Case::new("packet-memberships", memberships),
-    Case::new("packet-fanout", fanout),
+    Case::new("packet-memberships", memberships).exclusive(),
+    Case::new("packet-fanout", fanout).exclusive(),
     Case::new("packet-ring", ring),
 ];
 

@@ -23,6 +23,9 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("tcp-close", close)
         .options(&["--tcp-close"])
         .changes(&["fd/"]),
+    Case::new("tcp-remap", moved)
+        .options(KEEP)
+        .restore_options(&["--tcp-remap=127.0.0.1=127.0.0.2"]),
     Case::new("tcp-unlocked", client).options(&["--tcp-established", "--network-lock=skip"]),
 ];
 
@@ -139,6 +142,26 @@ fn ourselves() -> Result<()> {
     zdtm::checkpoint()?;
     both(&one, &other, b"behind")?;
     let more = TcpStream::connect(listener.local_addr()?)?;
+    let (other, _) = listener.accept()?;
+    both(&more, &other, b"anew..")
+}
+
+/// All of it has another address: who listens, and both ends.
+fn moved() -> Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let port = listener.local_addr()?.port();
+    let one = TcpStream::connect(listener.local_addr()?)?;
+    let (other, _) = listener.accept()?;
+    both(&one, &other, b"before")?;
+    zdtm::checkpoint()?;
+    let now = listener.local_addr()?;
+    // It was left running, or it was restored.
+    zdtm::check!(["127.0.0.1", "127.0.0.2"].contains(&now.ip().to_string().as_str()));
+    check_eq!(now.port(), port);
+    check_eq!(one.local_addr()?.ip(), now.ip());
+    check_eq!((one.peer_addr()?, other.local_addr()?), (now, now));
+    both(&one, &other, b"behind")?;
+    let more = TcpStream::connect(now)?;
     let (other, _) = listener.accept()?;
     both(&more, &other, b"anew..")
 }

@@ -21,6 +21,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("udp-shut", shut),
     Case::new("udp-options", options),
     Case::new("udp-shared-port", shared),
+    Case::new("udp-groups", groups),
     Case::new("udp-corked", corked).refused("a datagram that is being gathered"),
     Case::new("udplite", lite),
 ];
@@ -220,6 +221,46 @@ fn shared() -> Result<()> {
         check_eq!(socket.local_addr()?.port(), port);
     }
     check!(UdpSocket::bind(("127.0.0.1", port)).is_err());
+    Ok(())
+}
+
+/// Two groups, one of them with one source.
+fn groups() -> Result<()> {
+    let one = UdpSocket::bind("0.0.0.0:0")?;
+    let (here, first, second): (std::net::Ipv4Addr, _, _) = (
+        "127.0.0.1".parse()?,
+        "239.17.34.1".parse()?,
+        [239, 17, 34, 2],
+    );
+    one.join_multicast_v4(&first, &here)?;
+    // `IP_ADD_SOURCE_MEMBERSHIP`: group, device, source.
+    let request = [second, here.octets(), here.octets()].concat();
+    // SAFETY: the request is as long as said.
+    let joined = unsafe {
+        libc::setsockopt(
+            one.as_raw_fd(),
+            libc::SOL_IP,
+            39,
+            request.as_ptr().cast(),
+            12,
+        )
+    };
+    nix::errno::Errno::result(joined)?;
+    let sender = UdpSocket::bind("127.0.0.1:0")?;
+    set(
+        &sender,
+        libc::SOL_IP,
+        libc::IP_MULTICAST_IF,
+        i32::from_ne_bytes(here.octets()),
+    )?;
+    let port = one.local_addr()?.port();
+    zdtm::checkpoint()?;
+    for group in [first, second.into()] {
+        sender.send_to(&group.octets(), (group, port))?;
+        check_eq!(hear(&one)?.0, group.octets());
+    }
+    one.leave_multicast_v4(&first, &here)?;
+    check!(one.leave_multicast_v4(&first, &here).is_err());
     Ok(())
 }
 

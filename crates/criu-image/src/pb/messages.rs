@@ -2632,6 +2632,31 @@ impl ::prost::Name for SocketOptionEntry {
         "/socket_option_entry".into()
     }
 }
+/// A group that a socket belongs to.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MulticastEntry {
+    /// The device.
+    #[prost(uint32, required, tag = "1")]
+    pub index: u32,
+    /// Its address, in the order of the network.
+    #[prost(bytes = "vec", required, tag = "2")]
+    pub group: ::prost::alloc::vec::Vec<u8>,
+    /// It hears only these sources; otherwise all but these.
+    #[prost(bool, optional, tag = "3")]
+    pub include: ::core::option::Option<bool>,
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    pub sources: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+impl ::prost::Name for MulticastEntry {
+    const NAME: &'static str = "multicast_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "multicast_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/multicast_entry".into()
+    }
+}
 /// What the entry of an internet, packet or netlink socket lacks.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SocketExtEntry {
@@ -2645,9 +2670,8 @@ pub struct SocketExtEntry {
     pub uid: ::core::option::Option<u32>,
     #[prost(uint32, optional, tag = "4")]
     pub gid: ::core::option::Option<u32>,
-    /// Bytes that a datagram gathers before it is sent (UDP_CORK, MSG_MORE).
-    #[prost(bytes = "vec", optional, tag = "5")]
-    pub corked: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    #[prost(message, repeated, tag = "5")]
+    pub groups: ::prost::alloc::vec::Vec<MulticastEntry>,
 }
 impl ::prost::Name for SocketExtEntry {
     const NAME: &'static str = "socket_ext_entry";

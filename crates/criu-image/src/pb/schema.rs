@@ -787,6 +787,12 @@ Message { name: "mqueue_message", file: "criu-rs-mqueue", fields: &[
 Field { number: 1, name: "priority", label: Required, ty: Uint32, display: Plain },
 Field { number: 2, name: "text", label: Required, ty: Bytes, display: Plain },
 ] },
+Message { name: "multicast_entry", file: "criu-rs-files", fields: &[
+Field { number: 1, name: "index", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "group", label: Required, ty: Bytes, display: Plain },
+Field { number: 3, name: "include", label: Optional, ty: Bool, display: Plain },
+Field { number: 4, name: "sources", label: Repeated, ty: Bytes, display: Plain },
+] },
 Message { name: "net_device_entry", file: "netdev", fields: &[
 Field { number: 1, name: "type", label: Required, ty: Enum("nd_type"), display: Plain },
 Field { number: 2, name: "ifindex", label: Required, ty: Uint32, display: Plain },
@@ -1098,7 +1104,7 @@ Field { number: 1, name: "socket_id", label: Required, ty: Uint32, display: Plai
 Field { number: 2, name: "options", label: Repeated, ty: Message("socket_option_entry"), display: Plain },
 Field { number: 3, name: "uid", label: Optional, ty: Uint32, display: Plain },
 Field { number: 4, name: "gid", label: Optional, ty: Uint32, display: Plain },
-Field { number: 5, name: "corked", label: Optional, ty: Bytes, display: Plain },
+Field { number: 5, name: "groups", label: Repeated, ty: Message("multicast_entry"), display: Plain },
 ] },
 Message { name: "socket_option_entry", file: "criu-rs-files", fields: &[
 Field { number: 1, name: "level", label: Required, ty: Uint32, display: Plain },

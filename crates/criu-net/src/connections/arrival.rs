@@ -1,20 +1,23 @@
 //! Connections of a restore: locked before the first socket is made, free when every process is ready to go on.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{Error, Result};
 use criu_tracee::{Local, Program, Site};
 
+use crate::connections::remap::{Remap, remapped};
 use crate::lock::{self, Connection, Lock};
-use crate::sockets::inet::address::of_words;
+use crate::sockets::inet::address::{of_words, on_the_wire};
 use crate::sockets::inet::sort::Sort;
 use crate::sockets::message::set_at;
 use crate::sockets::tcp::repair::{OFF, leave};
 
 /// What a restore does about connections.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ArrivalOptions {
     /// They are kept (`--tcp-established`).
     pub established: bool,
@@ -22,6 +25,8 @@ pub struct ArrivalOptions {
     pub close: bool,
     /// No packet is kept away (`--network-lock skip`).
     pub unlocked: bool,
+    /// Where sockets are to be instead (`--tcp-remap`).
+    pub remaps: Vec<Remap>,
 }
 
 /// A socket that is ready, but still in repair mode.
@@ -37,6 +42,8 @@ struct Ready {
 pub struct Arrival {
     options: ArrivalOptions,
     connections: Vec<Connection>,
+    /// Ends of connections that are in the images: those who have the other end have to follow them.
+    ours: HashSet<SocketAddr>,
     /// The id of the dump, under which they may be parked.
     run: Option<String>,
     lock: RefCell<Option<Lock>>,
@@ -59,17 +66,32 @@ impl Arrival {
                 .into_iter()
                 .map(|entry| entry.message),
         );
-        let mut connections = Vec::new();
-        for entry in entries.iter().filter(|entry| is_connection(entry)) {
-            let (local, remote) = ends(entry)?;
-            connections.push(Connection::new(&local, &remote));
-        }
-        Ok(Self {
+        let mut arrival = Self {
             options,
-            connections,
             run,
             ..Self::default()
-        })
+        };
+        for entry in &entries {
+            let (local, _) = ends(entry)?;
+            arrival.ours.insert(on_the_wire(&local));
+        }
+        for entry in entries.iter().filter(|entry| is_connection(entry)) {
+            let (local, remote) = arrival.ends(entry)?;
+            arrival.connections.push(Connection::new(&local, &remote));
+        }
+        Ok(arrival)
+    }
+
+    /// Both ends of an entry, where they are to be.
+    pub(crate) fn ends(&self, entry: &pb::InetSkEntry) -> Result<(SocketAddr, SocketAddr)> {
+        let (local, remote) = ends(entry)?;
+        let is_ours = self.ours.contains(&on_the_wire(&remote));
+        let remote = if is_ours {
+            remapped(&self.options.remaps, remote)
+        } else {
+            remote
+        };
+        Ok((remapped(&self.options.remaps, local), remote))
     }
 
     /// How many there are.
@@ -77,8 +99,8 @@ impl Arrival {
         self.connections.len()
     }
 
-    pub(crate) fn options(&self) -> ArrivalOptions {
-        self.options
+    pub(crate) fn options(&self) -> &ArrivalOptions {
+        &self.options
     }
 
     /// What can be seen before anything is made: whether connections are wanted, and their addresses are here.
@@ -119,17 +141,20 @@ impl Arrival {
 
     /// Locks them, and takes them over from where the dump has parked them.
     pub fn lock(&self) -> Result<()> {
-        if self.connections.is_empty() || self.options.close {
+        if self.connections.is_empty() {
             return Ok(());
         }
-        let run = self.run.clone().unwrap_or_default();
-        if !self.options.unlocked {
+        let without = self.options.unlocked || self.options.close;
+        let run = self.run.as_deref().unwrap_or_default();
+        if !without {
             let name = format!("criu-rs-restore-{}-{run}", std::process::id());
-            self.lock
-                .replace(Some(Lock::new(&name, &self.connections)?));
+            let lock = Lock::new(&name, &self.connections)?;
+            self.lock.replace(Some(lock));
         }
-        if let (Some(run), false) = (&self.run, self.options.unlocked) {
-            lock::unpark(run)?;
+        // Also those who restore without a lock, or without connections, do not want that of the dump.
+        match lock::unpark(run) {
+            Err(error) if without => tracing::debug!(%error, "nothing is parked"),
+            other => drop(other?),
         }
         Ok(())
     }
@@ -170,9 +195,7 @@ pub(crate) fn is_connection(entry: &pb::InetSkEntry) -> bool {
 }
 
 /// Both ends of an entry.
-pub(crate) fn ends(
-    entry: &pb::InetSkEntry,
-) -> Result<(std::net::SocketAddr, std::net::SocketAddr)> {
+fn ends(entry: &pb::InetSkEntry) -> Result<(SocketAddr, SocketAddr)> {
     Ok((
         of_words(entry.family, &entry.src_addr, entry.src_port)?,
         of_words(entry.family, &entry.dst_addr, entry.dst_port)?,

@@ -43,9 +43,13 @@ pub struct Departure {
 impl Departure {
     /// None yet.
     pub fn new(options: DepartureOptions) -> Self {
-        let mut departure = Self::default();
-        departure.options = options;
-        departure
+        Self {
+            options,
+            connections: RefCell::default(),
+            sockets: RefCell::default(),
+            lock: RefCell::default(),
+            held: RefCell::default(),
+        }
     }
 
     pub(crate) fn options(&self) -> DepartureOptions {

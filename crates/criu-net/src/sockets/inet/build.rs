@@ -10,10 +10,10 @@ use criu_tracee::{Program, fetch_fd, pidfd_open};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
-use crate::connections::arrival::{Arrival, ends, is_connection};
+use crate::connections::arrival::{Arrival, is_connection};
 use crate::sockets::inet::address::encode;
 use crate::sockets::inet::sort::Sort;
-use crate::sockets::inet::{datagrams, ip, more};
+use crate::sockets::inet::{datagrams, ip, more, multicast};
 use crate::sockets::message::{set, set_at};
 use crate::sockets::options;
 use crate::sockets::tcp::options as tcp_options;
@@ -37,8 +37,9 @@ pub(crate) fn build(cx: &mut dyn RestoreCx, entry: &pb::InetSkEntry) -> Result<O
     }
     let sort = Sort::of_entry(entry);
     sort.check()?;
-    let (local, remote) = ends(entry)?;
-    let chosen = arrival(cx)?.options();
+    let arrival = arrival(cx)?;
+    let (local, remote) = arrival.ends(entry)?;
+    let chosen = arrival.options();
     let is_connection = is_connection(entry);
     let more = more::Facts::of(cx, entry.id)?;
     let fd = make(cx, &sort)?;
@@ -83,6 +84,7 @@ pub(crate) fn build(cx: &mut dyn RestoreCx, entry: &pb::InetSkEntry) -> Result<O
     }
     cx.here().run(&program)?;
     more::write(cx, fd, &more, false)?;
+    multicast::join(cx, fd, &sort, &more.groups)?;
     Ok(Opened::Here(fd))
 }
 

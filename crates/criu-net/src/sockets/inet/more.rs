@@ -11,6 +11,7 @@ use criu_tracee::{Local, Program, Site, fetch_fd, pidfd_open};
 use nix::errno::Errno;
 use nix::unistd::{Pid, close, getegid, geteuid};
 
+use crate::sockets::inet::multicast;
 use crate::sockets::inet::sort::Sort;
 
 /// An option: level, name, bytes.
@@ -226,7 +227,13 @@ fn read(
         entry.uid = Some(file.inode.uid);
         entry.gid = Some(file.inode.gid);
     }
-    let is_new = entry.options.is_empty() && entry.uid.is_none();
+    if [libc::AF_INET, libc::AF_INET6]
+        .map(i32::unsigned_abs)
+        .contains(&sort.family)
+    {
+        entry.groups = multicast::read(cx, &file.fd, &sort)?;
+    }
+    let is_new = entry.options.is_empty() && entry.groups.is_empty() && entry.uid.is_none();
     Ok((!is_new).then_some(entry))
 }
 

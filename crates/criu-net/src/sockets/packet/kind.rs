@@ -86,7 +86,7 @@ impl FileKind for Packet {
             timestamp,
             copy_thresh,
             mclist: info.memberships.clone(),
-            fanout: Some(info.fanout.unwrap_or(ALONE)),
+            fanout: info.fanout,
             rx_ring: info.rx_ring,
             tx_ring: info.tx_ring,
             ns_id: cx.namespace("net", netns),
