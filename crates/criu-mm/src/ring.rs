@@ -90,7 +90,7 @@ fn lowest() -> u64 {
     let set = std::fs::read_to_string("/proc/sys/vm/mmap_min_addr").ok();
     let set = set.and_then(|set| set.trim().parse().ok());
     set.unwrap_or(0)
-        .max(Native::CALLS.first_user_page.max(1) * page_size())
+        .max(Native::CALLS.first_user_page * page_size())
         .next_multiple_of(page_size())
 }
 
