@@ -79,7 +79,7 @@ pub struct Calls {
     pub ipc_64: i32,
     /// `SHMLBA`, if `shmat` insists on it: of what its address must be a multiple. The kernel itself chooses others.
     pub shmlba: Option<u64>,
-    /// `FIRST_USER_ADDRESS`, in pages: below it nobody may map anything.
+    /// `FIRST_USER_ADDRESS`, in pages, but not the first of all: below it nobody may map anything.
     pub first_user_page: u64,
     /// Whether an interrupted call has been rewound, and forgotten, when the tracer sees the registers:
     /// see [`crate::Regs::woken_in`].

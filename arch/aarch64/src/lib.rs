@@ -49,7 +49,7 @@ impl Arch for Aarch64 {
         set_lock: 6,
         ipc_64: 0,
         shmlba: None,
-        first_user_page: 0,
+        first_user_page: 1,
         rewound: true,
         llseek: None,
         wider: &[],

@@ -42,7 +42,7 @@ impl Arch for Mips64 {
         set_lock: 6,
         ipc_64: 0x100,
         shmlba: Some(0x4_0000),
-        first_user_page: 0,
+        first_user_page: 1,
         rewound: false,
         llseek: None,
         wider: &[],

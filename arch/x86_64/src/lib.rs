@@ -51,7 +51,7 @@ impl Arch for X86_64 {
         set_lock: 6,
         ipc_64: 0,
         shmlba: None,
-        first_user_page: 0,
+        first_user_page: 1,
         rewound: false,
         llseek: None,
         wider: &[],

@@ -13,8 +13,8 @@ use nix::errno::Errno;
 
 use crate::sockets::diag::dump;
 
-/// `INET_DIAG_MD5SIG`, `INET_DIAG_ULP_INFO` of `include/uapi/linux/inet_diag.h`.
-const MD5: u16 = 14;
+/// `INET_DIAG_MD5SIG` of `include/uapi/linux/inet_diag.h`.
+const MD5: u16 = 18;
 
 /// An internet socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
