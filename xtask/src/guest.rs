@@ -13,7 +13,7 @@ use crate::args::Args;
 use crate::machine::{self, Machine};
 use crate::qemu::End;
 use crate::trip::{self, Leg, Outcome, Terms, Trip};
-use crate::{cross, emulator, kernel, shell};
+use crate::{busybox, cross, emulator, kernel, shell};
 
 const USAGE: &str = "zdtm --arch NAME[,NAME]...|all [OPTION]...
   --kernel SERIES   6.1 (default), 6.12, or all that the machine has
@@ -52,7 +52,8 @@ pub(crate) fn provide(machines: &str) -> Result<()> {
         let series = machine.kernels.first().context("a kernel")?;
         let provided = kernel::get(machine, series)
             .and_then(|_| cross::provide(machine))
-            .and_then(|()| emulator::command(machine, emulator::picky(machine, series)).map(drop));
+            .and_then(|()| busybox::get(machine))
+            .and_then(|_| emulator::command(machine, emulator::picky(machine, series)).map(drop));
         provided.map_err(|error| {
             let why = format!("{}: {error:#}", machine.name);
             anyhow::Error::new(Missing).context(why)
