@@ -18,6 +18,7 @@ pub mod policy;
 pub mod remap;
 pub mod scripts;
 pub mod table;
+mod tcp;
 pub mod typed;
 pub mod verb;
 

@@ -13,6 +13,7 @@ use crate::log::{Target, Verbosity};
 use crate::policy::Policy;
 use crate::remap::Remap;
 use crate::scripts::Scripts;
+pub use crate::tcp::{NetworkLock, Tcp};
 use crate::typed::{Typed, bad_value, not_yet};
 use crate::verb::Verb;
 
@@ -73,47 +74,6 @@ pub struct CpuCap {
     pub instructions: bool,
     /// Whether `cpuinfo.img` is written and read at all.
     pub image: bool,
-}
-
-/// What is done about TCP connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tcp {
-    /// They are kept.
-    pub established: bool,
-    /// They are closed; written in the inventory, where both must agree.
-    pub close: bool,
-    /// Those that nobody has accepted are forgotten.
-    pub skip_in_flight: bool,
-    /// Packets of theirs are kept away meanwhile.
-    pub lock: NetworkLock,
-}
-
-/// How packets are kept away. There is one way: the older name means it, too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NetworkLock {
-    /// By a table of nf_tables.
-    Nftables,
-    /// Not at all.
-    Skip,
-}
-
-impl Tcp {
-    fn read(typed: &Typed) -> Result<Self, Failure> {
-        let lock = match typed.value("network-lock") {
-            None => NetworkLock::Nftables,
-            Some(how) => match how.to_str() {
-                Some("iptables" | "nftables") => NetworkLock::Nftables,
-                Some("skip" | "none") => NetworkLock::Skip,
-                _ => return Err(bad_value("network-lock", how)),
-            },
-        };
-        Ok(Self {
-            established: typed.switch("tcp-established", false),
-            close: typed.switch("tcp-close", false),
-            skip_in_flight: typed.switch("skip-in-flight", false),
-            lock,
-        })
-    }
 }
 
 /// What dump and restore have in common.
