@@ -165,7 +165,7 @@ fn open(pid: Pid, range: &Range<u64>) -> Result<File> {
 fn boot_time() -> Result<i64> {
     let now = |clock| clock_gettime(clock).map_err(Error::kernel("clock_gettime"));
     let (now, up) = (now(ClockId::CLOCK_REALTIME)?, now(ClockId::CLOCK_BOOTTIME)?);
-    Ok((now - up).tv_sec())
+    Ok((now - up).tv_sec().into())
 }
 
 /// The objects of the images on their way back.

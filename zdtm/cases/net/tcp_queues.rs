@@ -60,18 +60,19 @@ fn fill(mut stream: &TcpStream) -> Result<u64> {
     }
 }
 
-fn go() -> std::path::PathBuf {
+/// What says that the other end may begin.
+pub(super) fn go() -> std::path::PathBuf {
     zdtm::dir().join("go")
 }
 
-fn wait_for_go() {
+pub(super) fn wait_for_go() {
     while !go().exists() {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
 /// Somebody who does this with a connection.
-fn with(work: impl FnOnce(TcpStream)) -> Result<(Outsider, TcpStream)> {
+pub(super) fn with(work: impl FnOnce(TcpStream)) -> Result<(Outsider, TcpStream)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     let outsider = Outsider::start(|ready| {
@@ -79,7 +80,9 @@ fn with(work: impl FnOnce(TcpStream)) -> Result<(Outsider, TcpStream)> {
         let (stream, _) = listener.accept().expect("a client");
         work(stream);
     })?;
-    Ok((outsider, TcpStream::connect(address)?))
+    let stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    Ok((outsider, stream))
 }
 
 /// What the other end has found, in words of ours.

@@ -10,6 +10,7 @@ use zdtm::{Case, Result, check_eq};
 
 use super::outsider::Outsider;
 use super::tcp::KEEP;
+use super::tcp_queues::{go, wait_for_go, with};
 
 pub(crate) const CASES: &[Case] = &[
     Case::new("tcp-fin-wait1", fin_wait1).options(KEEP),
@@ -50,29 +51,6 @@ fn reaches(stream: &TcpStream, wanted: u8) -> Result<()> {
     }
     check_eq!(state(stream)?, wanted);
     Ok(())
-}
-
-fn go() -> std::path::PathBuf {
-    zdtm::dir().join("go")
-}
-
-fn wait_for_go() {
-    while !go().exists() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn with(work: impl FnOnce(TcpStream)) -> Result<(Outsider, TcpStream)> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let address = listener.local_addr()?;
-    let outsider = Outsider::start(|ready| {
-        ready();
-        let (stream, _) = listener.accept().expect("a client");
-        work(stream);
-    })?;
-    let stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-    Ok((outsider, stream))
 }
 
 /// Writes until nothing fits.
