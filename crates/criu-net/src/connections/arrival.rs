@@ -139,24 +139,35 @@ impl Arrival {
         ))
     }
 
-    /// Locks them, and takes them over from where the dump has parked them.
+    /// Locks them. Where the dump has parked them, they stay so until all has gone well: whoever tries again after a
+    /// failure finds them as they were.
     pub fn lock(&self) -> Result<()> {
-        if self.connections.is_empty() {
-            return Ok(());
-        }
-        let without = self.options.unlocked || self.options.close;
-        let run = self.run.as_deref().unwrap_or_default();
-        if !without {
+        if !self.connections.is_empty() && !self.goes_unlocked() {
+            let run = self.run.as_deref().unwrap_or_default();
             let name = format!("criu-rs-restore-{}-{run}", std::process::id());
             let lock = Lock::new(&name, &self.connections)?;
             self.lock.replace(Some(lock));
         }
-        // Also those who restore without a lock, or without connections, do not want that of the dump.
-        match lock::unpark(run) {
-            Err(error) if without => tracing::debug!(%error, "nothing is parked"),
-            other => drop(other?),
-        }
         Ok(())
+    }
+
+    fn goes_unlocked(&self) -> bool {
+        self.options.unlocked || self.options.close
+    }
+
+    /// Takes them from where the dump has parked them. Also those who restore without a lock, or without connections,
+    /// do not want that.
+    fn unpark(&self) -> Result<()> {
+        if self.connections.is_empty() {
+            return Ok(());
+        }
+        match lock::unpark(self.run.as_deref().unwrap_or_default()) {
+            Err(error) if self.goes_unlocked() => {
+                tracing::debug!(%error, "nothing is parked");
+                Ok(())
+            }
+            other => other.map(drop),
+        }
     }
 
     /// A socket that only waits to be let go.
@@ -170,6 +181,7 @@ impl Arrival {
 
     /// Lets them go: from here on the other ends hear of us again.
     pub fn go(&self) -> Result<()> {
+        self.unpark()?;
         self.lock.take();
         for ready in self.ready.borrow_mut().drain(..) {
             leave(&ready.socket, OFF, ready.reuse.into())?;
