@@ -213,3 +213,44 @@ fn ends(entry: &pb::InetSkEntry) -> Result<(SocketAddr, SocketAddr)> {
         of_words(entry.family, &entry.dst_addr, entry.dst_port)?,
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    fn arrival(run: &str, connection: Connection) -> Arrival {
+        Arrival {
+            connections: vec![connection],
+            run: Some(run.to_owned()),
+            ..Arrival::default()
+        }
+    }
+
+    fn parked_stays_until_all_is_well() -> Result<()> {
+        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let connection = Connection::new(&address(1), &address(2));
+        lock::park("a-run", &[connection])?;
+        let failed = arrival("a-run", connection);
+        failed.lock()?;
+        drop(failed);
+        assert!(lock::unpark("a-run")?, "a failed restore leaves it");
+        lock::park("a-run", &[connection])?;
+        let good = arrival("a-run", connection);
+        good.lock()?;
+        good.go()?;
+        assert!(!lock::unpark("a-run")?, "a good one takes it away");
+        Ok(())
+    }
+
+    #[test]
+    fn a_failed_restore_leaves_what_the_dump_has_parked() {
+        // A network namespace of this thread.
+        let test = std::thread::spawn(|| match unshare(CloneFlags::CLONE_NEWNET) {
+            Ok(()) => parked_stays_until_all_is_well().expect("nf_tables"),
+            Err(error) => eprintln!("not tried: {error}"),
+        });
+        test.join().expect("it does not panic");
+    }
+}
