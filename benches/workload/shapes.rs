@@ -87,7 +87,7 @@ pub(crate) fn descriptors(count: usize, each: usize) -> anyhow::Result<()> {
     std::fs::write("file", "content")?;
     for index in 0..count {
         Child::spawn(format!("child {index}"), || {
-            // They are kept open as long as the process lives.
+            // They are kept open as long as the process lives: nobody needs the bare numbers.
             for turn in 0..each * 3 / 10 {
                 let file = File::open("file").with_context(|| format!("file {turn}"))?;
                 let counter = EventFd::from_value(1)?;

@@ -47,12 +47,13 @@ impl Follower {
 
     /// Sums an image on to its new end.
     pub(crate) fn go_on(&self, name: &str, image: File, end: u64) {
-        // Without the thread, the rest is summed when the tasks are gone.
+        // It fails only if the thread has panicked, which `finish` tells.
         let _ = self.parts.send(Part::Final(name.to_owned(), image, end));
     }
 
     /// Nothing is known of an image any more.
     pub(crate) fn forget(&self, name: &str) {
+        // As above.
         let _ = self.parts.send(Part::Forget(name.to_owned()));
     }
 

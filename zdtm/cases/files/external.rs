@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use zdtm::{Case, Result, check_eq};
 
+/// Relative to where the case works, as the runner lays it out.
 const DUMP: &[&str] = &["--config=../work/dump.conf"];
 const RESTORE: &[&str] = &["--config=../work/restore.conf"];
 /// The descriptor; and where files are numbered, one less comes before those that are mapped.

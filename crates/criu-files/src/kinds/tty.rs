@@ -334,20 +334,23 @@ fn find_other(cx: &mut dyn DumpCx, file: &OpenFile, line: Option<Line>) -> Resul
     if ends.borrow().is_none() {
         let mut found = HashMap::new();
         for pid in cx.tree().to_vec() {
-            let Ok(process) = ProcDir::open(pid) else {
-                continue;
+            let process = ProcDir::open(pid)?;
+            let fds = match process.fds() {
+                // The dead have none.
+                Err(criu_proc::Error::Kernel {
+                    errno: nix::errno::Errno::ENOENT,
+                    ..
+                }) => continue,
+                fds => fds?,
             };
-            for fd in process.fds().unwrap_or_default() {
-                let Ok(info) = process.fdinfo(fd) else {
-                    continue;
-                };
-                let Ok(link) = process.readlink(&format!("fd/{fd}")) else {
-                    continue;
-                };
+            for fd in fds {
+                let info = process.fdinfo(fd)?;
+                let link = process.readlink(&format!("fd/{fd}"))?;
                 let link = link.to_string_lossy().into_owned();
                 let slave = link
                     .rsplit_once("/pts/")
                     .and_then(|(_, index)| index.parse::<u32>().ok());
+                // Only masters have one.
                 let master = info.int::<u32>("tty-index").ok();
                 for (is_master, index) in [(false, slave), (true, master)] {
                     if let Some(index) = index {
