@@ -66,11 +66,12 @@ fn portrait(pid: Pid, skip: impl Fn(u64) -> bool) -> Portrait {
     for smap in criu_proc::Smaps::new(&smaps) {
         let smap = smap.expect("well-formed");
         let vma = &smap.vma;
-        // "ac" says that it was writable once; soft-dirty is not state.
+        // "ac" says that it was writable once; soft-dirty is not state. "gu" says that guard pages may be in it or
+        // in what it was once one mapping with; the pages themselves are looked at in [`content`].
         let flags: Vec<_> = smap
             .flags
             .codes()
-            .filter(|code| !["ac", "sd"].contains(code))
+            .filter(|code| !["ac", "sd", "gu"].contains(code))
             .collect();
         // Objects without a name are others.
         let inode = if matches!(vma.name, MapName::DevZero | MapName::AnonHugepage) {
