@@ -21,6 +21,7 @@ mod connections {
     pub(crate) mod arrival;
     pub(crate) mod departure;
     pub(crate) mod doors;
+    pub(crate) mod nudge;
     pub(crate) mod remap;
 }
 
