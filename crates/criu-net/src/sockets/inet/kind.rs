@@ -25,6 +25,7 @@ impl FileKind for Inet {
     const NAME: &'static str = "inet";
     const SINCE: Kernel = Kernel::new(4, 11, 0);
     const RELATES: bool = true;
+    const LEAVES: bool = true;
 
     fn claims(&self, file: &OpenFile) -> bool {
         if !file.link.starts_with(b"socket:[") || file.flags() & O_PATH != 0 {
