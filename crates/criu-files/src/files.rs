@@ -522,16 +522,13 @@ impl Files<'_> {
             .collect();
         let mut programs = Vec::new();
         for (id, fd) in here {
-            let saved = &self.all[&id];
-            let (kind, entry) = (saved.kind, saved.entry.clone());
+            let (kind, entry) = (self.all[&id].kind, self.all[&id].entry.clone());
             let program = kind.last(self, &entry, fd).within(|| self.subject(id))?;
             if !program.is_empty() {
                 programs.push((id, program));
             } else if kind.leaves() {
                 self.opened.remove(&id);
-                let mut program = Program::new();
-                program.close(fd);
-                Local.run(&program)?;
+                nix::unistd::close(fd).map_err(Error::kernel("close"))?;
             }
         }
         crate::late::close(self)?;
