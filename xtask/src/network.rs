@@ -379,7 +379,10 @@ impl Room {
                 if !complete && now == parked && alone {
                     break;
                 }
-                complete |= now == before && goes_on(&dir, &mut client).is_ok();
+                // The first answer may have been on its way when the server died.
+                complete |= now == before
+                    && (0..3).all(|_| goes_on(&dir, &mut client).is_ok())
+                    && room::others()?.iter().any(|one| one.to_string() == pid);
                 // From the moment on in which the connections are let go they cannot be locked again.
                 let too_late = now.0.is_empty() && now.2 == 0 && alone;
                 if too_late && matches!(fault, Fault::Killed(_)) {
