@@ -114,12 +114,12 @@ fn itimer_remaining() -> Result<()> {
             i64::from(which) * 7_000_000,
         )?;
     }
-    let before = ITIMERS.map(itimer);
     let started = Instant::now();
+    let before = ITIMERS.map(itimer);
     zdtm::checkpoint()?;
-    let elapsed = i64::try_from(started.elapsed().as_micros())?;
     for (which, before) in ITIMERS.into_iter().zip(before) {
         let ((left, interval), (was, interval_was)) = (itimer(which)?, before?);
+        let elapsed = i64::try_from(started.elapsed().as_micros())?;
         check_eq!(interval, interval_was, "itimer {which}");
         // A tick of the processor timers is up to 10 ms.
         check!(
@@ -212,6 +212,7 @@ const CLOCKS: &[clockid_t] = &[
 
 /// One timer a clock, armed for hours.
 fn clocks() -> Result<()> {
+    let started = Instant::now();
     let timers = (1u64..)
         .zip(CLOCKS)
         .map(|(hours, clock)| {
@@ -224,11 +225,10 @@ fn clocks() -> Result<()> {
             Ok((*clock, id, left(id)?))
         })
         .collect::<Result<Vec<_>>>()?;
-    let started = Instant::now();
     zdtm::checkpoint()?;
-    let elapsed = started.elapsed() + Duration::from_millis(20);
     for (clock, id, (was, interval)) in timers {
         let (now, interval_now) = left(id)?;
+        let elapsed = started.elapsed() + Duration::from_millis(20);
         check_eq!(interval_now, interval, "clock {clock}");
         check!(
             now <= was && now + elapsed >= was,
