@@ -108,7 +108,8 @@ fn make(cx: &mut dyn RestoreCx, sort: &Sort) -> Result<i32> {
 }
 
 fn before_bind(program: &mut Program, fd: i32, sort: &Sort, entry: &pb::InetSkEntry) {
-    if let Some(only) = entry.v6only.filter(|_| sort.is_v6()) {
+    // The number of a raw socket is its protocol: it cannot change any more (`do_ipv6_setsockopt`).
+    if let Some(only) = entry.v6only.filter(|_| sort.is_v6() && !sort.is_raw()) {
         set_at(
             program,
             fd,
