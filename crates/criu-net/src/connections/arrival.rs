@@ -44,6 +44,8 @@ pub struct Arrival {
     connections: Vec<Connection>,
     /// Ends of connections that are in the images: those who have the other end have to follow them.
     ours: HashSet<SocketAddr>,
+    /// Protocol and port of sockets that others may share a port with.
+    shared: HashSet<(u32, u32)>,
     /// The id of the dump, under which they may be parked.
     run: Option<String>,
     lock: RefCell<Option<Lock>>,
@@ -74,6 +76,9 @@ impl Arrival {
         for entry in &entries {
             let (local, _) = ends(entry)?;
             arrival.ours.insert(on_the_wire(&local));
+            if entry.opts.so_reuseport() {
+                arrival.shared.insert((entry.proto, entry.src_port));
+            }
         }
         for entry in entries.iter().filter(|entry| is_connection(entry)) {
             let (local, remote) = arrival.ends(entry)?;
@@ -92,6 +97,11 @@ impl Arrival {
             remote
         };
         Ok((remapped(&self.options.remaps, local), remote))
+    }
+
+    /// Whether somebody had the same port, by `SO_REUSEPORT`. Once it is there a socket may give the option up.
+    pub(crate) fn shares_port(&self, entry: &pb::InetSkEntry) -> bool {
+        !is_connection(entry) && self.shared.contains(&(entry.proto, entry.src_port))
     }
 
     /// How many there are.
