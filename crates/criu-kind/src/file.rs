@@ -108,6 +108,8 @@ pub struct OpenFile {
     pub link: Vec<u8>,
     /// What fstat(2) says.
     pub inode: Inode,
+    /// The address family, of a socket.
+    pub family: Option<i32>,
     /// What fdinfo says; the flags without `O_CLOEXEC`, which is the descriptor's.
     pub info: Fdinfo,
     /// Who is told when it becomes ready.
