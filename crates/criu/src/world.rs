@@ -8,7 +8,7 @@ use criu_mm::{FillJob, FillStats, Ground, Materials, Shared};
 use criu_ns::Going;
 use criu_proc::ProcDir;
 use criu_task::{NewThread, Plan, Role, Step, TaskState, birth};
-use criu_tracee::{FpLayout, Job, Nursery, Program, Tracee, run_all, spawn_root};
+use criu_tracee::{FpLayout, Job, Nursery, Program, Site, Tracee, run_all, spawn_root};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -220,6 +220,9 @@ impl<'m> World<'m> {
         let mut root =
             spawn_root(&self.nursery, &[pid], flags).map_err(|error| birth::taken(pid, error))?;
         criu_mm::clear(&mut root, &self.ground)?;
+        let mut program = Program::new();
+        self.files.leave(&mut program);
+        root.run(&program)?;
         Ok(root)
     }
 
