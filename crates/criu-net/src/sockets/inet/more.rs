@@ -212,7 +212,7 @@ fn read(
         let value = found.get(&(*level, *name));
         // What is kept elsewhere; accepting a connection writes these of TCP, and nobody can set them.
         let elsewhere = matches!((*level, *name), (IP, 1 | 2)) && !sort.is_v6()
-            || matches!((*level, *name), (IP, 32..=34)) && sort.is_tcp();
+            || matches!((*level, *name), (IP, 32..=34) | (IPV6, 17..=19)) && sort.is_tcp();
         if let Some(value) = value.filter(|value| pristine.get(&(*level, *name)) != Some(*value))
             && !elsewhere
         {
