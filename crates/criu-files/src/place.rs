@@ -1,11 +1,13 @@
 //! From the numbers of the tracer to the numbers of a task, in one program.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsRawFd;
 
 use criu_image::id::{FdTableId, FileId};
 use criu_image::pb;
 use criu_kind::{Error, Opened, Result, Shift};
-use criu_tracee::Program;
+use criu_tracee::{Program, pidfd_open};
+use nix::unistd::Pid;
 
 use crate::files::Files;
 use crate::passage::{Arrivals, Passage, Place};
@@ -32,13 +34,15 @@ impl Files<'_> {
         let entries = self.entries(table).to_vec();
         let mut places = Vec::with_capacity(entries.len());
         for entry in &entries {
-            places.push(Place {
+            let id = FileId::new(entry.id);
+            let place = Place {
                 number: entry.fd.cast_signed(),
                 closes: entry.flags & FD_CLOEXEC != 0,
-                file: self.opened_here(FileId::new(entry.id))?,
-            });
+                file: self.opened_here(id)?,
+            };
+            places.push((id, place));
         }
-        arrivals.extend(passage.send(&places, program)?);
+        arrivals.extend(self.bring(&passage, &places, program)?);
         for entry in &entries {
             if self.opened_here(FileId::new(entry.id))?.is_none() {
                 self.open_there(table, entry, program)?;
@@ -83,17 +87,20 @@ impl Files<'_> {
             return Ok(Arrivals::default());
         }
         passage.close_others(program);
-        let place = |(number, (_, file)): (i32, &(FileId, i32))| Place {
-            number,
-            closes: true,
-            file: Some(*file),
+        let place = |(number, (id, file)): (i32, &(FileId, i32))| {
+            let place = Place {
+                number,
+                closes: true,
+                file: Some(*file),
+            };
+            (*id, place)
         };
         let free = (0..).filter(|number| *number != passage.theirs());
-        let places: Vec<Place> = free.zip(&files).map(place).collect();
-        let arrivals = passage.send(&places, program)?;
-        let first = places.last().map_or(0, |place| place.number + 1);
+        let places: Vec<(FileId, Place)> = free.zip(&files).map(place).collect();
+        let arrivals = self.bring(passage, &places, program)?;
+        let first = places.last().map_or(0, |(_, place)| place.number + 1);
         let spare = self.spare_numbers(first, passage.theirs(), files.len());
-        for (place, number) in places.iter().zip(&spare) {
+        for ((_, place), number) in places.iter().zip(&spare) {
             program.dup3(place.number, *number, O_CLOEXEC);
         }
         self.tied = Some(files.iter().map(|(id, _)| *id).zip(spare).collect());
@@ -102,6 +109,46 @@ impl Files<'_> {
             .try_for_each(|(kind, entry)| kind.relate(self, &entry, program));
         self.tied = None;
         related.map(|()| arrivals)
+    }
+
+    /// Sends files to their places. Those that cannot be sent are fetched from here, to which a descriptor of this
+    /// process goes along.
+    fn bring(
+        &self,
+        passage: &Passage,
+        places: &[(FileId, Place)],
+        program: &mut Program,
+    ) -> Result<Arrivals> {
+        let is_sent = |id: &FileId| self.all.get(id).is_none_or(|saved| saved.kind.sent());
+        let mut sent: Vec<Place> = Vec::with_capacity(places.len());
+        let mut fetched = Vec::new();
+        for (id, place) in places {
+            let file = place.file.filter(|_| is_sent(id));
+            sent.push(Place { file, ..*place });
+            if let (Some(from), None) = (place.file, file) {
+                fetched.push((from, place));
+            }
+        }
+        if fetched.is_empty() {
+            return passage.send(&sent, program);
+        }
+        let last = sent.last().map_or(-1, |place| place.number);
+        let number = last + 1 + i32::from(last + 1 == passage.theirs());
+        let itself = pidfd_open(Pid::this())?;
+        sent.push(Place {
+            number,
+            closes: true,
+            file: Some(itself.as_raw_fd()),
+        });
+        let arrivals = passage.send(&sent, program)?;
+        for (from, place) in fetched {
+            let fd = program.pidfd_getfd(number, from, 0);
+            let flags = if place.closes { O_CLOEXEC } else { 0 };
+            program.dup3(fd, place.number, flags);
+            program.close(fd);
+        }
+        program.close(number);
+        Ok(arrivals)
     }
 
     /// Numbers that neither tasks need nor the passage has.

@@ -348,6 +348,9 @@ pub trait FileKind: Sync {
     /// Whether it is made when all processes are there, as the kernel remembers who made it.
     const LATE: bool = false;
 
+    /// Whether the kernel lets it be sent from process to process, in a message of a unix socket.
+    const SENT: bool = true;
+
     /// Adds what refers to other files, when all files of all tasks are known.
     fn relations(
         &self,
@@ -448,6 +451,7 @@ pub trait AnyFileKind: Sync {
     fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::FileEntry>;
     fn relates(&self) -> bool;
     fn late(&self) -> bool;
+    fn sent(&self) -> bool;
     fn relations(
         &self,
         cx: &mut dyn DumpCx,
@@ -515,6 +519,9 @@ impl<K: FileKind> AnyFileKind for K {
     }
     fn late(&self) -> bool {
         K::LATE
+    }
+    fn sent(&self) -> bool {
+        K::SENT
     }
     fn relations(
         &self,
