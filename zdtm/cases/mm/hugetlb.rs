@@ -6,24 +6,16 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use zdtm::{Case, Child, Mapping, Result, check, check_eq, fill, verify};
 
 pub(crate) const CASES: &[Case] = &[
-    Case::new("hugetlb-private", private)
-        .exclusive()
-        .stays(PAGES),
-    Case::new("hugetlb-shared", shared).exclusive().stays(PAGES),
+    Case::new("hugetlb-private", private).exclusive(),
+    Case::new("hugetlb-shared", shared).exclusive(),
     // The kernel keeps private huge pages in a file that nobody sees but in maps; parent and child had the same.
     Case::new("hugetlb-inherited", inherited)
         .exclusive()
-        .stays(PAGES)
         .changes(&["maps"]),
-    Case::new("hugetlb-memfd", memfd).exclusive().stays(PAGES),
-    Case::new("hugetlb-memfd-private", memfd_private)
-        .exclusive()
-        .stays(PAGES),
-    Case::new("hugetlb-sealed", sealed).exclusive().stays(PAGES),
+    Case::new("hugetlb-memfd", memfd).exclusive(),
+    Case::new("hugetlb-memfd-private", memfd_private).exclusive(),
+    Case::new("hugetlb-sealed", sealed).exclusive(),
 ];
-
-/// Why they may be refused elsewhere.
-const PAGES: &str = "the huge pages were set aside where it was dumped";
 
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
