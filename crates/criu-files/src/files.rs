@@ -536,6 +536,11 @@ impl Files<'_> {
             let program = kind.last(self, &entry, fd).within(|| self.subject(id))?;
             if !program.is_empty() {
                 programs.push((id, program));
+            } else if kind.leaves() {
+                self.opened.remove(&id);
+                let mut program = Program::new();
+                program.close(fd);
+                Local.run(&program)?;
             }
         }
         self.passage = None;

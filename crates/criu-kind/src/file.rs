@@ -347,6 +347,8 @@ pub trait FileKind: Sync {
 
     /// Whether it is made when all processes are there, as the kernel remembers who made it.
     const LATE: bool = false;
+    /// Nobody needs its descriptor here after [`FileKind::last`]: there may be very many.
+    const LEAVES: bool = false;
 
     /// Whether the kernel lets it be sent from process to process, in a message of a unix socket.
     const SENT: bool = true;
@@ -452,6 +454,7 @@ pub trait AnyFileKind: Sync {
     fn relates(&self) -> bool;
     fn late(&self) -> bool;
     fn sent(&self) -> bool;
+    fn leaves(&self) -> bool;
     fn relations(
         &self,
         cx: &mut dyn DumpCx,
@@ -516,6 +519,9 @@ impl<K: FileKind> AnyFileKind for K {
     }
     fn relates(&self) -> bool {
         K::RELATES
+    }
+    fn leaves(&self) -> bool {
+        K::LEAVES
     }
     fn late(&self) -> bool {
         K::LATE
