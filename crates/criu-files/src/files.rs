@@ -16,8 +16,8 @@ use criu_tracee::{Local, Program, Site, Sysno};
 
 use prost::{Message, Name};
 
-use crate::passage::Passage;
 use crate::options::RestoreOptions;
+use crate::passage::Passage;
 use crate::raise::Raised;
 use crate::terminal_open::Controlling;
 use crate::{legacy, path};
@@ -75,6 +75,8 @@ pub struct Files<'s> {
     pub(crate) raised: Raised,
     pub(crate) floor: i32,
     pub(crate) passage: Option<Passage>,
+    /// What is to be made later, in order.
+    pub(crate) late: Vec<Vec<FileId>>,
     /// Pids that made files, whether or not they are of the tree.
     makers: BTreeSet<u32>,
     cache: Cache,
@@ -126,6 +128,7 @@ impl<'s> Files<'s> {
             raised: Raised::default(),
             floor: 0,
             passage: None,
+            late: Vec::new(),
             makers: BTreeSet::new(),
             cache: Cache::new(),
             here: Local,
@@ -154,7 +157,7 @@ impl<'s> Files<'s> {
         for entry in entries {
             let id = FileId::new(entry.id);
             if let Some(path) = &entry.reg {
-                if path.id != entry.id || self.paths.insert(id, path.clone()).is_some() {
+                if path.id != entry.id || self.paths.insert(id, (**path).clone()).is_some() {
                     refused.push(Error::corrupt(
                         "files.img",
                         format!("the path of file {id} is there twice"),

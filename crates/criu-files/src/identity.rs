@@ -52,7 +52,9 @@ impl Identities {
             Some(inode) => Object::Inode(inode),
             None => Object::Link(link()?),
         };
-        let serial = info.value("eventfd-id").and_then(|id| std::str::from_utf8(id).ok()?.trim().parse().ok());
+        let serial = info
+            .value("eventfd-id")
+            .and_then(|id| std::str::from_utf8(id).ok()?.trim().parse().ok());
         let bucket = Bucket {
             object,
             serial,

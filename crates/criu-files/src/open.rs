@@ -41,6 +41,7 @@ impl Files<'_> {
         raise::all(self)?;
         for group in self.groups()? {
             if self.all[&group[0]].kind.late() {
+                self.late.push(group);
                 continue;
             }
             let opened = self.open_group(&group);
@@ -236,10 +237,7 @@ impl Numbers {
             ));
         }
         let next = if limit >= wanted { highest + 1 } else { 0 };
-        Ok(Self {
-            used,
-            next,
-        })
+        Ok(Self { used, next })
     }
 
     /// Moves a descriptor to a number that no task needs.

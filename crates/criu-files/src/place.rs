@@ -8,7 +8,7 @@ use criu_kind::{Error, Opened, Result, Shift};
 use criu_tracee::Program;
 
 use crate::files::Files;
-use crate::passage::{Arrivals, Passage, Place};
+use crate::passage::{Arrivals, Lane, Place};
 use crate::{locks, owner};
 
 const FD_CLOEXEC: u32 = 1;
@@ -21,14 +21,18 @@ impl Files<'_> {
         self.shift = shift;
     }
 
-    /// Sends a task its descriptors, and adds the calls that take them and close all others. They run in the task, before
-    /// any other task is sent something, when it needs nothing of what it inherited any more; tables in ascending
-    /// order, once each.
+    /// Sends a task its descriptors, and adds the calls that take them and close all others. They run in the task, when it
+    /// needs nothing of what it inherited any more; tables in ascending order, once each, of which up to [`LANES`]
+    /// may run at the same time unless one [needs another](Files::needs_others).
+    ///
+    /// [`LANES`]: crate::LANES
     pub fn place(&mut self, table: FdTableId, program: &mut Program) -> Result<Arrivals> {
         let passage = self.passage.take();
-        let passage = passage.ok_or_else(|| Error::corrupt("files.img", "no file is open"))?;
-        let mut arrivals = self.relate(table, &passage, program)?;
-        passage.close_others(program);
+        let mut passage = passage.ok_or_else(|| Error::corrupt("files.img", "no file is open"))?;
+        let lane = passage.lane();
+        let (lane, filler) = (passage.at(lane), passage.filler());
+        let mut arrivals = self.relate(table, lane, program)?;
+        lane.close_others(program);
         let entries = self.entries(table).to_vec();
         let mut places = Vec::with_capacity(entries.len());
         for entry in &entries {
@@ -38,7 +42,7 @@ impl Files<'_> {
                 file: self.opened_here(FileId::new(entry.id))?,
             });
         }
-        arrivals.extend(passage.send(&places, program)?);
+        arrivals.extend(lane.send(&places, filler, program)?);
         for entry in &entries {
             if self.opened_here(FileId::new(entry.id))?.is_none() {
                 self.open_there(table, entry, program)?;
@@ -56,14 +60,18 @@ impl Files<'_> {
         Ok(arrivals)
     }
 
+    /// Whether a table has a file that its task takes from another: when that has its own.
+    pub fn needs_others(&self, table: FdTableId) -> bool {
+        self.entries(table).iter().any(|entry| {
+            let id = FileId::new(entry.id);
+            let home = self.homes.get(&id).map(|(home, _)| *home);
+            self.opened.get(&id) == Some(&Opened::There) && home != Some(table)
+        })
+    }
+
     /// Ties files to each other, those that have their home in this table. While that is done the task has all that
     /// are concerned, under numbers that nobody needs.
-    fn relate(
-        &mut self,
-        table: FdTableId,
-        passage: &Passage,
-        program: &mut Program,
-    ) -> Result<Arrivals> {
+    fn relate(&mut self, table: FdTableId, lane: &Lane, program: &mut Program) -> Result<Arrivals> {
         let mut tied = BTreeSet::new();
         let mut tying = Vec::new();
         for id in self.related_in(table) {
@@ -82,17 +90,18 @@ impl Files<'_> {
         if files.is_empty() {
             return Ok(Arrivals::default());
         }
-        passage.close_others(program);
+        lane.close_others(program);
         let place = |(number, (_, file)): (i32, &(FileId, i32))| Place {
             number,
             closes: true,
             file: Some(*file),
         };
-        let free = (0..).filter(|number| *number != passage.theirs());
+        let free = (0..).filter(|number| *number != lane.theirs());
         let places: Vec<Place> = free.zip(&files).map(place).collect();
-        let arrivals = passage.send(&places, program)?;
+        // There is no gap to fill.
+        let arrivals = lane.send(&places, -1, program)?;
         let first = places.last().map_or(0, |place| place.number + 1);
-        let spare = self.spare_numbers(first, passage.theirs(), files.len());
+        let spare = self.spare_numbers(first, lane.theirs(), files.len());
         for (place, number) in places.iter().zip(&spare) {
             program.dup3(place.number, *number, O_CLOEXEC);
         }
@@ -107,8 +116,8 @@ impl Files<'_> {
     /// Numbers that neither tasks need nor the passage has.
     fn spare_numbers(&self, first: i32, taken: i32, count: usize) -> Vec<i32> {
         let used = self.numbers();
-        let free = (first.max(self.floor)..)
-            .filter(|number| *number != taken && !used.contains(number));
+        let free =
+            (first.max(self.floor)..).filter(|number| *number != taken && !used.contains(number));
         free.take(count).collect()
     }
 

@@ -156,7 +156,8 @@ impl SpaceImage {
     pub fn files(&self) -> BTreeSet<FileId> {
         let mapped = self.vmas().iter().map(|vma| vma.shmid);
         let all = mapped.chain([self.mm.exe_file_id.into()]);
-        all.filter_map(|id| Some(FileId::new(u32::try_from(id).ok()?))).collect()
+        all.filter_map(|id| Some(FileId::new(u32::try_from(id).ok()?)))
+            .collect()
     }
 
     /// Files of shared mappings, and whether they must be open for writing. Images of CRIU do not say it

@@ -147,10 +147,7 @@ impl FileKind for Epoll {
 }
 
 /// The file of each target, and the number it was added under.
-fn targets(
-    cx: &mut dyn RestoreCx,
-    entry: &pb::EventpollFileEntry,
-) -> Result<Vec<(FileId, i32)>> {
+fn targets(cx: &mut dyn RestoreCx, entry: &pb::EventpollFileEntry) -> Result<Vec<(FileId, i32)>> {
     let ours = cx.cached(Elsewhere::load)?;
     let id = FileId::new(entry.id);
     let target = |(index, target): (usize, &pb::EventpollTfdEntry)| {

@@ -83,8 +83,7 @@ fn is_queue(file: &OpenFile) -> bool {
     const MAGIC: FsType = FsType(0x1980_0202);
     /// `FILENT_SIZE`, which all of them have.
     const STATUS: u64 = 80;
-    file.inode.size == STATUS
-        && fstatfs(&file.fd).is_ok_and(|fs| fs.filesystem_type() == MAGIC)
+    file.inode.size == STATUS && fstatfs(&file.fd).is_ok_and(|fs| fs.filesystem_type() == MAGIC)
 }
 
 fn moves(entry: &pb::RegFileEntry) -> bool {

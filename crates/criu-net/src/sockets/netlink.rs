@@ -8,9 +8,7 @@ use criu_image::pb;
 use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
 use criu_tracee::Program;
 use nix::errno::Errno;
-use nix::sys::socket::{
-    NetlinkAddr, getpeername, getsockname,
-};
+use nix::sys::socket::{NetlinkAddr, getpeername, getsockname};
 
 use crate::sockets::inet::{more, sort};
 use crate::sockets::message::{number, option_at, set_at};

@@ -5,13 +5,11 @@
 //! Not preserved: connections that nobody has accepted, pending errors, what waits in raw and ping sockets.
 //! Refused: MPTCP, SCTP, DCCP, urgent data, signatures (TCP-MD5), kTLS.
 
-
 use criu_image::pb;
 use criu_kind::{DumpCx, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
 use criu_tracee::Program;
 
 use crate::sockets::inet::{build, dump};
-
 
 /// An internet socket.
 #[derive(Debug)]

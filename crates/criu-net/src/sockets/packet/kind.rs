@@ -3,7 +3,6 @@
 //! Not preserved: packets that wait, and what is in a ring; what passed while nobody was there. A ring that is mapped
 //! is refused where mappings are looked at.
 
-
 use criu_image::pb;
 use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
 use criu_tracee::Program;

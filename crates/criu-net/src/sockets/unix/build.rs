@@ -60,13 +60,15 @@ pub(crate) fn build(cx: &mut dyn RestoreCx, entries: &[&pb::UnixSkEntry]) -> Res
     }
     let queues = cx.cached(Queues::load)?;
     for index in 0..all.sockets.len() {
-        all.fill_early(cx, index, &queues).within(|| all.subject(index))?;
+        all.fill_early(cx, index, &queues)
+            .within(|| all.subject(index))?;
     }
     for index in all.in_order_of_arrival() {
         all.connect(cx, index).within(|| all.subject(index))?;
     }
     for index in 0..all.sockets.len() {
-        all.fill_late(cx, index, &queues).within(|| all.subject(index))?;
+        all.fill_late(cx, index, &queues)
+            .within(|| all.subject(index))?;
     }
     for index in 0..all.sockets.len() {
         all.finish(cx, index).within(|| all.subject(index))?;
@@ -430,12 +432,7 @@ impl Builder<'_> {
     }
 
     /// Adds the call that makes a pair.
-    fn add_pair(
-        &self,
-        one: usize,
-        creds: Option<pb::UcredEntry>,
-        program: &mut Program,
-    ) -> Blob {
+    fn add_pair(&self, one: usize, creds: Option<pb::UcredEntry>, program: &mut Program) -> Blob {
         let both = program.room(8);
         let kind = self.sockets[one].entry.r#type | NEW.unsigned_abs();
         as_who(creds, program, |program| {

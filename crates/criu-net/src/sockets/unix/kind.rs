@@ -16,7 +16,6 @@ pub(crate) const EXTERN: u32 = 1;
 /// What is described once: sockets outside of the tree.
 pub(crate) const OUTSIDE: &str = "unix outside";
 
-
 /// A unix socket.
 #[derive(Debug)]
 pub struct Unix;
