@@ -20,6 +20,7 @@ mod files;
 mod ghost;
 mod handle;
 mod identity;
+mod last;
 mod late;
 mod legacy;
 mod link;

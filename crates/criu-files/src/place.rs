@@ -8,6 +8,7 @@ use criu_kind::{Error, Opened, Result, Shift};
 use criu_tracee::Program;
 
 use crate::files::Files;
+use crate::last::runs;
 use crate::passage::{Arrivals, Lane, Place};
 use crate::{locks, owner};
 
@@ -213,15 +214,12 @@ impl Files<'_> {
     pub fn leave(&self, program: &mut Program) {
         let kept = |id: &FileId| self.inherited.contains(id);
         let opened = self.opened.iter().filter(|(id, _)| !kept(id));
-        let mut numbers: Vec<i32> = opened
-            .filter_map(|(_, opened)| match opened {
-                Opened::Here(fd) | Opened::Given(fd) => Some(*fd),
-                Opened::There => None,
-            })
-            .collect();
-        numbers.sort_unstable();
-        for run in numbers.chunk_by(|one, next| one + 1 == *next) {
-            program.close_range(run[0], run[run.len() - 1], 0);
+        let numbers = opened.filter_map(|(_, opened)| match opened {
+            Opened::Here(fd) | Opened::Given(fd) => Some(*fd),
+            Opened::There => None,
+        });
+        for (first, last) in runs(numbers.collect()) {
+            program.close_range(first, last, 0);
         }
     }
 

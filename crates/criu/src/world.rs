@@ -493,6 +493,8 @@ impl<'m> World<'m> {
             }
             let_go(tracee)?;
         }
+        // Thousands of entries of which nothing is open any more, and the program ends.
+        std::mem::forget(self.files);
         Ok(())
     }
 
