@@ -9,9 +9,7 @@ use std::rc::Rc;
 
 use criu_image::id::{FdTableId, FileId, ShmId, VPid};
 use criu_image::{Desc, ImageId, Store, StoreExt, desc, pb};
-use criu_kind::{
-    AnyFileKind, Cache, Error, FileFds, Opened, RestoreCx, Result, Shift, Subject, Within,
-};
+use criu_kind::{AnyFileKind, Cache, Error, FileFds, Opened, RestoreCx, Result, Shift, Subject};
 use criu_tracee::{Local, Site};
 
 use prost::{Message, Name};

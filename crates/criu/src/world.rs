@@ -113,7 +113,7 @@ impl<'m> World<'m> {
         for tasks in unfilled.chunks(AT_ONCE) {
             self.fill(tasks)?;
         }
-        self.name_reapers(!ended.is_empty())?;
+        self.name_reapers()?;
         self.part_from(ended)?;
         Ok(self)
     }
@@ -128,8 +128,8 @@ impl<'m> World<'m> {
     }
 
     /// Orphans find their reaper when whoever bore them ends.
-    fn name_reapers(&mut self, needed: bool) -> Result<()> {
-        for (image, here) in self.alive.iter().filter(|_| needed) {
+    fn name_reapers(&mut self) -> Result<()> {
+        for (image, here) in &self.alive {
             let tc = self.model.tasks[*image].core.tc.as_ref();
             if tc.is_some_and(|tc| tc.child_subreaper == Some(true)) {
                 birth::adopt_orphans(&mut self.held[*here])?;

@@ -14,8 +14,8 @@ use nix::unistd::{getegid, geteuid};
 
 use crate::sockets::diag::{ESTABLISHED, LISTEN};
 use crate::sockets::unix::kind::EXTERN;
-use crate::sockets::unix::pairs::Pair;
 use crate::sockets::unix::name::{self, Reach, Scratch};
+use crate::sockets::unix::pairs::Pair;
 use crate::sockets::unix::refill::Queues;
 
 pub(super) const NEW: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
