@@ -10,7 +10,8 @@ use criu_tracee::{Program, pidfd_open};
 use nix::unistd::Pid;
 
 use crate::files::Files;
-use crate::passage::{Arrivals, Passage, Place};
+use crate::last::runs;
+use crate::passage::{Arrivals, Lane, Place};
 use crate::{locks, owner};
 
 const FD_CLOEXEC: u32 = 1;
@@ -23,14 +24,18 @@ impl Files<'_> {
         self.shift = shift;
     }
 
-    /// Sends a task its descriptors, and adds the calls that take them and close all others. They run in the task, before
-    /// any other task is sent something, when it needs nothing of what it inherited any more; tables in ascending
-    /// order, once each.
+    /// Sends a task its descriptors, and adds the calls that take them and close all others. They run in the task, when it
+    /// needs nothing of what it inherited any more; tables in ascending order, once each, of which up to [`LANES`]
+    /// may run at the same time unless one [needs another](Files::needs_others).
+    ///
+    /// [`LANES`]: crate::LANES
     pub fn place(&mut self, table: FdTableId, program: &mut Program) -> Result<Arrivals> {
         let passage = self.passage.take();
-        let passage = passage.ok_or_else(|| Error::corrupt("files.img", "no file is open"))?;
-        let mut arrivals = self.relate(table, &passage, program)?;
-        passage.close_others(program);
+        let mut passage = passage.ok_or_else(|| Error::corrupt("files.img", "no file is open"))?;
+        let lane = passage.lane();
+        let (lane, filler) = (passage.at(lane), passage.filler());
+        let mut arrivals = self.relate(table, (lane, filler), program)?;
+        lane.close_others(program);
         let entries = self.entries(table).to_vec();
         let mut places = Vec::with_capacity(entries.len());
         for entry in &entries {
@@ -42,7 +47,7 @@ impl Files<'_> {
             };
             places.push((id, place));
         }
-        arrivals.extend(self.bring(&passage, &places, program)?);
+        arrivals.extend(self.bring((lane, filler), &places, program)?);
         for entry in &entries {
             if self.opened_here(FileId::new(entry.id))?.is_none() {
                 self.open_there(table, entry, program)?;
@@ -60,12 +65,21 @@ impl Files<'_> {
         Ok(arrivals)
     }
 
+    /// Whether a table has a file that its task takes from another: when that has its own.
+    pub fn needs_others(&self, table: FdTableId) -> bool {
+        self.entries(table).iter().any(|entry| {
+            let id = FileId::new(entry.id);
+            let home = self.homes.get(&id).map(|(home, _)| *home);
+            self.opened.get(&id) == Some(&Opened::There) && home != Some(table)
+        })
+    }
+
     /// Ties files to each other, those that have their home in this table. While that is done the task has all that
     /// are concerned, under numbers that nobody needs.
     fn relate(
         &mut self,
         table: FdTableId,
-        passage: &Passage,
+        (lane, filler): (&Lane, i32),
         program: &mut Program,
     ) -> Result<Arrivals> {
         let mut tied = BTreeSet::new();
@@ -86,7 +100,7 @@ impl Files<'_> {
         if files.is_empty() {
             return Ok(Arrivals::default());
         }
-        passage.close_others(program);
+        lane.close_others(program);
         let place = |(number, (id, file)): (i32, &(FileId, i32))| {
             let place = Place {
                 number,
@@ -95,11 +109,11 @@ impl Files<'_> {
             };
             (*id, place)
         };
-        let free = (0..).filter(|number| *number != passage.theirs());
+        let free = (0..).filter(|number| *number != lane.theirs());
         let places: Vec<(FileId, Place)> = free.zip(&files).map(place).collect();
-        let arrivals = self.bring(passage, &places, program)?;
+        let arrivals = self.bring((lane, filler), &places, program)?;
         let first = places.last().map_or(0, |(_, place)| place.number + 1);
-        let spare = self.spare_numbers(first, passage.theirs(), files.len());
+        let spare = self.spare_numbers(first, lane.theirs(), files.len());
         for ((_, place), number) in places.iter().zip(&spare) {
             program.dup3(place.number, *number, O_CLOEXEC);
         }
@@ -115,7 +129,7 @@ impl Files<'_> {
     /// process goes along.
     fn bring(
         &self,
-        passage: &Passage,
+        (lane, filler): (&Lane, i32),
         places: &[(FileId, Place)],
         program: &mut Program,
     ) -> Result<Arrivals> {
@@ -130,17 +144,17 @@ impl Files<'_> {
             }
         }
         if fetched.is_empty() {
-            return passage.send(&sent, program);
+            return lane.send(&sent, filler, program);
         }
         let last = sent.last().map_or(-1, |place| place.number);
-        let number = last + 1 + i32::from(last + 1 == passage.theirs());
+        let number = last + 1 + i32::from(last + 1 == lane.theirs());
         let itself = pidfd_open(Pid::this())?;
         sent.push(Place {
             number,
             closes: true,
             file: Some(itself.as_raw_fd()),
         });
-        let arrivals = passage.send(&sent, program)?;
+        let arrivals = lane.send(&sent, filler, program)?;
         for (from, place) in fetched {
             let fd = program.pidfd_getfd(number, from, 0);
             let flags = if place.closes { O_CLOEXEC } else { 0 };
@@ -251,15 +265,12 @@ impl Files<'_> {
     pub fn leave(&self, program: &mut Program) {
         let kept = |id: &FileId| self.inherited.contains(id);
         let opened = self.opened.iter().filter(|(id, _)| !kept(id));
-        let mut numbers: Vec<i32> = opened
-            .filter_map(|(_, opened)| match opened {
-                Opened::Here(fd) | Opened::Given(fd) => Some(*fd),
-                Opened::There => None,
-            })
-            .collect();
-        numbers.sort_unstable();
-        for run in numbers.chunk_by(|one, next| one + 1 == *next) {
-            program.close_range(run[0], run[run.len() - 1], 0);
+        let numbers = opened.filter_map(|(_, opened)| match opened {
+            Opened::Here(fd) | Opened::Given(fd) => Some(*fd),
+            Opened::There => None,
+        });
+        for (first, last) in runs(numbers.collect()) {
+            program.close_range(first, last, 0);
         }
     }
 

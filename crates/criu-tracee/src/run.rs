@@ -65,6 +65,14 @@ fn run_rest(tracee: &mut Tracee, thread: usize, progress: &mut Progress<'_>) -> 
 /// All are started before the first is waited for, so tasks work side by side. The first failure is
 /// returned after every running program has come to its end.
 pub fn run_all(tracees: &mut [Tracee], jobs: &[Job<'_>]) -> Result<Vec<Outcome>> {
+    run_each(tracees, jobs).map_err(|(_, error)| error)
+}
+
+/// The same; a failure comes with the index of its job.
+pub fn run_each(
+    tracees: &mut [Tracee],
+    jobs: &[Job<'_>],
+) -> std::result::Result<Vec<Outcome>, (usize, Error)> {
     let mut progress: Vec<Progress<'_>> =
         jobs.iter().map(|job| Progress::new(job.program)).collect();
     let mut open: Vec<usize> = (0..jobs.len()).collect();
@@ -84,7 +92,7 @@ pub fn run_all(tracees: &mut [Tracee], jobs: &[Job<'_>]) -> Result<Vec<Outcome>>
                 Ok(None) => {}
                 Err(Error::TooLarge { .. }) if job.thread != 0 => large.push(index),
                 Err(error) => {
-                    failed.get_or_insert(error);
+                    failed.get_or_insert((index, error));
                     break;
                 }
             }
@@ -101,7 +109,7 @@ pub fn run_all(tracees: &mut [Tracee], jobs: &[Job<'_>]) -> Result<Vec<Outcome>>
             ) {
                 Ok(()) => open.push(index),
                 Err(error) => {
-                    failed.get_or_insert(error);
+                    failed.get_or_insert((index, error));
                 }
             }
         }
@@ -111,7 +119,7 @@ pub fn run_all(tracees: &mut [Tracee], jobs: &[Job<'_>]) -> Result<Vec<Outcome>>
         let job = &jobs[index];
         if failed.is_none() {
             let rest = run_rest(&mut tracees[job.tracee], job.thread, &mut progress[index]);
-            failed = rest.err();
+            failed = rest.err().map(|error| (index, error));
         }
     }
     match failed {

@@ -354,9 +354,14 @@ impl<'m> World<'m> {
 
     /// Every thread gets what makes it what it was; the last of it takes its power away.
     pub(crate) fn seal(&mut self, layout: &FpLayout) -> Result<()> {
-        for (_, here) in &self.alive {
-            birth::forget_children(&mut self.held[*here])?;
-        }
+        let program = birth::forget_children();
+        let jobs = self.alive.iter().map(|(_, here)| Job {
+            tracee: *here,
+            thread: 0,
+            program: &program,
+        });
+        let jobs: Vec<Job<'_>> = jobs.collect();
+        run_all(&mut self.held, &jobs)?;
         for (image, here) in self.alive.clone() {
             let task = self.task(image);
             let cores = task
@@ -488,6 +493,8 @@ impl<'m> World<'m> {
             }
             let_go(tracee)?;
         }
+        // Thousands of entries of which nothing is open any more, and the program ends.
+        std::mem::forget(self.files);
         Ok(())
     }
 

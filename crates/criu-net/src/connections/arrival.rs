@@ -57,12 +57,12 @@ pub struct Arrival {
 impl Arrival {
     /// Reads which there are.
     pub fn load(options: ArrivalOptions, store: &dyn Store, run: Option<String>) -> Result<Self> {
-        let files = store.entries::<pb::FileEntry>(desc::FILES, ())?;
-        let mut entries: Vec<pb::InetSkEntry> = files
-            .unwrap_or_default()
-            .into_iter()
-            .filter_map(|file| file.message.isk)
-            .collect();
+        let mut entries: Vec<pb::InetSkEntry> = Vec::new();
+        if let Some(mut files) = store.reader(desc::FILES, ())? {
+            while let Some(file) = files.read::<pb::FileEntry>()? {
+                entries.extend(file.message.isk.map(|socket| *socket));
+            }
+        }
         // Before 3.4.
         let old = store.entries::<pb::InetSkEntry>(desc::INETSK, ())?;
         entries.extend(
