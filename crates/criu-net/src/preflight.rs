@@ -11,7 +11,8 @@ use crate::sockets::tcp::state::{self, LISTEN};
 
 /// Refuses connections of these processes, each with its descriptor, when they are neither kept nor closed.
 pub fn refuse_connections(pids: &[Pid]) -> Result<()> {
-    let all = InetSockets::of(&[libc::IPPROTO_TCP])?;
+    // Most processes have no socket, and the kernel walks through a large table for the answer.
+    let mut connections = None;
     let mut refused = Vec::new();
     let mut seen = HashSet::new();
     for pid in pids {
@@ -30,6 +31,10 @@ pub fn refuse_connections(pids: &[Pid]) -> Result<()> {
                 .and_then(|rest| rest.strip_suffix(']'));
             let Some(inode) = number.and_then(|number| number.parse().ok()) else {
                 continue;
+            };
+            let all = match &mut connections {
+                Some(all) => all,
+                none => none.insert(InetSockets::of(&[libc::IPPROTO_TCP])?),
             };
             let Some(info) = all.get(inode) else { continue };
             if info.state == LISTEN || info.remote.port() == 0 || !seen.insert(inode) {
