@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod checked;
+mod connections;
 mod shapes;
 mod stopwatch;
 
@@ -46,6 +47,9 @@ fn run(args: &[String]) -> anyhow::Result<()> {
         ("processes", &[count, mib]) => shapes::processes(count, mib),
         ("memory", &[mib, zero]) => shapes::memory(mib, zero != 0),
         ("descriptors", &[count, each]) => shapes::descriptors(count, each),
+        ("connections", &[count]) => connections::run(count),
+        ("usher", &[count]) => connections::usher(count),
+        ("other-side", &[count]) => connections::other_side(count),
         ("files", &[count]) => shapes::files(count),
         ("checked", []) => checked::run(),
         _ => bail!("unknown shape {shape} {numbers:?}"),

@@ -14,6 +14,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use criu_image::{Directory, StoreExt, desc, pb};
 
+use nix::unistd::Pid;
+
 use crate::args::Args;
 use crate::criu::{Criu, built, complaint};
 use crate::room;
@@ -30,15 +32,22 @@ const USAGE: &str = "bench [--criu PATH] [--peer PATH] [--only NAME] [--runs N] 
 struct Case {
     name: String,
     shape: Vec<String>,
+    /// For dump and restore.
+    options: &'static [&'static str],
     runs: usize,
 }
 
 impl Case {
     fn new(name: &str, shape: &str, runs: usize) -> Self {
-        let shape = shape.split(' ').map(str::to_owned).collect();
+        let shape: Vec<String> = shape.split(' ').map(str::to_owned).collect();
+        let shape_name = shape.first().cloned().unwrap_or_default();
         Self {
             name: name.to_owned(),
             shape,
+            options: match shape_name.as_str() {
+                "connections" => &["--tcp-established"],
+                _ => &[],
+            },
             runs,
         }
     }
@@ -51,6 +60,7 @@ fn cases() -> Vec<Case> {
         Case::new("4000 mappings", "mappings 4000", 10),
         Case::new("200 processes of 10 MiB", "processes 200 10", 5),
         Case::new("10000 descriptors", "descriptors 100 100", 10),
+        Case::new("10000 connections", "connections 10000", 5),
         Case::new("2 GiB random", "memory 2048 0", 5),
         Case::new("2 GiB half zero", "memory 2048 1", 5),
     ]
@@ -63,6 +73,7 @@ const SERIES: &[(&str, &str, &str, usize)] = &[
     ("mappings", "mappings", "", 1000),
     ("files", "files", "", 1000),
     ("processes of 100 descriptors", "descriptors", " 100", 25),
+    ("connections", "connections", "", 625),
 ];
 
 /// How many numbers of a series there are. 50 to 400 processes are enough: each has a page table.
@@ -163,7 +174,8 @@ fn sample(options: &Options, criu: &Criu, case: &Case) -> Result<Sample> {
     std::thread::sleep(Duration::from_millis(20));
     let before = census()?;
     let pid = target.pid().to_string();
-    let dump = match timed(options, criu.words("dump", &images, &["-t", &pid])) {
+    let words = [&["-t", &pid], case.options].concat();
+    let dump = match timed(options, criu.words("dump", &images, &words)) {
         Ok(took) => took,
         Err(printed) => {
             target.end()?;
@@ -171,9 +183,14 @@ fn sample(options: &Options, criu: &Criu, case: &Case) -> Result<Sample> {
         }
     };
     target.killed()?;
-    room::empty()?;
+    match std::fs::read_to_string(dir.join("other-side")) {
+        // Whom it has connections with stays.
+        Ok(pid) => room::bury(Pid::from_raw(pid.parse()?))?,
+        Err(_) => room::empty()?,
+    }
     let frozen = frozen_time(&images)?;
-    let restore = match timed(options, criu.words("restore", &images, &["-d"])) {
+    let words = [&["-d"], case.options].concat();
+    let restore = match timed(options, criu.words("restore", &images, &words)) {
         Ok(took) => took,
         Err(printed) => bail!("restore: {}", complaint(&images, "restore", &printed)),
     };

@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod busybox;
 mod cache;
+mod catalogue;
 mod ci;
 mod codegen;
 mod corpus;

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -17,6 +17,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::args::Args;
+use crate::catalogue::{PROGRAMS, Program};
 use crate::criu::{Criu, built, complaint};
 use crate::target::{Target, census, last_line};
 use crate::{room, shell};
@@ -26,178 +27,6 @@ const USAGE: &str = "programs [--times N] [--generations N] [--criu PATH] [--onl
   --generations N  how often it is dumped and restored each time; default: 2, so that a restored one is dumped too
   --criu PATH      try this criu: a program, or the root of a Debian system that has one
   --only NAME      only programs whose name contains this";
-
-/// A program. In words, `{src}` is `zdtm/programs`, `{once}` a directory for all times, `{port}` a free TCP port.
-struct Program {
-    name: &'static str,
-    /// Commands it cannot do without, and the Debian packages they come in.
-    needs: &'static [(&'static str, &'static str)],
-    /// For dump and restore.
-    options: &'static [&'static str],
-    /// Run once, before all times.
-    prepare: &'static str,
-    /// The program.
-    run: &'static str,
-    /// Run beside it, until it is fit to be dumped.
-    settle: &'static str,
-    /// Run when it has ended.
-    check: &'static str,
-    /// What it exits with when it is told to end.
-    exit: i32,
-    /// What grows or changes while it works.
-    progress: &'static str,
-    /// What it leaves.
-    result: &'static str,
-}
-
-const PLAIN: Program = Program {
-    name: "",
-    needs: &[],
-    options: &[],
-    prepare: "",
-    run: "",
-    settle: "",
-    check: "",
-    exit: 0,
-    progress: "progress",
-    result: "result",
-};
-
-const PROGRAMS: &[Program] = &[
-    Program {
-        name: "python",
-        needs: &[("python3", "python3")],
-        run: "{python} {src}/hash.py run",
-        check: "{python} {src}/hash.py check",
-        ..PLAIN
-    },
-    Program {
-        name: "redis",
-        needs: &[
-            ("redis-server", "redis-server"),
-            ("redis-cli", "redis-tools"),
-        ],
-        prepare: "bash {src}/redis.sh prepare {port} {once}/seed.rdb",
-        run: "bash {src}/redis.sh run {port} {once}/seed.rdb",
-        settle: "bash {src}/redis.sh settle {port}",
-        check: "bash {src}/redis.sh check {port}",
-        // It works for clients only, and has none.
-        progress: "",
-        result: "dump.rdb",
-        ..PLAIN
-    },
-    Program {
-        name: "sqlite",
-        needs: &[("python3", "python3")],
-        options: &["--file-locks"],
-        run: "{python} {src}/wal.py run",
-        check: "{python} {src}/wal.py check",
-        ..PLAIN
-    },
-    Program {
-        name: "mariadb",
-        needs: &[("python3", "python3"), ("mariadbd", "mariadb-server-core")],
-        options: &["--file-locks", "--ghost-limit=64M"],
-        run: "{python} {src}/mariadb.py run",
-        check: "{python} {src}/mariadb.py check",
-        ..PLAIN
-    },
-    Program {
-        name: "shell",
-        needs: &[("bash", "bash"), ("sed", "sed")],
-        run: "bash {src}/pipeline.sh run",
-        check: "bash {src}/pipeline.sh check",
-        ..PLAIN
-    },
-    Program {
-        name: "go",
-        needs: &[("go", "golang-go")],
-        prepare: "go build -o {once}/hash-go {src}/hash.go",
-        run: "{once}/hash-go run",
-        check: "{once}/hash-go check",
-        ..PLAIN
-    },
-    Program {
-        name: "java",
-        needs: &[
-            ("javac", "openjdk-17-jdk-headless"),
-            ("java", "openjdk-17-jre-headless"),
-        ],
-        prepare: "javac -d {once} {src}/Hash.java",
-        // Without the file in /tmp that it shares with everybody.
-        run: "java -XX:-UsePerfData -Xmx64m -cp {once} Hash run",
-        check: "java -XX:-UsePerfData -Xmx64m -cp {once} Hash check",
-        // 128 and SIGTERM.
-        exit: 143,
-        ..PLAIN
-    },
-    Program {
-        name: "nio",
-        needs: &[
-            ("javac", "openjdk-17-jdk-headless"),
-            ("java", "openjdk-17-jre-headless"),
-        ],
-        prepare: "javac -d {once} {src}/Nio.java",
-        run: "java -XX:-UsePerfData -Xmx64m -cp {once} Nio run",
-        check: "java -XX:-UsePerfData -Xmx64m -cp {once} Nio check",
-        exit: 143,
-        ..PLAIN
-    },
-    Program {
-        name: "node",
-        needs: &[("node", "nodejs")],
-        run: "node {src}/workers.js run",
-        check: "node {src}/workers.js check",
-        ..PLAIN
-    },
-    Program {
-        name: "terminal",
-        needs: &[("python3", "python3"), ("bash", "bash")],
-        run: "{python} {src}/terminal.py run",
-        check: "{python} {src}/terminal.py check",
-        ..PLAIN
-    },
-    Program {
-        name: "tmux",
-        needs: &[("tmux", "tmux"), ("vim", "vim")],
-        run: "bash {src}/tmux.sh run",
-        settle: "bash {src}/tmux.sh settle",
-        check: "bash {src}/tmux.sh check",
-        result: "progress",
-        ..PLAIN
-    },
-    Program {
-        name: "screen",
-        needs: &[("screen", "screen"), ("vim", "vim")],
-        run: "bash {src}/screen.sh run",
-        settle: "bash {src}/screen.sh settle",
-        check: "bash {src}/screen.sh check",
-        exit: 1,
-        result: "progress",
-        ..PLAIN
-    },
-    Program {
-        name: "postgres",
-        needs: &[("python3", "python3"), ("psql", "postgresql")],
-        run: "{python} {src}/postgres.py run",
-        check: "{python} {src}/postgres.py check",
-        ..PLAIN
-    },
-    Program {
-        name: "dbus",
-        needs: &[("python3", "python3"), ("dbus-daemon", "dbus-daemon")],
-        run: "{python} {src}/dbus.py run",
-        check: "{python} {src}/dbus.py check",
-        ..PLAIN
-    },
-    Program {
-        name: "follow",
-        needs: &[("bash", "bash"), ("inotifywait", "inotify-tools")],
-        run: "bash {src}/follow.sh run",
-        check: "bash {src}/follow.sh check",
-        ..PLAIN
-    },
-];
 
 struct Options {
     criu: Criu,
@@ -326,41 +155,15 @@ fn once(
         target.end()?;
         return Err(error);
     }
+    let mut client = match program.client {
+        "" => None,
+        words => Some(Client::start(&places.words(words, port), dir)?),
+    };
     // Every time it is dumped at another moment.
     std::thread::sleep(Duration::from_millis(u64::from(time * 37 % 100)));
-    let mut target = Some(target);
-    let mut took = Vec::new();
-    for generation in 1..=options.generations {
-        let place = images.join(generation.to_string());
-        std::fs::create_dir(&place)?;
-        let number = pid.to_string();
-        let dump = match call(
-            &options.criu,
-            "dump",
-            &place,
-            &[&["-t", &number], program.options],
-        ) {
-            Ok(took) => took,
-            Err(error) => {
-                if let Some(target) = target {
-                    target.end()?;
-                }
-                return Err(error).with_context(|| format!("generation {generation}"));
-            }
-        };
-        if let Some(target) = target.take() {
-            target.killed()?;
-        }
-        room::empty()?;
-        let restore = call(
-            &options.criu,
-            "restore",
-            &place,
-            &[&["-d"], program.options],
-        )
-        .with_context(|| format!("generation {generation}"))?;
-        took.push(Took { dump, restore });
-        goes_on(program, dir).with_context(|| format!("after restore {generation}"))?;
+    let took = generations(program, options, dir, images, target, &mut client)?;
+    if let Some(client) = client {
+        client.end()?;
     }
     kill(pid, Signal::SIGTERM)?;
     let status = end_of(pid)?;
@@ -380,20 +183,134 @@ fn once(
         "it left no {}",
         program.result
     );
-    places
-        .run(program.check, dir, port)
-        .context("what it left is not right")?;
+    if !program.check.is_empty() {
+        places
+            .run(program.check, dir, port)
+            .context("what it left is not right")?;
+    }
     Ok(took)
 }
 
+/// Dumped and restored, and that again.
+fn generations(
+    program: &Program,
+    options: &Options,
+    dir: &Path,
+    images: &Path,
+    target: Target,
+    client: &mut Option<Client>,
+) -> Result<Vec<Took>> {
+    let number = target.pid().to_string();
+    let mut target = Some(target);
+    let mut took = Vec::new();
+    for generation in 1..=options.generations {
+        if client.is_some() {
+            goes_on(program, dir, client).context("before the dump")?;
+        }
+        let place = images.join(generation.to_string());
+        std::fs::create_dir(&place)?;
+        let dump = match call(
+            &options.criu,
+            "dump",
+            &place,
+            &[&["-t", &number], program.options],
+        ) {
+            Ok(took) => took,
+            Err(error) => {
+                if let Some(target) = target {
+                    target.end()?;
+                }
+                return Err(error).with_context(|| format!("generation {generation}"));
+            }
+        };
+        if let Some(target) = target.take() {
+            target.killed()?;
+        }
+        match client {
+            None => room::empty()?,
+            Some(client) => room::bury(client.pid()?)?,
+        }
+        let restore = call(
+            &options.criu,
+            "restore",
+            &place,
+            &[&["-d"], program.options],
+        )
+        .with_context(|| format!("generation {generation}"))?;
+        took.push(Took { dump, restore });
+        goes_on(program, dir, client).with_context(|| format!("after restore {generation}"))?;
+    }
+    Ok(took)
+}
+
+/// Somebody outside of the tree who is served by it.
+struct Client {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Client {
+    fn start(words: &[OsString], dir: &Path) -> Result<Self> {
+        let log = dir.join("client.log");
+        let out = File::create(&log)?;
+        let child = Command::new(&words[0])
+            .args(&words[1..])
+            .current_dir(dir)
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .spawn()?;
+        Ok(Self { child, log })
+    }
+
+    fn pid(&self) -> Result<Pid> {
+        Ok(Pid::from_raw(i32::try_from(self.child.id())?))
+    }
+
+    /// Fails if it has ended: it does that only when it has found something wrong.
+    fn lives(&mut self) -> Result<()> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("the client ended early: {status}: {}", last_line(&self.log)),
+        }
+    }
+
+    /// Tells it to end, and hears what it has found.
+    fn end(mut self) -> Result<()> {
+        self.lives()?;
+        kill(self.pid()?, Signal::SIGTERM)?;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let status = loop {
+            match self.child.try_wait()? {
+                Some(status) => break status,
+                None if Instant::now() > deadline => {
+                    self.child.kill()?;
+                    self.child.wait()?;
+                    bail!("the client does not end");
+                }
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        ensure!(
+            status.success(),
+            "the client: {status}: {}",
+            last_line(&self.log)
+        );
+        Ok(())
+    }
+}
+
 /// Waits until it has done something.
-fn goes_on(program: &Program, dir: &Path) -> Result<()> {
+fn goes_on(program: &Program, dir: &Path, client: &mut Option<Client>) -> Result<()> {
     if program.progress.is_empty() {
         return Ok(());
     }
     let read = || std::fs::read(dir.join(program.progress)).unwrap_or_default();
     let (before, deadline) = (read(), Instant::now() + Duration::from_secs(20));
     while read() == before {
+        if let Some(client) = client {
+            client.lives()?;
+        }
         ensure!(
             Instant::now() < deadline,
             "it does not go on; tasks: {:?}",

@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::shell;
+use crate::{shell, target};
 
 const INSIDE: &str = "XTASK_ROOM";
 
@@ -84,6 +84,19 @@ pub(crate) fn empty() -> Result<()> {
         }
     }
     bail!("processes would not die: {:?}", others()?)
+}
+
+/// Inside: reaps all who are dead but one, whom somebody else waits for.
+pub(crate) fn bury(but: Pid) -> Result<()> {
+    let dead = |pid: &Pid| *pid != but && matches!(target::state(*pid), Some('Z' | 'X'));
+    for pid in others()?.iter().filter(|pid| dead(pid)) {
+        match waitpid(*pid, Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
+            // Children of others.
+            Ok(_) | Err(Errno::ECHILD) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Inside: every process but ourselves.

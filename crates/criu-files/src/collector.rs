@@ -17,7 +17,7 @@ use criu_kind::{
 };
 use criu_proc::{Fdinfo, ProcDir};
 use criu_tracee::stat::{fstat, fstatat};
-use criu_tracee::{fetch_fd, pidfd_open};
+use criu_tracee::{fetch_fd, pidfd_open, socket_option};
 use nix::unistd::Pid;
 
 use crate::identity::{self, Identities};
@@ -230,15 +230,17 @@ impl<'s> Collector<'s> {
         self.last = id.get();
         let Some(fd) = fetch()? else { return Ok(None) };
         let inode = Inode::from(&fstat(&fd).map_err(Error::kernel("fstat"))?);
-        let owner = if info.flags & libc::O_PATH.cast_unsigned() == 0 {
-            owner::read(fd.as_raw_fd(), |pid| self.vpid(pid))?
-        } else {
-            pb::FownEntry::default()
-        };
+        let link = link()?;
+        let (mut owner, mut family) = (pb::FownEntry::default(), None);
+        if info.flags & libc::O_PATH.cast_unsigned() == 0 {
+            owner = owner::read(&fd, |pid| self.vpid(pid))?;
+            family = address_family(&fd, &link)?;
+        }
         self.inodes.entry(inode.ino).or_default().push((id, slot));
         self.describe(OpenFile {
             id,
-            link: link()?,
+            link,
+            family,
             inode,
             owner,
             fd,
@@ -295,6 +297,7 @@ impl<'s> Collector<'s> {
             id,
             fd,
             link: key.2.clone(),
+            family: None,
             inode,
             info,
             owner: pb::FownEntry::default(),
@@ -435,6 +438,17 @@ impl criu_kind::MappedFiles for Collector<'_> {
         let proc = ProcDir::open(pid)?;
         self.magic_link(pid, &proc, "exe")
     }
+}
+
+/// `AF_UNIX`, `AF_INET` …, of a socket.
+fn address_family(fd: &OwnedFd, link: &[u8]) -> Result<Option<i32>> {
+    if !link.starts_with(b"socket:[") {
+        return Ok(None);
+    }
+    let mut family = [0; 4];
+    socket_option(fd, (libc::SOL_SOCKET, libc::SO_DOMAIN), &mut family, 4)
+        .map_err(Error::kernel("getsockopt(SO_DOMAIN)"))?;
+    Ok(Some(i32::from_ne_bytes(family)))
 }
 
 /// The entries, each socket behind the one it is connected to: CRIU looks for that when it reads the socket.

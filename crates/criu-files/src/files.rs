@@ -16,9 +16,8 @@ use criu_tracee::{Local, Program, Site, Sysno};
 
 use prost::{Message, Name};
 
-use crate::late::Passage;
-use crate::open::Numbers;
 use crate::options::RestoreOptions;
+use crate::passage::Passage;
 use crate::raise::Raised;
 use crate::terminal_open::Controlling;
 use crate::{legacy, path};
@@ -68,12 +67,13 @@ pub struct Files<'s> {
     pub(crate) opened: BTreeMap<FileId, Opened>,
     /// Shared mappings that need a file open in a way that its entry does not say.
     pub(crate) shared: BTreeSet<(FileId, bool)>,
-    /// Files that are opened under the number that tasks have them by.
-    pub(crate) lone: HashMap<FileId, i32>,
+    /// Files that tasks need before they are sent their own.
+    pub(crate) inherited: BTreeSet<FileId>,
+    /// Numbers in a task of those that are tied to each other right now.
+    pub(crate) tied: Option<HashMap<FileId, i32>>,
     pub(crate) shared_fds: BTreeMap<(FileId, bool), i32>,
     pub(crate) raised: Raised,
     pub(crate) floor: i32,
-    pub(crate) numbers: Option<Numbers>,
     pub(crate) passage: Option<Passage>,
     /// Pids that made files, whether or not they are of the tree.
     makers: BTreeSet<u32>,
@@ -120,11 +120,11 @@ impl<'s> Files<'s> {
             shift: Shift::default(),
             opened: BTreeMap::new(),
             shared: BTreeSet::new(),
-            lone: HashMap::new(),
+            inherited: BTreeSet::new(),
+            tied: None,
             shared_fds: BTreeMap::new(),
             raised: Raised::default(),
             floor: 0,
-            numbers: None,
             passage: None,
             makers: BTreeSet::new(),
             cache: Cache::new(),
@@ -346,6 +346,12 @@ impl<'s> Files<'s> {
         self.tasks.extend(tasks);
     }
 
+    /// Says which files are mapped, executed, or somebody's directory: only these are inherited, under the numbers that
+    /// [`FileFds::fd`] gives. Needed before [`Files::leave`].
+    pub fn inherit(&mut self, files: impl IntoIterator<Item = FileId>) {
+        self.inherited.extend(files);
+    }
+
     /// Says which files have shared mappings, and whether those must be open for writing. Needed before
     /// [`Files::open_all`].
     pub fn share(&mut self, mappings: impl IntoIterator<Item = (FileId, bool)>) {
@@ -422,6 +428,9 @@ impl RestoreCx for Files<'_> {
     }
 
     fn file(&self, id: FileId) -> Result<Option<i32>> {
+        if let Some(tied) = &self.tied {
+            return Ok(tied.get(&id).copied());
+        }
         match self.opened.get(&id) {
             Some(Opened::Here(fd) | Opened::Given(fd)) => Ok(Some(*fd)),
             Some(Opened::There) => Ok(None),
@@ -529,7 +538,7 @@ impl Files<'_> {
                 programs.push((id, program));
             }
         }
-        crate::late::close(self)?;
+        self.passage = None;
         let mut program = Program::new();
         for fd in self.controlling().extra.borrow_mut().drain(..) {
             program.close(fd);

@@ -17,6 +17,8 @@ use nix::sys::statfs::{FsType, fstatfs};
 
 /// `MQUEUE_MAGIC` of `ipc/mqueue.c`.
 const MAGIC: FsType = FsType(0x1980_0202);
+/// The size that all queues have as files: `FILENT_SIZE`.
+const STATUS: u64 = 80;
 /// Words of `struct mq_attr`.
 const WORD: usize = size_of::<usize>();
 const BATCH: usize = 64;
@@ -92,7 +94,7 @@ impl FileKind for Mqueue {
 /// Whether a file is a queue: only its file system tells.
 fn is_queue(file: &OpenFile) -> bool {
     let on_queues = || fstatfs(&file.fd).is_ok_and(|fs| fs.filesystem_type() == MAGIC);
-    file.inode.format() == libc::S_IFREG && on_queues()
+    file.inode.format() == libc::S_IFREG && file.inode.size == STATUS && on_queues()
 }
 
 /// A queue with its messages. They are back in it afterwards.

@@ -108,6 +108,8 @@ pub struct OpenFile {
     pub link: Vec<u8>,
     /// What fstat(2) says.
     pub inode: Inode,
+    /// The address family, of a socket.
+    pub family: Option<i32>,
     /// What fdinfo says; the flags without `O_CLOEXEC`, which is the descriptor's.
     pub info: Fdinfo,
     /// Who is told when it becomes ready.
@@ -398,7 +400,13 @@ pub trait FileKind: Sync {
         ))
     }
 
-    /// Ties it to other files. Runs in one task, where every file is open under its number of
+    /// The files that [`FileKind::relate`] needs in a task, itself among them; none if it has nothing to do.
+    fn ties(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Vec<FileId>> {
+        let _nothing = (cx, entry);
+        Ok(Vec::new())
+    }
+
+    /// Ties it to other files. Runs in one task, where those of [`FileKind::ties`] are open under their numbers of
     /// [`RestoreCx::file`] and all the numbers of the task itself are still free for use.
     fn relate(
         &self,
@@ -452,6 +460,7 @@ pub trait AnyFileKind: Sync {
     fn numbers(&self, entry: &pb::FileEntry) -> Vec<i32>;
     fn open(&self, cx: &mut dyn RestoreCx, entries: &[&pb::FileEntry]) -> Result<Vec<Opened>>;
     fn open_there(&self, entry: &pb::FileEntry, program: &mut Program) -> Result<Ret>;
+    fn ties(&self, cx: &mut dyn RestoreCx, entry: &pb::FileEntry) -> Result<Vec<FileId>>;
     fn relate(
         &self,
         cx: &mut dyn RestoreCx,
@@ -545,6 +554,9 @@ impl<K: FileKind> AnyFileKind for K {
     }
     fn open_there(&self, entry: &pb::FileEntry, program: &mut Program) -> Result<Ret> {
         FileKind::open_there(self, member(entry)?, program)
+    }
+    fn ties(&self, cx: &mut dyn RestoreCx, entry: &pb::FileEntry) -> Result<Vec<FileId>> {
+        FileKind::ties(self, cx, member(entry)?)
     }
     fn relate(
         &self,

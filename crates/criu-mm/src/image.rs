@@ -152,6 +152,14 @@ impl SpaceImage {
         }
     }
 
+    /// The executable, and all that is mapped and may be a file.
+    pub fn files(&self) -> BTreeSet<FileId> {
+        let mapped = self.vmas().iter().map(|vma| vma.shmid);
+        let all = mapped.chain([self.mm.exe_file_id.into()]);
+        all.filter_map(|id| Some(FileId::new(u32::try_from(id).ok()?)))
+            .collect()
+    }
+
     /// Files of shared mappings, and whether they must be open for writing. Images of CRIU do not say it
     /// with the file: one entry of it may serve mappings of both kinds.
     pub fn shared_files(&self) -> BTreeSet<(FileId, bool)> {

@@ -15,10 +15,13 @@
 mod lock;
 mod nft;
 mod preflight;
+mod rules;
 
 mod connections {
     pub(crate) mod arrival;
     pub(crate) mod departure;
+    pub(crate) mod doors;
+    pub(crate) mod nudge;
     pub(crate) mod remap;
 }
 
@@ -64,6 +67,7 @@ mod sockets {
 
 pub use connections::arrival::{Arrival, ArrivalOptions};
 pub use connections::departure::{Departure, DepartureOptions};
+pub use connections::doors::Doors;
 pub use connections::remap::{End, Remap};
 pub use lock::{Connection, Lock, park, unpark};
 pub use preflight::refuse_connections;

@@ -150,12 +150,16 @@ impl ProcDir {
         }
     }
 
-    /// The children of these threads of the process.
+    /// The children of these threads of the process. A thread that has ended has none: others of the process have
+    /// them (`forget_original_parent` in `kernel/exit.c`).
     pub fn children_of(&self, threads: &[Pid]) -> Result<Vec<Pid>, Error> {
         let (mut all, mut text) = (Vec::new(), Vec::new());
         for tid in threads {
-            self.read_into(&format!("task/{tid}/children"), &mut text)?;
-            all.extend(value::pids("children", &text)?);
+            match self.read_into(&format!("task/{tid}/children"), &mut text) {
+                Ok(()) => all.extend(value::pids("children", &text)?),
+                Err(_) if !self.is_gone() && matches!(self.thread(*tid), Err(Error::Gone(_))) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(all)
     }
@@ -244,10 +248,13 @@ mod tests {
         assert_eq!(dir.threads(), Ok(vec![dir.pid()]));
         let thread = dir.thread(dir.pid()).expect("its first thread");
         assert_eq!(thread.children(), Ok(vec![]));
+        let ended = Pid::from_raw(i32::MAX);
+        assert_eq!(dir.children_of(&[ended, dir.pid()]), Ok(vec![]));
         assert!(dir.fds().expect("a list").contains(&0));
         assert_eq!(dir.readlink("fd/0").expect("open"), "/dev/null");
         child.kill().expect("our child");
         child.wait().expect("our child");
+        assert_eq!(dir.children_of(&[dir.pid()]), Err(Error::Gone(dir.pid())));
     }
 
     #[test]

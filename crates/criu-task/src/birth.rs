@@ -107,7 +107,7 @@ pub fn name(process: &mut Tracee, comm: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Makes a task the reaper of its orphans: before the first helper ends.
+/// Makes a task the reaper of its orphans: before the first helper ends, and in one task after the other.
 pub fn adopt_orphans(process: &mut Tracee) -> Result<()> {
     const PR_SET_CHILD_SUBREAPER: i32 = 36;
     let mut program = Program::new();

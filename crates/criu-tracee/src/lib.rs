@@ -8,6 +8,7 @@
 //! on unharmed if the tracer dies at any moment: the stub puts it back by itself. A stopped thread
 //! is a value ([`Stopped`]) that resuming consumes and that does not leave the thread that seized it.
 
+mod ask;
 mod calls;
 mod dry;
 mod encode;
@@ -36,6 +37,7 @@ mod thread;
 mod tracee;
 mod wait;
 
+pub use ask::{ready_signal, signal_owner, signal_owner_users, socket_option};
 pub use criu_arch as arch;
 pub use dry::Dry;
 pub use error::{CallError, Error, Result};

@@ -11,7 +11,7 @@ use criu_files::{Collector, Memory, Names, Validation};
 use criu_image::{Directory, Durability, Store, StoreExt};
 use criu_kind::{Error, Result, Subject, Within};
 use criu_mm::{DrainOptions, Space, SurveyOptions};
-use criu_net::Departure;
+use criu_net::{Departure, Doors};
 use criu_ns::Clocks;
 use criu_proc::Dev;
 use criu_task::{Node, Tree, freeze};
@@ -45,7 +45,8 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
     net::make_room();
     at("preflight", net::preflight(options.root, &options.tree.tcp))?;
     let start = Instant::now();
-    while !attempt(options, progress, start.elapsed() < PATIENCE)? {
+    let doors = Doors::new();
+    while !attempt(options, progress, &doors, start.elapsed() < PATIENCE)? {
         tracing::debug!("tasks go on until what they have under way is done");
         std::thread::sleep(PAUSE);
     }
@@ -53,7 +54,12 @@ pub(crate) fn dump(options: &DumpOptions, progress: &Progress) -> Result<(), Fai
 }
 
 /// Whether the tree was dumped; if not, another attempt may succeed, which there is only if `patient`.
-fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<bool, Failure> {
+fn attempt(
+    options: &DumpOptions,
+    progress: &Progress,
+    doors: &Doors,
+    patient: bool,
+) -> Result<bool, Failure> {
     let mut stats = DumpStats::start();
     let images = &options.tree.common.images;
     let cpu = cpuinfo::of_dump(options.tree.cpu_cap)?;
@@ -65,8 +71,9 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
         // On paper: what is written is forgotten.
         let store = criu_image::Memory::new();
         let departure = net::departure(&options.tree.tcp);
-        let surveyed = Survey::of(&tree, &tracees, options, &store, departure);
+        let surveyed = Survey::of(&tree, &tracees, options, &store, departure.clone());
         let mut survey = at("survey", surveyed)?;
+        survey.problems.extend(departure.check().err());
         tracing::warn!(target: "criu", "plan:\n{}", survey.plan(&tree));
         return at("survey", survey.check()).map(|()| true);
     }
@@ -79,6 +86,8 @@ fn attempt(options: &DumpOptions, progress: &Progress, patient: bool) -> Result<
     let surveyed = Survey::of(&tree, &tracees, options, &store, departure.clone());
     let mut survey = at("survey", surveyed)?;
     let run = survey.identities.run().to_owned();
+    // From here on nobody connects.
+    survey.problems.extend(departure.shut(doors, &run).err());
     match survey.check() {
         Err(error) if patient && error.may_pass() => return Ok(false),
         checked => at("survey", checked)?,

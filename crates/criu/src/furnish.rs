@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use criu_files::Sites;
+use criu_files::{Arrivals, Sites};
 use criu_image::id::{FdTableId, VPid};
 use criu_kind::{Result, Within};
 use criu_task::birth;
@@ -90,16 +90,16 @@ impl World<'_> {
             let Some(body) = &task.body else { continue };
             // Of those that share a table the last one fills it: nothing of ours is in it then.
             let fills = tables.get(position + 1).map(|(next, ..)| next) != Some(table);
-            if fills {
-                let delivered = self.files.deliver(*table, &mut self.held[*here]);
-                delivered.within(|| task.subject())?;
-            }
             let mut program = Program::new();
             self.files.fs_program(&body.fs, &mut program)?;
-            if fills {
-                self.files.place(*table, &mut program)?;
-            }
-            self.held[*here].run(&program).within(|| task.subject())?;
+            let arrivals = match fills {
+                true => self.files.place(*table, &mut program)?,
+                false => Arrivals::default(),
+            };
+            let outcome = self.held[*here].run(&program);
+            let outcome = outcome.map_err(criu_kind::Error::from);
+            let placed = outcome.and_then(|outcome| arrivals.check(&outcome));
+            placed.within(|| task.subject())?;
         }
         tables.dedup_by_key(|(table, ..)| *table);
         for (here, pid) in std::mem::take(&mut self.helpers).into_iter().rev() {
@@ -112,6 +112,9 @@ impl World<'_> {
         for (table, image, here) in &tables {
             let mut program = Program::new();
             self.files.settle(*table, &mut program)?;
+            if program.is_empty() {
+                continue;
+            }
             self.held[*here]
                 .run(&program)
                 .within(|| self.model.tasks[*image].subject())?;
@@ -119,6 +122,9 @@ impl World<'_> {
         for (table, image, here) in &tables {
             let mut program = Program::new();
             self.files.arm(*table, &mut program)?;
+            if program.is_empty() {
+                continue;
+            }
             self.held[*here]
                 .run(&program)
                 .within(|| self.model.tasks[*image].subject())?;

@@ -135,6 +135,7 @@ fn build(
     progress.stage("open");
     // Until all are ready to go on no packet of the connections comes or goes.
     at("open", arrival.lock())?;
+    files.inherit(model.files());
     files.share(model.spaces.iter().flat_map(SpaceImage::shared_files));
     at("open", files.open_all())?;
     progress.stage("spawn");

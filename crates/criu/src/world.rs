@@ -8,7 +8,7 @@ use criu_mm::{FillJob, FillStats, Ground, Materials, Shared, SpaceImage};
 use criu_ns::Going;
 use criu_proc::ProcDir;
 use criu_task::{NewThread, Plan, Role, Step, TaskState, birth};
-use criu_tracee::{FpLayout, Job, Nursery, Program, Tracee, run_all, spawn_root};
+use criu_tracee::{FpLayout, Job, Nursery, Program, Site, Tracee, run_all, spawn_root};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -121,7 +121,7 @@ impl<'m> World<'m> {
         for tasks in unfilled.chunks(AT_ONCE) {
             self.fill(tasks)?;
         }
-        self.name_reapers(!ended.is_empty())?;
+        self.name_reapers()?;
         self.part_from(ended)?;
         Ok(self)
     }
@@ -136,8 +136,8 @@ impl<'m> World<'m> {
     }
 
     /// Orphans find their reaper when whoever bore them ends.
-    fn name_reapers(&mut self, needed: bool) -> Result<()> {
-        for (image, here) in self.alive.iter().filter(|_| needed) {
+    fn name_reapers(&mut self) -> Result<()> {
+        for (image, here) in &self.alive {
             let tc = self.model.tasks[*image].core.tc.as_ref();
             if tc.is_some_and(|tc| tc.child_subreaper == Some(true)) {
                 birth::adopt_orphans(&mut self.held[*here])?;
@@ -228,6 +228,9 @@ impl<'m> World<'m> {
         let mut root =
             spawn_root(&self.nursery, &[pid], flags).map_err(|error| birth::taken(pid, error))?;
         criu_mm::clear(&mut root, &self.ground)?;
+        let mut program = Program::new();
+        self.files.leave(&mut program);
+        root.run(&program)?;
         Ok(root)
     }
 

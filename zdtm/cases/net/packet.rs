@@ -17,6 +17,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("packet-memberships", memberships).exclusive(),
     Case::new("packet-fanout", fanout).exclusive(),
     Case::new("packet-ring", ring),
+    Case::new("packet-old", old),
 ];
 
 const SOL_PACKET: i32 = 263;
@@ -189,5 +190,42 @@ fn ring() -> Result<()> {
     check!(map != libc::MAP_FAILED, "{}", Errno::last());
     // SAFETY: the mapping is ours.
     unsafe { libc::munmap(map, length) };
+    Ok(())
+}
+
+/// The obsolete `SOCK_PACKET`: bound by the name of a device, or to none.
+fn old() -> Result<()> {
+    let made = || {
+        // SAFETY: numbers; what it gives is ours alone.
+        unsafe {
+            let number = libc::socket(libc::AF_PACKET, 10 | libc::SOCK_CLOEXEC, ALL);
+            Ok::<_, Errno>(OwnedFd::from_raw_fd(Errno::result(number)?))
+        }
+    };
+    let (bound, unbound) = (made()?, made()?);
+    let mut address = [0u8; 16];
+    address[..2].copy_from_slice(&17u16.to_ne_bytes());
+    address[2..4].copy_from_slice(b"lo");
+    // SAFETY: the address is as long as said.
+    let done = unsafe { libc::bind(bound.as_raw_fd(), address.as_ptr().cast(), 16) };
+    Errno::result(done)?;
+    let name = |socket: &OwnedFd| {
+        let (mut name, mut length) = ([0u8; 16], 16);
+        // SAFETY: room and its length.
+        let got = unsafe {
+            libc::getsockname(
+                socket.as_raw_fd(),
+                name.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        Errno::result(got)?;
+        Ok::<_, Errno>(name)
+    };
+    zdtm::checkpoint()?;
+    check_eq!(name(&bound)?, address);
+    check_eq!(name(&unbound)?[2..], [0; 14]);
+    check!(hears(&[&bound], b"to the bound")? > 0);
+    check!(hears(&[&unbound], b"to the other")? > 0);
     Ok(())
 }

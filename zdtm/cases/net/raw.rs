@@ -14,6 +14,7 @@ use super::tcp_options::{get, set};
 pub(crate) const CASES: &[Case] = &[
     Case::new("raw-icmp", icmp),
     Case::new("raw-header", header),
+    Case::new("raw-v6", version_6),
     Case::new("ping", ping),
 ];
 
@@ -62,6 +63,27 @@ fn header() -> Result<()> {
     check_eq!(get(&one, libc::SOL_IP, libc::IP_HDRINCL)?, 1);
     check_eq!(get(&other, libc::SOL_IP, libc::IP_HDRINCL)?, 1);
     check_eq!(get(&other, libc::SOL_IP, libc::IP_NODEFRAG)?, 1);
+    Ok(())
+}
+
+/// Of the kind, no IPv4: that was decided when it was made.
+fn version_6() -> Result<()> {
+    let one = socket(
+        AddressFamily::Inet6,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::IcmpV6,
+    )?;
+    const HOPS: i32 = 16;
+    set(&one, libc::SOL_IPV6, HOPS, 77)?;
+    set(&one, libc::SOL_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+    zdtm::checkpoint()?;
+    check_eq!(get(&one, libc::SOL_IPV6, HOPS)?, 77);
+    check_eq!(get(&one, libc::SOL_IPV6, libc::IPV6_RECVPKTINFO)?, 1);
+    check_eq!(
+        get(&one, libc::SOL_SOCKET, libc::SO_PROTOCOL)?,
+        libc::IPPROTO_ICMPV6
+    );
     Ok(())
 }
 

@@ -136,6 +136,15 @@ impl FileKind for IoUring {
         Ok(Opened::Here(ring.into_raw_fd()))
     }
 
+    fn ties(&self, _: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Vec<FileId>> {
+        let files = entry.files.iter().map(|file| file.file_id);
+        let mut ties: Vec<u32> = files.chain(entry.eventfd_id).collect();
+        if entry.files_size.is_some_and(|size| size > 0) || entry.eventfd_id.is_some() {
+            ties.push(entry.id);
+        }
+        Ok(ties.into_iter().map(FileId::new).collect())
+    }
+
     fn relate(
         &self,
         cx: &mut dyn RestoreCx,

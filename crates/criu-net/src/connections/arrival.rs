@@ -9,6 +9,7 @@ use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{Error, Result};
 use criu_tracee::{Local, Program, Site};
 
+use crate::connections::nudge::{self, Nudge};
 use crate::connections::remap::{Remap, remapped};
 use crate::lock::{self, Connection, Lock};
 use crate::sockets::inet::address::{of_words, on_the_wire};
@@ -44,10 +45,13 @@ pub struct Arrival {
     connections: Vec<Connection>,
     /// Ends of connections that are in the images: those who have the other end have to follow them.
     ours: HashSet<SocketAddr>,
+    /// Protocol and port of sockets that others may share a port with.
+    shared: HashSet<(u32, u32)>,
     /// The id of the dump, under which they may be parked.
     run: Option<String>,
     lock: RefCell<Option<Lock>>,
     ready: RefCell<Vec<Ready>>,
+    nudges: RefCell<Vec<Nudge>>,
 }
 
 impl Arrival {
@@ -74,6 +78,9 @@ impl Arrival {
         for entry in &entries {
             let (local, _) = ends(entry)?;
             arrival.ours.insert(on_the_wire(&local));
+            if entry.opts.so_reuseport() {
+                arrival.shared.insert((entry.proto, entry.src_port));
+            }
         }
         for entry in entries.iter().filter(|entry| is_connection(entry)) {
             let (local, remote) = arrival.ends(entry)?;
@@ -92,6 +99,11 @@ impl Arrival {
             remote
         };
         Ok((remapped(&self.options.remaps, local), remote))
+    }
+
+    /// Whether somebody had the same port, by `SO_REUSEPORT`. Once it is there a socket may give the option up.
+    pub(crate) fn shares_port(&self, entry: &pb::InetSkEntry) -> bool {
+        !is_connection(entry) && self.shared.contains(&(entry.proto, entry.src_port))
     }
 
     /// How many there are.
@@ -179,6 +191,11 @@ impl Arrival {
         });
     }
 
+    /// Somebody to be told when they go on.
+    pub(crate) fn tell(&self, nudge: Option<Nudge>) {
+        self.nudges.borrow_mut().extend(nudge);
+    }
+
     /// Lets them go: from here on the other ends hear of us again.
     pub fn go(&self) -> Result<()> {
         self.unpark()?;
@@ -196,6 +213,10 @@ impl Arrival {
                 );
                 Local.run(&program)?;
             }
+        }
+        if let Err(error) = nudge::send(&self.nudges.borrow()) {
+            // They find out by themselves.
+            tracing::debug!(%error, "the other ends are not told at once");
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 
 use criu_kind::Result;
 
+use crate::connections::doors::{self, Doors, Listener};
 use crate::lock::{self, Connection, Lock};
 use crate::sockets::tcp::repair::{OFF_QUIETLY, Repair, leave};
 
@@ -34,6 +35,7 @@ pub struct DepartureOptions {
 pub struct Departure {
     options: DepartureOptions,
     connections: RefCell<Vec<Connection>>,
+    listeners: RefCell<Vec<Listener>>,
     sockets: RefCell<Vec<OwnedFd>>,
     lock: RefCell<Option<Lock>>,
     /// Those in repair mode: `SO_REUSEADDR` of each.
@@ -46,6 +48,7 @@ impl Departure {
         Self {
             options,
             connections: RefCell::default(),
+            listeners: RefCell::default(),
             sockets: RefCell::default(),
             lock: RefCell::default(),
             held: RefCell::default(),
@@ -60,6 +63,10 @@ impl Departure {
         self.connections.borrow_mut().push(connection);
     }
 
+    pub(crate) fn listens(&self, listener: Listener) {
+        self.listeners.borrow_mut().push(listener);
+    }
+
     pub(crate) fn keep(&self, socket: OwnedFd) {
         self.sockets.borrow_mut().push(socket);
     }
@@ -67,6 +74,29 @@ impl Departure {
     /// How many there are.
     pub fn count(&self) -> usize {
         self.connections.borrow().len()
+    }
+
+    /// Lets nobody new come in; refuses, for the moment, if somebody waits to be accepted.
+    pub fn shut(&self, doors: &Doors, run: &str) -> Result<()> {
+        let listeners = self.listeners.borrow();
+        let wanted = !listeners.is_empty() && !self.options.skip_in_flight;
+        if wanted
+            && !self.options.unlocked
+            && let Err(error) = doors.shut(run, &listeners)
+        {
+            // Who has no connections needs no lock, and may have none.
+            tracing::debug!(%error, "who connects during the dump may be reset");
+        }
+        drop(listeners);
+        self.check()
+    }
+
+    /// Whether nobody waits to be accepted, or nobody minds.
+    pub fn check(&self) -> Result<()> {
+        if self.options.skip_in_flight {
+            return Ok(());
+        }
+        doors::check(&self.listeners.borrow())
     }
 
     /// Locks them, if there are any.

@@ -65,23 +65,7 @@ impl InetSockets {
     }
 
     fn add(&mut self, family: i32, protocol: i32) -> Result<()> {
-        let byte = |number: i32| u8::try_from(number).unwrap_or(0);
-        let request = InetRequest {
-            family: byte(family),
-            protocol: byte(protocol),
-            extensions: ExtensionFlags::SHUTDOWN,
-            states: StateFlags::from_bits_retain(u32::MAX),
-            socket_id: if family == libc::AF_INET {
-                SocketId::new_v4()
-            } else {
-                SocketId::new_v6()
-            },
-        };
-        dump(SockDiagMessage::InetRequest(request), |message| {
-            if let SockDiagMessage::InetResponse(socket) = message {
-                self.take(&socket);
-            }
-        })
+        ask(family, protocol, u32::MAX, |socket| self.take(socket))
     }
 
     fn take(&mut self, socket: &InetResponse) {
@@ -111,6 +95,48 @@ impl InetSockets {
     pub(crate) fn get(&self, inode: u32) -> Option<&InetInfo> {
         self.all.get(&inode)
     }
+}
+
+/// Asks for the sockets of a family and a protocol in these states.
+fn ask(family: i32, protocol: i32, states: u32, mut take: impl FnMut(&InetResponse)) -> Result<()> {
+    let byte = |number: i32| u8::try_from(number).unwrap_or(0);
+    let request = InetRequest {
+        family: byte(family),
+        protocol: byte(protocol),
+        extensions: ExtensionFlags::SHUTDOWN,
+        states: StateFlags::from_bits_retain(states),
+        socket_id: if family == libc::AF_INET {
+            SocketId::new_v4()
+        } else {
+            SocketId::new_v6()
+        },
+    };
+    dump(SockDiagMessage::InetRequest(request), |message| {
+        if let SockDiagMessage::InetResponse(socket) = message {
+            take(&socket);
+        }
+    })
+}
+
+/// The addresses at which somebody asks for a connection, and has had the first answer.
+pub(crate) fn asking() -> Result<Vec<SocketAddr>> {
+    const SYN_RECV: u32 = 1 << 3;
+    let mut all = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let asked = ask(family, libc::IPPROTO_TCP, SYN_RECV, |socket| {
+            let id = &socket.header.socket_id;
+            all.push(SocketAddr::new(id.source_address, id.source_port));
+        });
+        match asked {
+            // A kernel without the family, or without the module that tells.
+            Err(Error::Kernel {
+                errno: Errno::ENOENT | Errno::EOPNOTSUPP,
+                ..
+            }) => {}
+            other => other?,
+        }
+    }
+    Ok(all)
 }
 
 #[cfg(test)]

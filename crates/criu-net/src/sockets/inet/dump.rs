@@ -6,6 +6,7 @@ use criu_image::{desc, pb};
 use criu_kind::{DumpCx, Error, OpenFile, Result};
 
 use crate::connections::departure::Departure;
+use crate::connections::doors::Listener;
 use crate::lock::Connection;
 use crate::sockets::inet::diag::{InetInfo, InetSockets};
 use crate::sockets::inet::sort::{self, Sort};
@@ -100,16 +101,11 @@ fn tcp(
             )
         })?;
         entry.backlog = info.sent;
-        if info.waiting != 0 && !chosen.skip_in_flight {
-            // A busy server accepts them in a moment.
-            return Err(Error::busy(
-                format!(
-                    "{} connections to {local} wait to be accepted",
-                    info.waiting
-                ),
-                "let the task accept them before the dump, or forget them with --skip-in-flight",
-            ));
-        }
+        departure.listens(Listener {
+            local: *local,
+            both: entry.v6only == Some(false),
+            socket: file.fd.try_clone().map_err(Error::io("dup"))?,
+        });
         return Ok(());
     }
     if remote.port() == 0 {

@@ -210,8 +210,9 @@ fn read(
     };
     for (level, name, _) in EARLY.iter().chain(ROWS) {
         let value = found.get(&(*level, *name));
-        // What is kept elsewhere.
-        let elsewhere = matches!((*level, *name), (IP, 1 | 2)) && !sort.is_v6();
+        // What is kept elsewhere; accepting a connection writes these of TCP, and nobody can set them.
+        let elsewhere = matches!((*level, *name), (IP, 1 | 2)) && !sort.is_v6()
+            || matches!((*level, *name), (IP, 32..=34) | (IPV6, 17..=19)) && sort.is_tcp();
         if let Some(value) = value.filter(|value| pristine.get(&(*level, *name)) != Some(*value))
             && !elsewhere
         {

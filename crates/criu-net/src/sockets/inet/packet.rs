@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use criu_kind::{RestoreCx, Result};
-use criu_tracee::Program;
+use criu_tracee::{Program, Site};
 
 use crate::lock::MARK;
 use crate::sockets::inet::address::{encode, on_the_wire};
@@ -111,6 +111,15 @@ fn with_header(from: &SocketAddr, to: &SocketAddr, protocol: u8, body: &[u8]) ->
 
 /// Sends packets that the lock lets through.
 pub(crate) fn inject(cx: &mut dyn RestoreCx, to: &SocketAddr, packets: &[Vec<u8>]) -> Result<()> {
+    inject_at(cx.here(), to, packets)
+}
+
+/// The same from somewhere.
+pub(crate) fn inject_at(
+    site: &mut (impl Site + ?Sized),
+    to: &SocketAddr,
+    packets: &[Vec<u8>],
+) -> Result<()> {
     let to = on_the_wire(to);
     let family = if to.is_ipv4() {
         libc::AF_INET
@@ -120,7 +129,7 @@ pub(crate) fn inject(cx: &mut dyn RestoreCx, to: &SocketAddr, packets: &[Vec<u8>
     let mut program = Program::new();
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
     let fd = program.socket(family, kind, libc::IPPROTO_RAW);
-    let fd = cx.here().run(&program)?.fd(fd);
+    let fd = site.run(&program)?.fd(fd);
     let mut program = Program::new();
     set(&mut program, fd, libc::SO_MARK, MARK);
     if to.is_ipv6() {
@@ -135,10 +144,10 @@ pub(crate) fn inject(cx: &mut dyn RestoreCx, to: &SocketAddr, packets: &[Vec<u8>
         let bytes = program.bytes(packet.clone());
         program.sendto(fd, bytes, packet.len(), libc::MSG_NOSIGNAL, address, length);
     }
-    let sent = cx.here().run(&program);
+    let sent = site.run(&program);
     let mut program = Program::new();
     program.close(fd);
-    cx.here().run(&program)?;
+    site.run(&program)?;
     sent?;
     Ok(())
 }

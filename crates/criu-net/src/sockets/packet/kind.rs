@@ -3,23 +3,22 @@
 //! Not preserved: packets that wait, and what is in a ring; what passed while nobody was there. A ring that is mapped
 //! is refused where mappings are looked at.
 
-use std::os::fd::AsRawFd;
-
 use criu_image::pb;
 use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
 use criu_tracee::Program;
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
+use nix::net::if_::if_indextoname;
 
 use crate::sockets::inet::{more, sort};
 use crate::sockets::message::set_at;
 use crate::sockets::options;
 use crate::sockets::packet::diag::PacketSockets;
 
-const O_PATH: u32 = libc::O_PATH.cast_unsigned();
 const NEW: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 // `include/uapi/linux/if_packet.h`.
 const SOL_PACKET: i32 = 263;
+/// `SOCK_PACKET` of `include/linux/net.h`, obsolete: whole frames of one device.
+const SOCK_PACKET: u32 = 10;
 const ADD_MEMBERSHIP: i32 = 1;
 const RX_RING: i32 = 5;
 const COPY_THRESH: i32 = 7;
@@ -52,11 +51,7 @@ impl FileKind for Packet {
     const SINCE: Kernel = Kernel::new(3, 10, 0);
 
     fn claims(&self, file: &OpenFile) -> bool {
-        if !file.link.starts_with(b"socket:[") || file.flags() & O_PATH != 0 {
-            return false;
-        }
-        let address = getsockname::<SockaddrStorage>(file.fd.as_raw_fd());
-        address.is_ok_and(|address| address.family() == Some(AddressFamily::Packet))
+        file.family == Some(libc::AF_PACKET)
     }
 
     fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
@@ -97,8 +92,12 @@ impl FileKind for Packet {
         let more = more::Facts::of(cx, entry.id)?;
         let mut program = Program::new();
         let kind = entry.r#type | NEW.unsigned_abs();
-        // With a protocol it would hear all devices at once.
-        let fd = program.socket(libc::AF_PACKET, kind, 0);
+        // With a protocol it would hear all devices at once. The old kind gets its protocol nowhere else.
+        let protocol = match entry.r#type == SOCK_PACKET {
+            true => entry.protocol.cast_signed(),
+            false => 0,
+        };
+        let fd = program.socket(libc::AF_PACKET, kind, protocol);
         let fd = cx.here().run(&program)?.fd(fd);
         let mut program = Program::new();
         let numbers = [
@@ -154,22 +153,15 @@ impl Packet {
     }
 }
 
-/// `struct sockaddr_ll`: protocol and device say what it hears.
+/// `struct sockaddr_ll`, for most: protocol and device say what it hears.
 fn bind(cx: &mut dyn RestoreCx, fd: i32, entry: &pb::PacketSockEntry) -> Result<()> {
-    if entry.protocol == 0 && entry.ifindex == 0 {
+    let is_old = entry.r#type == SOCK_PACKET;
+    // Having a protocol, one of the old kind hears all devices already.
+    if entry.ifindex == 0 && (entry.protocol == 0 || is_old) {
         return Ok(());
     }
-    let half = |number: u32| u16::try_from(number).unwrap_or(0).to_ne_bytes();
-    let family = u32::try_from(libc::AF_PACKET).unwrap_or(17);
-    let mut address = [half(family), half(entry.protocol)].concat();
-    address.extend(entry.ifindex.to_ne_bytes());
-    address.resize(20, 0);
-    let mut program = Program::new();
-    let address = program.bytes(address);
-    let bound = program.bind(fd, address, 20);
-    program.tolerate();
     let failed = |errno| match errno {
-        Errno::ENODEV => Error::unsupported(
+        Errno::ENODEV | Errno::ENXIO => Error::unsupported(
             format!(
                 "a packet socket of network device {}, which is not here",
                 entry.ifindex
@@ -181,6 +173,23 @@ fn bind(cx: &mut dyn RestoreCx, fd: i32, entry: &pb::PacketSockEntry) -> Result<
             errno,
         },
     };
+    let half = |number: u32| u16::try_from(number).unwrap_or(0).to_ne_bytes();
+    let mut address = half(libc::AF_PACKET.unsigned_abs()).to_vec();
+    if is_old {
+        // `struct sockaddr`: the device by its name (`packet_bind_spkt`).
+        let name = if_indextoname(entry.ifindex).map_err(failed)?;
+        address.extend(name.to_bytes());
+        address.resize(16, 0);
+    } else {
+        address.extend(half(entry.protocol));
+        address.extend(entry.ifindex.to_ne_bytes());
+        address.resize(20, 0);
+    }
+    let length = address.len();
+    let mut program = Program::new();
+    let address = program.bytes(address);
+    let bound = program.bind(fd, address, length);
+    program.tolerate();
     cx.here().run(&program)?.get(bound).map_err(failed)?;
     Ok(())
 }

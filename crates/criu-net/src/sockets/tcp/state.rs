@@ -79,3 +79,17 @@ pub(crate) fn info(fd: &OwnedFd) -> Result<TcpInfo> {
         rcv_wscale: rcv.into(),
     })
 }
+
+/// How many connections wait at a listening socket to be accepted: `tcpi_unacked`.
+pub(crate) fn waiting(fd: &OwnedFd) -> Result<u32> {
+    const UNACKED: usize = 24;
+    let bytes = option_at(fd, (libc::SOL_TCP, libc::TCP_INFO), UNACKED + 4)?.unwrap_or_default();
+    let word = bytes
+        .get(UNACKED..)
+        .and_then(|word| word.try_into().ok())
+        .ok_or(Error::Kernel {
+            call: "getsockopt(TCP_INFO)",
+            errno: Errno::ENOPROTOOPT,
+        })?;
+    Ok(u32::from_ne_bytes(word))
+}

@@ -4,12 +4,12 @@
 //! that nobody has accepted; what waits; options; shutdown. What waits in a datagram socket from
 //! others than its peer must be sent before it has that peer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use criu_image::id::{FileId, VPid};
 use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{Error, Opened, RestoreCx, Result, Subject, Within};
-use criu_tracee::{Outcome, Program};
+use criu_tracee::{Blob, Outcome, Program};
 use nix::unistd::{getegid, geteuid};
 
 use crate::sockets::diag::{ESTABLISHED, LISTEN};
@@ -32,6 +32,9 @@ pub(crate) fn build(cx: &mut dyn RestoreCx, entries: &[&pb::UnixSkEntry]) -> Res
         scratch: Scratch::default(),
         makeshift: HashMap::new(),
         foreign: facts.0.is_empty(),
+        pairs: HashMap::new(),
+        wide: HashSet::new(),
+        sizes: None,
     };
     for entry in entries {
         let fact = facts.0.get(&entry.id);
@@ -39,6 +42,7 @@ pub(crate) fn build(cx: &mut dyn RestoreCx, entries: &[&pb::UnixSkEntry]) -> Res
             entry,
             fact: fact.cloned().unwrap_or_default(),
             made: None,
+            planned: false,
             here: None,
             given: false,
             reach: None,
@@ -50,27 +54,24 @@ pub(crate) fn build(cx: &mut dyn RestoreCx, entries: &[&pb::UnixSkEntry]) -> Res
     }
     for stage in [Builder::alone, Builder::pair, Builder::half] {
         for index in 0..all.sockets.len() {
-            let subject = all.subject(index);
-            stage(&mut all, cx, index).within(|| subject)?;
+            stage(&mut all, cx, index).within(|| all.subject(index))?;
         }
+        all.make_pairs(cx)?;
     }
     let queues = cx.cached(Queues::load)?;
-    all.widen_all(cx)?;
     for index in 0..all.sockets.len() {
-        let subject = all.subject(index);
-        all.fill_early(cx, index, &queues).within(|| subject)?;
+        all.fill_early(cx, index, &queues)
+            .within(|| all.subject(index))?;
     }
     for index in all.in_order_of_arrival() {
-        let subject = all.subject(index);
-        all.connect(cx, index).within(|| subject)?;
+        all.connect(cx, index).within(|| all.subject(index))?;
     }
     for index in 0..all.sockets.len() {
-        let subject = all.subject(index);
-        all.fill_late(cx, index, &queues).within(|| subject)?;
+        all.fill_late(cx, index, &queues)
+            .within(|| all.subject(index))?;
     }
     for index in 0..all.sockets.len() {
-        let subject = all.subject(index);
-        all.finish(cx, index).within(|| subject)?;
+        all.finish(cx, index).within(|| all.subject(index))?;
     }
     all.close_others(cx)?;
     let opened = all.sockets.iter().map(|socket| match socket.here {
@@ -99,6 +100,8 @@ pub(super) struct Socket<'e> {
     pub(super) fact: pb::UnixExtEntry,
     /// By whom it was made, and its number there.
     pub(super) made: Option<(VPid, i32)>,
+    /// It is one of a pair that is about to be made.
+    planned: bool,
     /// Its number here.
     pub(super) here: Option<i32>,
     pub(super) given: bool,
@@ -131,7 +134,24 @@ pub(super) struct Builder<'e> {
     pub(super) makeshift: HashMap<Accepted, Listener>,
     /// The images are CRIU's: who sent what waits is not known, and whoever is connected will do.
     pub(super) foreign: bool,
+    /// Pairs that are to be made, by their makers.
+    pairs: HashMap<VPid, Vec<Pair>>,
+    /// Descriptors here through which messages of any size and number can be sent.
+    pub(super) wide: HashSet<i32>,
+    /// The sizes of the buffers of a new socket.
+    pub(super) sizes: Option<(u32, u32)>,
 }
+
+/// Two sockets that are made at once, and who is remembered for it.
+#[derive(Clone, Copy, Debug)]
+struct Pair {
+    one: usize,
+    other: usize,
+    creds: Option<pb::UcredEntry>,
+}
+
+/// Pairs that a process makes in one go.
+const AT_ONCE: usize = 250;
 
 /// Name, directory and maker of a listening socket.
 type Accepted = (Vec<u8>, Option<Vec<u8>>, u32);
@@ -246,7 +266,7 @@ impl Builder<'_> {
         let is_lonely = socket.is_dgram() && socket.entry.name.is_empty();
         if is_lonely && !cx.cached(Queues::load)?.of(socket.entry.id).is_empty() {
             // Somebody has to send what waits: the other end of a pair can, also if it is not its peer.
-            self.make_pair(cx, index, None)?;
+            self.make_half(cx, index)?;
             return match self.sockets[index].fact.orphan() {
                 true => Ok(()),
                 false => self.disconnect(cx, index),
@@ -291,11 +311,13 @@ impl Builder<'_> {
 
     /// Makes both ends of a connection, or of a pair.
     fn pair(&mut self, cx: &mut dyn RestoreCx, index: usize) -> Result<()> {
-        if self.sockets[index].here.is_some() || self.sockets[index].is_extern() {
+        let socket = &self.sockets[index];
+        if socket.here.is_some() || socket.is_extern() || socket.planned {
             return Ok(());
         }
         if let Some(other) = self.paired(index) {
-            return self.make_pair(cx, index, Some(other));
+            self.plan_pair(cx, index, other);
+            return Ok(());
         }
         let Some(peer) = self
             .peer(index)
@@ -325,7 +347,10 @@ impl Builder<'_> {
             ));
         }
         match self.server_end(index, peer) {
-            None => self.make_pair(cx, index, Some(peer)),
+            None => {
+                self.plan_pair(cx, index, peer);
+                Ok(())
+            }
             Some(server) => {
                 let client = if server == index { peer } else { index };
                 self.accept(cx, server, Some(client))
@@ -350,41 +375,82 @@ impl Builder<'_> {
         }
     }
 
-    /// By socketpair(2); without a second one its other end is nobody's.
-    pub(super) fn make_pair(
-        &mut self,
+    /// Who is remembered for a pair, and who makes it.
+    fn pair_maker(
+        &self,
         cx: &mut dyn RestoreCx,
         one: usize,
         other: Option<usize>,
-    ) -> Result<()> {
+    ) -> (Option<pb::UcredEntry>, VPid) {
         let facts = [Some(one), other].into_iter().flatten();
         let creds = facts
             .map(|index| self.sockets[index].fact.peer)
             .find(Option::is_some)
             .flatten();
-        let maker = self.maker(cx, one, creds);
-        let mut program = Program::new();
-        let both = program.room(8);
-        let kind = self.sockets[one].entry.r#type | NEW.unsigned_abs();
-        as_who(creds, &mut program, |program| {
-            program.socketpair(libc::AF_UNIX, kind, 0, both);
-        });
-        let outcome = run(cx, maker, &program)?;
-        let made = two(outcome.bytes(both));
-        let here = [cx.fetch(maker, made.0)?, cx.fetch(maker, made.1)?];
-        self.sockets[one].made = Some((maker, made.0));
-        self.sockets[one].here = Some(here[0]);
-        match other {
-            Some(other) => {
-                self.sockets[other].made = Some((maker, made.1));
-                self.sockets[other].here = Some(here[1]);
+        (creds, self.maker(cx, one, creds))
+    }
+
+    fn plan_pair(&mut self, cx: &mut dyn RestoreCx, one: usize, other: usize) {
+        let (creds, maker) = self.pair_maker(cx, one, Some(other));
+        let pair = Pair { one, other, creds };
+        self.pairs.entry(maker).or_default().push(pair);
+        self.sockets[one].planned = true;
+        self.sockets[other].planned = true;
+    }
+
+    /// Makes the pairs that are planned, those of a process at once.
+    fn make_pairs(&mut self, cx: &mut dyn RestoreCx) -> Result<()> {
+        let mut planned: Vec<(VPid, Vec<Pair>)> = self.pairs.drain().collect();
+        planned.sort_by_key(|(maker, _)| maker.get());
+        for (maker, pairs) in planned {
+            for pairs in pairs.chunks(AT_ONCE) {
+                self.make_some(cx, maker, pairs)
+                    .within(|| self.subject(pairs[0].one))?;
             }
-            None => self.sockets[one].other = Some(here[1]),
-        }
-        for index in [Some(one), other].into_iter().flatten() {
-            self.bind_made(cx, index)?;
         }
         Ok(())
+    }
+
+    fn make_some(&mut self, cx: &mut dyn RestoreCx, maker: VPid, pairs: &[Pair]) -> Result<()> {
+        let mut program = Program::new();
+        let mut made = Vec::with_capacity(pairs.len());
+        for pair in pairs {
+            made.push(self.add_pair(pair.one, pair.creds, &mut program));
+        }
+        let outcome = run(cx, maker, &program)?;
+        for (pair, both) in pairs.iter().zip(made) {
+            let made = two(outcome.bytes(both));
+            for (index, fd) in [(pair.one, made.0), (pair.other, made.1)] {
+                self.sockets[index].made = Some((maker, fd));
+                self.sockets[index].here = Some(cx.fetch(maker, fd)?);
+            }
+            for index in [pair.one, pair.other] {
+                self.bind_made(cx, index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the call that makes a pair.
+    fn add_pair(&self, one: usize, creds: Option<pb::UcredEntry>, program: &mut Program) -> Blob {
+        let both = program.room(8);
+        let kind = self.sockets[one].entry.r#type | NEW.unsigned_abs();
+        as_who(creds, program, |program| {
+            program.socketpair(libc::AF_UNIX, kind, 0, both);
+        });
+        both
+    }
+
+    /// Makes a socket with another end that is nobody's.
+    pub(super) fn make_half(&mut self, cx: &mut dyn RestoreCx, one: usize) -> Result<()> {
+        let (creds, maker) = self.pair_maker(cx, one, None);
+        let mut program = Program::new();
+        let both = self.add_pair(one, creds, &mut program);
+        let made = two(run(cx, maker, &program)?.bytes(both));
+        self.sockets[one].made = Some((maker, made.0));
+        self.sockets[one].here = Some(cx.fetch(maker, made.0)?);
+        self.sockets[one].other = Some(cx.fetch(maker, made.1)?);
+        self.bind_made(cx, one)
     }
 
     /// Binds a socket that was made without its name.
@@ -497,7 +563,7 @@ impl Builder<'_> {
             ));
         }
         match socket.entry.name.is_empty() {
-            true => self.make_pair(cx, index, None),
+            true => self.make_half(cx, index),
             false => self.accept(cx, index, None),
         }
     }
