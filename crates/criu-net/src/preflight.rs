@@ -11,12 +11,9 @@ use crate::sockets::tcp::state::{self, LISTEN};
 
 /// Refuses connections of these processes, each with its descriptor, when they are neither kept nor closed.
 pub fn refuse_connections(pids: &[Pid]) -> Result<()> {
-    let all = InetSockets::of(&[libc::IPPROTO_TCP])?;
     let is_connection = |info: &InetInfo| info.state != LISTEN && info.remote.port() != 0;
-    // Whoever has them: thousands of descriptors need not be looked at for none.
-    if !all.any(is_connection) {
-        return Ok(());
-    }
+    // Most processes have no socket, and the kernel walks through a large table for the answer.
+    let mut connections = None;
     let mut refused = Vec::new();
     let mut seen = HashSet::new();
     for pid in pids {
@@ -35,6 +32,17 @@ pub fn refuse_connections(pids: &[Pid]) -> Result<()> {
                 .and_then(|rest| rest.strip_suffix(']'));
             let Some(inode) = number.and_then(|number| number.parse().ok()) else {
                 continue;
+            };
+            let all = match &mut connections {
+                Some(all) => all,
+                none => {
+                    let all = InetSockets::of(&[libc::IPPROTO_TCP])?;
+                    // Whoever has them: thousands of descriptors need not be looked at for none.
+                    if !all.any(is_connection) {
+                        return Ok(());
+                    }
+                    none.insert(all)
+                }
             };
             let Some(info) = all.get(inode) else { continue };
             if !is_connection(info) || !seen.insert(inode) {

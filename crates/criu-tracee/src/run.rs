@@ -55,7 +55,7 @@ pub(crate) fn run(tracee: &mut Tracee, thread: usize, program: &Program) -> Resu
 /// Runs the rest of a program while nobody else runs: the leader's room, by far the largest, is free.
 fn run_rest(tracee: &mut Tracee, thread: usize, progress: &mut Progress<'_>) -> Result<()> {
     while let Some((chunk, running)) = begin(tracee, thread, 0, progress)? {
-        finish(tracee, thread, 0, progress, &chunk, running)?;
+        finish(tracee, thread, 0, progress, &chunk, (running, true))?;
     }
     Ok(())
 }
@@ -97,6 +97,7 @@ pub fn run_each(
                 }
             }
         }
+        let alone = started.len() == 1;
         for (index, chunk, running) in started {
             let job = &jobs[index];
             match finish(
@@ -105,7 +106,7 @@ pub fn run_each(
                 job.thread,
                 &mut progress[index],
                 &chunk,
-                running,
+                (running, alone),
             ) {
                 Ok(()) => open.push(index),
                 Err(error) => {
@@ -149,16 +150,17 @@ fn begin(
     Ok(Some((chunk, running)))
 }
 
+/// Waits for the end of a chunk; whether it is the only one that runs is told beside the thread.
 fn finish(
     tracee: &mut Tracee,
     thread: usize,
     place: usize,
     progress: &mut Progress<'_>,
     chunk: &Chunk,
-    running: Running,
+    (running, alone): (Running, bool),
 ) -> Result<()> {
     let workplace = tracee.workplace.ok_or(Error::NoPlace(tracee.pid()))?;
-    wait_end(tracee, thread, workplace.code, running)?;
+    wait_end(tracee, thread, workplace.code, running, alone)?;
     let base = room(workplace.rooms, place).start + HEAL_ROOM;
     let mut back = vec![0; chunk.back];
     tracee.memory().read(base, &mut back)?;
@@ -176,7 +178,7 @@ pub(crate) fn once(
     debug_assert_eq!(tracee.heal_at(0), heal);
     let nr = u64::from(sysno.id().unsigned_abs());
     let running = enter(tracee, 0, code, StubJob::Once { nr, args })?;
-    wait_end(tracee, 0, code, running)?;
+    wait_end(tracee, 0, code, running, true)?;
     let ret = Native::once_result(&tracee.threads()[0].stopped()?.regs()?);
     match failure(ret) {
         Some(errno) => Err(CallError {
@@ -264,14 +266,24 @@ fn all_but(signal: i32) -> Vec<u8> {
 }
 
 /// Waits until the stub has come to its end. Signals that cannot be blocked are remembered.
-fn wait_end(tracee: &mut Tracee, index: usize, code: u64, running: Running) -> Result<()> {
+fn wait_end(
+    tracee: &mut Tracee,
+    index: usize,
+    code: u64,
+    running: Running,
+    alone: bool,
+) -> Result<()> {
     let closing = tracee.signal();
     let end = code + Native::STUB.stopped as u64;
     let (pid, vpid) = (tracee.pid(), tracee.vpid().as_raw());
     let thread = tracee.thread_mut(index);
     let mut running = running;
     loop {
-        let (stopped, stop) = running.wait()?;
+        let (stopped, stop) = if alone {
+            running.wait()?
+        } else {
+            running.wait_among_many()?
+        };
         running = match stop {
             Stop::Signal(signal) => {
                 let info = stopped.siginfo()?;

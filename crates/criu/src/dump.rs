@@ -149,11 +149,14 @@ fn attempt(
     let (released, summed) = std::thread::scope(|scope| {
         let much = store.has_much_to_sum();
         let sums = much.then(|| scope.spawn(|| store.complete()));
-        let released = release(tracees, end);
+        let condemned = condemn(&tracees, end);
+        let early = (end == EndState::Killed && !much).then(|| store.complete());
+        let released = condemned.and_then(|()| release(tracees, end));
         stats.released();
-        let summed = match sums {
-            Some(sums) => sums.join().expect("summing does not panic"),
-            None => store.complete(),
+        let summed = match (sums, early) {
+            (Some(sums), _) => sums.join().expect("summing does not panic"),
+            (None, Some(early)) => early,
+            (None, None) => store.complete(),
         };
         (released, summed)
     });
@@ -434,6 +437,12 @@ fn commit(
     survey.identities.write(tree, described, tcp, store)?;
     store.finish()?;
     Ok(names)
+}
+
+/// Begins to end all that are to end, before the first of them is waited for.
+fn condemn(tracees: &[Tracee], end: EndState) -> Result<()> {
+    let dying = tracees.iter().rev().filter(|_| end == EndState::Killed);
+    Ok(dying.into_iter().try_for_each(Tracee::condemn)?)
 }
 
 /// Ends or frees the tasks: children before parents.

@@ -145,7 +145,7 @@ fn build(
     progress.stage("spawn");
     let mut world = at(
         "spawn",
-        World::spawn(model, files, ipc, plan, store, options.sibling),
+        World::spawn(model, files, ipc, plan, store, options.sibling, progress),
     )?;
     stats.forked();
     stats.filled(
