@@ -6,6 +6,7 @@ mod busybox;
 mod cache;
 mod catalogue;
 mod ci;
+mod client;
 mod codegen;
 mod corpus;
 mod criu;
@@ -21,6 +22,7 @@ mod kernel;
 mod kill;
 mod machine;
 mod modules;
+mod network;
 mod observe;
 mod programs;
 mod qemu;
@@ -74,6 +76,11 @@ const VERBS: &[Verb] = &[
         "kill",
         "kill criu itself at random moments; nothing may be lost (--help: options)",
         kill::run,
+    ),
+    (
+        "network",
+        "connections: hosts that they move between, and failures that must leave nothing (--help: options)",
+        network::run,
     ),
     (
         "programs",

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -18,6 +18,7 @@ use nix::unistd::Pid;
 
 use crate::args::Args;
 use crate::catalogue::{PROGRAMS, Program};
+use crate::client::Client;
 use crate::criu::{Criu, built, complaint};
 use crate::target::{Target, census, last_line};
 use crate::{room, shell};
@@ -243,63 +244,6 @@ fn generations(
     Ok(took)
 }
 
-/// Somebody outside of the tree who is served by it.
-struct Client {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Client {
-    fn start(words: &[OsString], dir: &Path) -> Result<Self> {
-        let log = dir.join("client.log");
-        let out = File::create(&log)?;
-        let child = Command::new(&words[0])
-            .args(&words[1..])
-            .current_dir(dir)
-            .stdin(Stdio::null())
-            .stdout(out.try_clone()?)
-            .stderr(out)
-            .spawn()?;
-        Ok(Self { child, log })
-    }
-
-    fn pid(&self) -> Result<Pid> {
-        Ok(Pid::from_raw(i32::try_from(self.child.id())?))
-    }
-
-    /// Fails if it has ended: it does that only when it has found something wrong.
-    fn lives(&mut self) -> Result<()> {
-        match self.child.try_wait()? {
-            None => Ok(()),
-            Some(status) => bail!("the client ended early: {status}: {}", last_line(&self.log)),
-        }
-    }
-
-    /// Tells it to end, and hears what it has found.
-    fn end(mut self) -> Result<()> {
-        self.lives()?;
-        kill(self.pid()?, Signal::SIGTERM)?;
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let status = loop {
-            match self.child.try_wait()? {
-                Some(status) => break status,
-                None if Instant::now() > deadline => {
-                    self.child.kill()?;
-                    self.child.wait()?;
-                    bail!("the client does not end");
-                }
-                None => std::thread::sleep(Duration::from_millis(5)),
-            }
-        };
-        ensure!(
-            status.success(),
-            "the client: {status}: {}",
-            last_line(&self.log)
-        );
-        Ok(())
-    }
-}
-
 /// Waits until it has done something.
 fn goes_on(program: &Program, dir: &Path, client: &mut Option<Client>) -> Result<()> {
     if program.progress.is_empty() {
@@ -400,7 +344,7 @@ impl Places {
 }
 
 /// The interpreter itself: `python3` may be a script that looks for one.
-fn python() -> Result<PathBuf> {
+pub(crate) fn python() -> Result<PathBuf> {
     if !shell::has("python3") {
         return Ok("python3".into());
     }

@@ -35,24 +35,11 @@ pub(crate) fn makers(ext: &pb::FilesExtEntry) -> impl Iterator<Item = u32> {
 }
 
 impl Files<'_> {
-    /// Whether [`Files::open_late`] has something to do.
-    pub fn has_late(&self) -> bool {
-        self.all
-            .values()
-            .any(|saved| !saved.part && saved.kind.late())
-    }
-
     /// Makes the files that are to be made by the processes themselves. Between [`Files::open_all`] and the
     /// first [`Files::place`].
     pub fn open_late(&mut self, sites: &mut dyn Sites) -> Result<()> {
-        if !self.has_late() {
-            return Ok(());
-        }
         let mut pidfds = HashMap::new();
-        for group in self.groups()? {
-            if !self.all[&group[0]].kind.late() {
-                continue;
-            }
+        for group in std::mem::take(&mut self.late) {
             let kind = self.all[&group[0]].kind;
             let entries: Vec<_> = group.iter().map(|id| self.all[id].entry.clone()).collect();
             let subject = self.subject(group[0]);

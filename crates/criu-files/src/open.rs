@@ -41,6 +41,7 @@ impl Files<'_> {
         raise::all(self)?;
         for group in self.groups()? {
             if self.all[&group[0]].kind.late() {
+                self.late.push(group);
                 continue;
             }
             let opened = self.open_group(&group);

@@ -1,14 +1,17 @@
 //! From the numbers of the tracer to the numbers of a task, in one program.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsRawFd;
 
 use criu_image::id::{FdTableId, FileId};
 use criu_image::pb;
 use criu_kind::{Error, Opened, Result, Shift};
-use criu_tracee::Program;
+use criu_tracee::{Program, pidfd_open};
+use nix::unistd::Pid;
 
 use crate::files::Files;
-use crate::passage::{Arrivals, Passage, Place};
+use crate::last::runs;
+use crate::passage::{Arrivals, Lane, Place};
 use crate::{locks, owner};
 
 const FD_CLOEXEC: u32 = 1;
@@ -21,24 +24,30 @@ impl Files<'_> {
         self.shift = shift;
     }
 
-    /// Sends a task its descriptors, and adds the calls that take them and close all others. They run in the task, before
-    /// any other task is sent something, when it needs nothing of what it inherited any more; tables in ascending
-    /// order, once each.
+    /// Sends a task its descriptors, and adds the calls that take them and close all others. They run in the task, when it
+    /// needs nothing of what it inherited any more; tables in ascending order, once each, of which up to [`LANES`]
+    /// may run at the same time unless one [needs another](Files::needs_others).
+    ///
+    /// [`LANES`]: crate::LANES
     pub fn place(&mut self, table: FdTableId, program: &mut Program) -> Result<Arrivals> {
         let passage = self.passage.take();
-        let passage = passage.ok_or_else(|| Error::corrupt("files.img", "no file is open"))?;
-        let mut arrivals = self.relate(table, &passage, program)?;
-        passage.close_others(program);
+        let mut passage = passage.ok_or_else(|| Error::corrupt("files.img", "no file is open"))?;
+        let lane = passage.lane();
+        let (lane, filler) = (passage.at(lane), passage.filler());
+        let mut arrivals = self.relate(table, (lane, filler), program)?;
+        lane.close_others(program);
         let entries = self.entries(table).to_vec();
         let mut places = Vec::with_capacity(entries.len());
         for entry in &entries {
-            places.push(Place {
+            let id = FileId::new(entry.id);
+            let place = Place {
                 number: entry.fd.cast_signed(),
                 closes: entry.flags & FD_CLOEXEC != 0,
-                file: self.opened_here(FileId::new(entry.id))?,
-            });
+                file: self.opened_here(id)?,
+            };
+            places.push((id, place));
         }
-        arrivals.extend(passage.send(&places, program)?);
+        arrivals.extend(self.bring((lane, filler), &places, program)?);
         for entry in &entries {
             if self.opened_here(FileId::new(entry.id))?.is_none() {
                 self.open_there(table, entry, program)?;
@@ -56,12 +65,21 @@ impl Files<'_> {
         Ok(arrivals)
     }
 
+    /// Whether a table has a file that its task takes from another: when that has its own.
+    pub fn needs_others(&self, table: FdTableId) -> bool {
+        self.entries(table).iter().any(|entry| {
+            let id = FileId::new(entry.id);
+            let home = self.homes.get(&id).map(|(home, _)| *home);
+            self.opened.get(&id) == Some(&Opened::There) && home != Some(table)
+        })
+    }
+
     /// Ties files to each other, those that have their home in this table. While that is done the task has all that
     /// are concerned, under numbers that nobody needs.
     fn relate(
         &mut self,
         table: FdTableId,
-        passage: &Passage,
+        (lane, filler): (&Lane, i32),
         program: &mut Program,
     ) -> Result<Arrivals> {
         let mut tied = BTreeSet::new();
@@ -82,18 +100,21 @@ impl Files<'_> {
         if files.is_empty() {
             return Ok(Arrivals::default());
         }
-        passage.close_others(program);
-        let place = |(number, (_, file)): (i32, &(FileId, i32))| Place {
-            number,
-            closes: true,
-            file: Some(*file),
+        lane.close_others(program);
+        let place = |(number, (id, file)): (i32, &(FileId, i32))| {
+            let place = Place {
+                number,
+                closes: true,
+                file: Some(*file),
+            };
+            (*id, place)
         };
-        let free = (0..).filter(|number| *number != passage.theirs());
-        let places: Vec<Place> = free.zip(&files).map(place).collect();
-        let arrivals = passage.send(&places, program)?;
-        let first = places.last().map_or(0, |place| place.number + 1);
-        let spare = self.spare_numbers(first, passage.theirs(), files.len());
-        for (place, number) in places.iter().zip(&spare) {
+        let free = (0..).filter(|number| *number != lane.theirs());
+        let places: Vec<(FileId, Place)> = free.zip(&files).map(place).collect();
+        let arrivals = self.bring((lane, filler), &places, program)?;
+        let first = places.last().map_or(0, |(_, place)| place.number + 1);
+        let spare = self.spare_numbers(first, lane.theirs(), files.len());
+        for ((_, place), number) in places.iter().zip(&spare) {
             program.dup3(place.number, *number, O_CLOEXEC);
         }
         self.tied = Some(files.iter().map(|(id, _)| *id).zip(spare).collect());
@@ -102,6 +123,46 @@ impl Files<'_> {
             .try_for_each(|(kind, entry)| kind.relate(self, &entry, program));
         self.tied = None;
         related.map(|()| arrivals)
+    }
+
+    /// Sends files to their places. Those that cannot be sent are fetched from here, to which a descriptor of this
+    /// process goes along.
+    fn bring(
+        &self,
+        (lane, filler): (&Lane, i32),
+        places: &[(FileId, Place)],
+        program: &mut Program,
+    ) -> Result<Arrivals> {
+        let is_sent = |id: &FileId| self.all.get(id).is_none_or(|saved| saved.kind.sent());
+        let mut sent: Vec<Place> = Vec::with_capacity(places.len());
+        let mut fetched = Vec::new();
+        for (id, place) in places {
+            let file = place.file.filter(|_| is_sent(id));
+            sent.push(Place { file, ..*place });
+            if let (Some(from), None) = (place.file, file) {
+                fetched.push((from, place));
+            }
+        }
+        if fetched.is_empty() {
+            return lane.send(&sent, filler, program);
+        }
+        let last = sent.last().map_or(-1, |place| place.number);
+        let number = last + 1 + i32::from(last + 1 == lane.theirs());
+        let itself = pidfd_open(Pid::this())?;
+        sent.push(Place {
+            number,
+            closes: true,
+            file: Some(itself.as_raw_fd()),
+        });
+        let arrivals = lane.send(&sent, filler, program)?;
+        for (from, place) in fetched {
+            let fd = program.pidfd_getfd(number, from, 0);
+            let flags = if place.closes { O_CLOEXEC } else { 0 };
+            program.dup3(fd, place.number, flags);
+            program.close(fd);
+        }
+        program.close(number);
+        Ok(arrivals)
     }
 
     /// Numbers that neither tasks need nor the passage has.
@@ -204,15 +265,12 @@ impl Files<'_> {
     pub fn leave(&self, program: &mut Program) {
         let kept = |id: &FileId| self.inherited.contains(id);
         let opened = self.opened.iter().filter(|(id, _)| !kept(id));
-        let mut numbers: Vec<i32> = opened
-            .filter_map(|(_, opened)| match opened {
-                Opened::Here(fd) | Opened::Given(fd) => Some(*fd),
-                Opened::There => None,
-            })
-            .collect();
-        numbers.sort_unstable();
-        for run in numbers.chunk_by(|one, next| one + 1 == *next) {
-            program.close_range(run[0], run[run.len() - 1], 0);
+        let numbers = opened.filter_map(|(_, opened)| match opened {
+            Opened::Here(fd) | Opened::Given(fd) => Some(*fd),
+            Opened::There => None,
+        });
+        for (first, last) in runs(numbers.collect()) {
+            program.close_range(first, last, 0);
         }
     }
 

@@ -162,7 +162,12 @@ fn a_missing_ghost_is_found_before_a_task_is_made() {
 #[test]
 fn images_before_3_4_have_a_file_for_each_kind() {
     let store = Memory::new();
-    put(&store, desc::REG_FILES, (), &[path(1).reg.expect("a path")]);
+    put(
+        &store,
+        desc::REG_FILES,
+        (),
+        &[*path(1).reg.expect("a path")],
+    );
     put(
         &store,
         desc::EVENTFD,

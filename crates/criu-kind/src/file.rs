@@ -347,6 +347,11 @@ pub trait FileKind: Sync {
 
     /// Whether it is made when all processes are there, as the kernel remembers who made it.
     const LATE: bool = false;
+    /// Nobody needs its descriptor here after [`FileKind::last`]: there may be very many.
+    const LEAVES: bool = false;
+
+    /// Whether the kernel lets it be sent from process to process, in a message of a unix socket.
+    const SENT: bool = true;
 
     /// Adds what refers to other files, when all files of all tasks are known.
     fn relations(
@@ -448,6 +453,8 @@ pub trait AnyFileKind: Sync {
     fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::FileEntry>;
     fn relates(&self) -> bool;
     fn late(&self) -> bool;
+    fn sent(&self) -> bool;
+    fn leaves(&self) -> bool;
     fn relations(
         &self,
         cx: &mut dyn DumpCx,
@@ -513,8 +520,14 @@ impl<K: FileKind> AnyFileKind for K {
     fn relates(&self) -> bool {
         K::RELATES
     }
+    fn leaves(&self) -> bool {
+        K::LEAVES
+    }
     fn late(&self) -> bool {
         K::LATE
+    }
+    fn sent(&self) -> bool {
+        K::SENT
     }
     fn relations(
         &self,

@@ -176,6 +176,12 @@ impl SpaceImage {
         attached.map(|(id, _)| id).collect()
     }
 
+    /// Bytes of pages that it has stored.
+    pub fn stored(&self) -> u64 {
+        let runs = self.pages.runs().iter();
+        runs.map(|run| run.end - run.start).sum()
+    }
+
     /// The mappings in order of address.
     pub(crate) fn vmas(&self) -> &[pb::VmaEntry] {
         &self.mm.vmas[..self.real]

@@ -48,13 +48,19 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
     files.lend(arrival.clone());
     let mut ipc = at("load", Objects::load(store, model.ipc()))?;
     let plan = at("plan", model.plan(tree.shell_job))?;
-    let checked = preflight(&model, &files, &mut ipc, &plan, &arrival);
+    let mut checked = preflight(&model, &files, &mut ipc, &plan, &arrival);
+    if tree.plan || tree.scripts.paths.is_empty() {
+        checked = checked.and_then(|()| arrival.check_addresses());
+    }
     if tree.plan {
         tracing::warn!(target: "criu", "plan:\n{plan}");
         return at("plan", checked);
     }
     at("plan", checked)?;
+    // Until all are ready to go on no packet of the connections comes or goes. A script may bring their addresses.
+    at("plan", arrival.lock())?;
     tree.scripts.run(Action::PreRestore, None)?;
+    at("plan", arrival.check_addresses())?;
 
     std::thread::scope(|scope| {
         // Many pages are summed while they are brought in; nobody wakes before they are known to be right.
@@ -133,15 +139,13 @@ fn build(
 ) -> Result<(), Failure> {
     let tree = &options.tree;
     progress.stage("open");
-    // Until all are ready to go on no packet of the connections comes or goes.
-    at("open", arrival.lock())?;
     files.inherit(model.files());
     files.share(model.spaces.iter().flat_map(SpaceImage::shared_files));
     at("open", files.open_all())?;
     progress.stage("spawn");
     let mut world = at(
         "spawn",
-        World::spawn(model, files, ipc, plan, store, options.sibling),
+        World::spawn(model, files, ipc, plan, store, options.sibling, progress),
     )?;
     stats.forked();
     stats.filled(

@@ -37,6 +37,8 @@ impl FileKind for IoUring {
     const NAME: &'static str = "io_uring";
     const SINCE: Kernel = Kernel::new(5, 17, 0);
     const RELATES: bool = true;
+    // Since Linux 6.8 (`__scm_send` in `net/core/scm.c`).
+    const SENT: bool = false;
 
     fn claims(&self, file: &OpenFile) -> bool {
         is_ring(&file.link)

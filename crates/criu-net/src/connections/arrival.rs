@@ -57,12 +57,12 @@ pub struct Arrival {
 impl Arrival {
     /// Reads which there are.
     pub fn load(options: ArrivalOptions, store: &dyn Store, run: Option<String>) -> Result<Self> {
-        let files = store.entries::<pb::FileEntry>(desc::FILES, ())?;
-        let mut entries: Vec<pb::InetSkEntry> = files
-            .unwrap_or_default()
-            .into_iter()
-            .filter_map(|file| file.message.isk)
-            .collect();
+        let mut entries: Vec<pb::InetSkEntry> = Vec::new();
+        if let Some(mut files) = store.reader(desc::FILES, ())? {
+            while let Some(file) = files.read::<pb::FileEntry>()? {
+                entries.extend(file.message.isk.map(|socket| *socket));
+            }
+        }
         // Before 3.4.
         let old = store.entries::<pb::InetSkEntry>(desc::INETSK, ())?;
         entries.extend(
@@ -115,17 +115,23 @@ impl Arrival {
         &self.options
     }
 
-    /// What can be seen before anything is made: whether connections are wanted, and their addresses are here.
+    /// Whether connections are wanted.
     pub fn check(&self) -> Result<()> {
-        if self.options.close || self.connections.is_empty() {
+        if self.options.close || self.options.established || self.connections.is_empty() {
             return Ok(());
         }
-        if !self.options.established {
-            let list: Vec<String> = self.connections.iter().map(Connection::to_string).collect();
-            return Err(Error::unsupported(
-                format!("the images have TCP connections: {}", list.join(", ")),
-                "keep them with --tcp-established, or close them with --tcp-close",
-            ));
+        let list: Vec<String> = self.connections.iter().map(Connection::to_string).collect();
+        Err(Error::unsupported(
+            format!("the images have TCP connections: {}", list.join(", ")),
+            "keep them with --tcp-established, or close them with --tcp-close",
+        ))
+    }
+
+    /// Whether their addresses are here. A script may bring them when the connections are locked: whoever answers
+    /// before their sockets are there, breaks them.
+    pub fn check_addresses(&self) -> Result<()> {
+        if self.options.close || self.connections.is_empty() {
+            return Ok(());
         }
         let mut addresses: Vec<_> = self.connections.iter().map(|one| one.local.ip()).collect();
         addresses.sort();
@@ -147,7 +153,8 @@ impl Arrival {
                 "connections have addresses that are not here: {}",
                 absent.join(", ")
             ),
-            "give a device these addresses (ip address add), or close the connections with --tcp-close",
+            "give a device these addresses (ip address add; for connections that move here, in an action script at \
+             pre-restore: they are locked by then), or close the connections with --tcp-close",
         ))
     }
 

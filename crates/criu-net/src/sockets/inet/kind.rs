@@ -20,6 +20,7 @@ impl FileKind for Inet {
     const NAME: &'static str = "inet";
     const SINCE: Kernel = Kernel::new(4, 11, 0);
     const RELATES: bool = true;
+    const LEAVES: bool = true;
 
     fn claims(&self, file: &OpenFile) -> bool {
         matches!(file.family, Some(libc::AF_INET | libc::AF_INET6))

@@ -9,12 +9,13 @@ use std::collections::{HashMap, HashSet};
 use criu_image::id::{FileId, VPid};
 use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{Error, Opened, RestoreCx, Result, Subject, Within};
-use criu_tracee::{Blob, Outcome, Program};
+use criu_tracee::{Outcome, Program};
 use nix::unistd::{getegid, geteuid};
 
 use crate::sockets::diag::{ESTABLISHED, LISTEN};
 use crate::sockets::unix::kind::EXTERN;
 use crate::sockets::unix::name::{self, Reach, Scratch};
+use crate::sockets::unix::pairs::Pair;
 use crate::sockets::unix::refill::Queues;
 
 pub(super) const NEW: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
@@ -101,7 +102,7 @@ pub(super) struct Socket<'e> {
     /// By whom it was made, and its number there.
     pub(super) made: Option<(VPid, i32)>,
     /// It is one of a pair that is about to be made.
-    planned: bool,
+    pub(super) planned: bool,
     /// Its number here.
     pub(super) here: Option<i32>,
     pub(super) given: bool,
@@ -135,23 +136,12 @@ pub(super) struct Builder<'e> {
     /// The images are CRIU's: who sent what waits is not known, and whoever is connected will do.
     pub(super) foreign: bool,
     /// Pairs that are to be made, by their makers.
-    pairs: HashMap<VPid, Vec<Pair>>,
+    pub(super) pairs: HashMap<VPid, Vec<Pair>>,
     /// Descriptors here through which messages of any size and number can be sent.
     pub(super) wide: HashSet<i32>,
     /// The sizes of the buffers of a new socket.
     pub(super) sizes: Option<(u32, u32)>,
 }
-
-/// Two sockets that are made at once, and who is remembered for it.
-#[derive(Clone, Copy, Debug)]
-struct Pair {
-    one: usize,
-    other: usize,
-    creds: Option<pb::UcredEntry>,
-}
-
-/// Pairs that a process makes in one go.
-const AT_ONCE: usize = 250;
 
 /// Name, directory and maker of a listening socket.
 type Accepted = (Vec<u8>, Option<Vec<u8>>, u32);
@@ -163,7 +153,7 @@ pub(super) struct Listener {
 }
 
 impl Builder<'_> {
-    fn subject(&self, index: usize) -> Subject {
+    pub(super) fn subject(&self, index: usize) -> Subject {
         let entry = self.sockets[index].entry;
         let name = entry.name.strip_suffix(&[0]).unwrap_or(&entry.name);
         let (at, name) = match name.split_first() {
@@ -375,86 +365,8 @@ impl Builder<'_> {
         }
     }
 
-    /// Who is remembered for a pair, and who makes it.
-    fn pair_maker(
-        &self,
-        cx: &mut dyn RestoreCx,
-        one: usize,
-        other: Option<usize>,
-    ) -> (Option<pb::UcredEntry>, VPid) {
-        let facts = [Some(one), other].into_iter().flatten();
-        let creds = facts
-            .map(|index| self.sockets[index].fact.peer)
-            .find(Option::is_some)
-            .flatten();
-        (creds, self.maker(cx, one, creds))
-    }
-
-    fn plan_pair(&mut self, cx: &mut dyn RestoreCx, one: usize, other: usize) {
-        let (creds, maker) = self.pair_maker(cx, one, Some(other));
-        let pair = Pair { one, other, creds };
-        self.pairs.entry(maker).or_default().push(pair);
-        self.sockets[one].planned = true;
-        self.sockets[other].planned = true;
-    }
-
-    /// Makes the pairs that are planned, those of a process at once.
-    fn make_pairs(&mut self, cx: &mut dyn RestoreCx) -> Result<()> {
-        let mut planned: Vec<(VPid, Vec<Pair>)> = self.pairs.drain().collect();
-        planned.sort_by_key(|(maker, _)| maker.get());
-        for (maker, pairs) in planned {
-            for pairs in pairs.chunks(AT_ONCE) {
-                self.make_some(cx, maker, pairs)
-                    .within(|| self.subject(pairs[0].one))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn make_some(&mut self, cx: &mut dyn RestoreCx, maker: VPid, pairs: &[Pair]) -> Result<()> {
-        let mut program = Program::new();
-        let mut made = Vec::with_capacity(pairs.len());
-        for pair in pairs {
-            made.push(self.add_pair(pair.one, pair.creds, &mut program));
-        }
-        let outcome = run(cx, maker, &program)?;
-        for (pair, both) in pairs.iter().zip(made) {
-            let made = two(outcome.bytes(both));
-            for (index, fd) in [(pair.one, made.0), (pair.other, made.1)] {
-                self.sockets[index].made = Some((maker, fd));
-                self.sockets[index].here = Some(cx.fetch(maker, fd)?);
-            }
-            for index in [pair.one, pair.other] {
-                self.bind_made(cx, index)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds the call that makes a pair.
-    fn add_pair(&self, one: usize, creds: Option<pb::UcredEntry>, program: &mut Program) -> Blob {
-        let both = program.room(8);
-        let kind = self.sockets[one].entry.r#type | NEW.unsigned_abs();
-        as_who(creds, program, |program| {
-            program.socketpair(libc::AF_UNIX, kind, 0, both);
-        });
-        both
-    }
-
-    /// Makes a socket with another end that is nobody's.
-    pub(super) fn make_half(&mut self, cx: &mut dyn RestoreCx, one: usize) -> Result<()> {
-        let (creds, maker) = self.pair_maker(cx, one, None);
-        let mut program = Program::new();
-        let both = self.add_pair(one, creds, &mut program);
-        let made = two(run(cx, maker, &program)?.bytes(both));
-        self.sockets[one].made = Some((maker, made.0));
-        self.sockets[one].here = Some(cx.fetch(maker, made.0)?);
-        self.sockets[one].other = Some(cx.fetch(maker, made.1)?);
-        self.bind_made(cx, one)
-    }
-
     /// Binds a socket that was made without its name.
-    fn bind_made(&mut self, cx: &mut dyn RestoreCx, index: usize) -> Result<()> {
+    pub(super) fn bind_made(&mut self, cx: &mut dyn RestoreCx, index: usize) -> Result<()> {
         let socket = &mut self.sockets[index];
         let (Some((maker, fd)), false) = (socket.made, socket.entry.name.is_empty()) else {
             return Ok(());
@@ -612,14 +524,4 @@ pub(super) fn as_who(
 pub(super) fn run(cx: &mut dyn RestoreCx, at: VPid, program: &Program) -> Result<Outcome> {
     let gone = || Error::Gone(nix::unistd::Pid::from_raw(at.get().cast_signed()));
     Ok(cx.at(at).ok_or_else(gone)?.run(program)?)
-}
-
-/// The two descriptors that socketpair(2) stores.
-fn two(bytes: &[u8]) -> (i32, i32) {
-    let word = |at: usize| {
-        let mut word = [0; 4];
-        word.copy_from_slice(&bytes[at..at + 4]);
-        i32::from_ne_bytes(word)
-    };
-    (word(0), word(4))
 }
