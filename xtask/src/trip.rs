@@ -60,7 +60,9 @@ pub(crate) struct Outcome {
 
 /// Makes the trip. A guest that ends without a verdict is its end; failures of cases are not.
 pub(crate) fn make(trip: &Trip, terms: &Terms<'_>) -> Result<Vec<Outcome>> {
-    let dir = terms.place.join(trip.name.replace(['>', ':', ' ', ','], "-"));
+    let dir = terms
+        .place
+        .join(trip.name.replace(['>', ':', ' ', ','], "-"));
     std::fs::create_dir_all(&dir)?;
     let modules: Result<Vec<Modules>> = trip
         .legs

@@ -66,8 +66,7 @@ fn portrait(pid: Pid, skip: impl Fn(u64) -> bool) -> Portrait {
     for smap in criu_proc::Smaps::new(&smaps) {
         let smap = smap.expect("well-formed");
         let vma = &smap.vma;
-        // "ac" says that it was writable once; soft-dirty is not state. "gu" says that guard pages may be in it or
-        // in what it was once one mapping with; the pages themselves are looked at in [`content`].
+        // "ac" and "gu": it was writable, or one mapping with guard pages, once; soft-dirty is not state.
         let flags: Vec<_> = smap
             .flags
             .codes()
