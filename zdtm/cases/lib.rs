@@ -105,6 +105,7 @@ mod net {
     pub(crate) mod raw;
     pub(crate) mod tcp;
     pub(crate) mod tcp_listen;
+    pub(crate) mod tcp_newcomers;
     pub(crate) mod tcp_options;
     pub(crate) mod tcp_queues;
     pub(crate) mod tcp_states;
@@ -233,6 +234,7 @@ pub static AREAS: &[Area] = &[
             net::raw::CASES,
             net::tcp::CASES,
             net::tcp_listen::CASES,
+            net::tcp_newcomers::CASES,
             net::tcp_options::CASES,
             net::tcp_queues::CASES,
             net::tcp_states::CASES,

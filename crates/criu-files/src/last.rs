@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use criu_image::id::FileId;
-use criu_kind::{Opened, RestoreCx, Result, Within};
+use criu_kind::{Error, Opened, RestoreCx, Result, Within};
 use criu_tracee::{Local, Program, Site};
 
 use crate::files::Files;
@@ -30,9 +30,7 @@ impl Files<'_> {
                 programs.push((id, program));
             } else if kind.leaves() {
                 self.opened.remove(&id);
-                let mut program = Program::new();
-                program.close(fd);
-                Local.run(&program)?;
+                nix::unistd::close(fd).map_err(Error::kernel("close"))?;
             }
         }
         self.passage = None;
