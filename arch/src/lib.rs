@@ -27,6 +27,17 @@ pub use stub::{Entry, HealContext, Job, Stub};
 pub use thread::ThreadState;
 pub use waiting::{Interrupted, WaitTable, Woken};
 
+/// [`Arch::FIXED_NOTE`].
+#[derive(Clone, Copy, Debug)]
+pub struct FixedNote {
+    /// Which (`NT_*`).
+    pub note: u32,
+    /// What is different.
+    pub fact: &'static str,
+    /// What the user can do.
+    pub remedy: &'static str,
+}
+
 /// One machine: what the engine has to know to hold a task of it.
 pub trait Arch {
     /// The general registers of one thread.
@@ -49,6 +60,10 @@ pub trait Arch {
 
     /// Further regsets that the image format has no field for: they are kept in an extension of it.
     const EXTRA_NOTES: &'static [u32];
+
+    /// A regset that nobody sets: how kernel and processor do something that the thread's memory has traces of.
+    /// It goes on only where this is the same; with what to say where it is not.
+    const FIXED_NOTE: Option<FixedNote>;
 
     /// Regsets that are read when a thread is seized: those that calls of the stub destroy, and those
     /// that [`Arch::heal`] needs. A kernel, or a thread, may lack any.

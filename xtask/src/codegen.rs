@@ -27,6 +27,10 @@ const TEXT: &[&str] = &[
     "rpc.proto",
 ];
 
+/// Messages that have one of their many members: each member is a box, or there would be room for all of them in every one
+/// of thousands.
+const UNIONS: &[&str] = &["file_entry"];
+
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let check = match args {
         [] => false,
@@ -88,7 +92,15 @@ fn messages(compiler: &Compiler) -> Result<String> {
     }
     let out = std::env::temp_dir().join(format!("criu-rs-codegen-{}", std::process::id()));
     fs::create_dir_all(&out)?;
-    let built = Config::new()
+    let mut config = Config::new();
+    let messages = files.file.iter().flat_map(|file| &file.message_type);
+    for message in messages.filter(|message| UNIONS.contains(&message.name())) {
+        let members = message.field.iter();
+        for member in members.filter(|field| field.r#type() == FieldType::Message) {
+            config.boxed(format!(".{}.{}", message.name(), member.name()));
+        }
+    }
+    let built = config
         .out_dir(&out)
         .enable_type_names()
         .compile_fds(files)

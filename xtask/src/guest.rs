@@ -159,6 +159,7 @@ impl Way {
         let cpu = self.cpu.as_deref().unwrap_or(machine.cpu);
         if let Some(upgrade) = &self.upgrade {
             let (old, new) = upgrade.split_once(':').context("--upgrade wants A:B")?;
+            let cpu = self.cpu.as_deref().or(machine.same).unwrap_or(machine.cpu);
             for (from, to) in [(old, new), (new, old)] {
                 let (from, to) = (series(machine, from)?, series(machine, to)?);
                 let name = format!("{} {from}>{to}", machine.name);

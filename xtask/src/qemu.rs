@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,9 @@ const BOOT: Duration = Duration::from_secs(180);
 
 /// Nothing happens in silence for so long: a case is killed before.
 const SILENCE: Duration = Duration::from_secs(300);
+
+/// How often it is asked whether somebody has stopped the emulator: that is not the guest's silence.
+const LISTEN: Duration = Duration::from_secs(1);
 
 /// What makes a guest.
 #[derive(Clone, Debug)]
@@ -93,13 +96,23 @@ fn boot(guest: &Guest, log: &mut File, line: &mut dyn FnMut(&str)) -> Result<(En
         }
     });
     let (mut booted, mut panic, mut last) = (None, None, String::new());
+    let mut silence = Duration::ZERO;
     let end = loop {
         let patience = if booted.is_none() { BOOT } else { SILENCE };
-        let text = match told.recv_timeout(patience) {
+        let text = match told.recv_timeout(LISTEN) {
             Ok(text) => text,
-            Err(RecvTimeoutError::Timeout) => break End::Hang,
+            Err(RecvTimeoutError::Timeout) if silence >= patience => break End::Hang,
+            Err(RecvTimeoutError::Timeout) => {
+                silence += if stopped(&child) {
+                    Duration::ZERO
+                } else {
+                    LISTEN
+                };
+                continue;
+            }
             Err(RecvTimeoutError::Disconnected) => break End::Off(last),
         };
+        silence = Duration::ZERO;
         writeln!(log, "{text}")?;
         if text.contains("Kernel panic") {
             panic = Some(text.clone());
@@ -134,7 +147,14 @@ fn boot(guest: &Guest, log: &mut File, line: &mut dyn FnMut(&str)) -> Result<(En
     Ok((end, booted.unwrap_or_default()))
 }
 
-fn ended(child: &mut std::process::Child, patience: Duration) -> bool {
+/// Whether it is stopped by a signal.
+fn stopped(child: &Child) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+    state.is_some_and(|rest| rest.starts_with('T'))
+}
+
+fn ended(child: &mut Child, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
         if matches!(child.try_wait(), Ok(Some(_))) {
@@ -170,7 +190,10 @@ fn command(guest: &Guest) -> Result<Command> {
         .args(["-initrd", &path(&guest.initramfs)])
         .args([
             "-append",
-            &format!("console={} panic=-1 quiet loglevel=4", machine.console),
+            &format!(
+                "console={} panic=-1 quiet loglevel=4 secretmem.enable=1",
+                machine.console
+            ),
         ])
         .args([
             "-drive",

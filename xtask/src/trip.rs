@@ -60,7 +60,9 @@ pub(crate) struct Outcome {
 
 /// Makes the trip. A guest that ends without a verdict is its end; failures of cases are not.
 pub(crate) fn make(trip: &Trip, terms: &Terms<'_>) -> Result<Vec<Outcome>> {
-    let dir = terms.place.join(trip.name.replace(['>', ':', ' '], "-"));
+    let dir = terms
+        .place
+        .join(trip.name.replace(['>', ':', ' ', ','], "-"));
     std::fs::create_dir_all(&dir)?;
     let modules: Result<Vec<Modules>> = trip
         .legs
@@ -145,7 +147,7 @@ fn keep(disk: &Path, dir: &Path, name: &str, junit: Option<&Path>) -> Result<Pat
         && out.join("junit.xml").exists()
     {
         std::fs::create_dir_all(junit)?;
-        let name = name.replace(['>', ':', ' '], "-");
+        let name = name.replace(['>', ':', ' ', ','], "-");
         std::fs::copy(out.join("junit.xml"), junit.join(format!("{name}.xml")))?;
     }
     Ok(out)

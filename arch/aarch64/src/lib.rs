@@ -15,9 +15,12 @@ mod vdso;
 pub use regs::Arm64Regs;
 
 use criu_arch::{
-    Arch, Calls, CompatAbi, Entry, HealContext, RegsTransfer, SigactionLayout, SiginfoLayout,
-    StackLayout, Stub, ThreadAreas, Wide,
+    Arch, Calls, CompatAbi, Entry, FixedNote, HealContext, RegsTransfer, SigactionLayout,
+    SiginfoLayout, StackLayout, Stub, ThreadAreas, Wide,
 };
+
+/// `NT_ARM_PAC_MASK`: the bits of signatures in pointers to data and to code.
+const NT_PAC_MASK: u32 = 0x406;
 
 /// Keys of pointer authentication (`NT_ARM_PACA_KEYS`, `NT_ARM_PACG_KEYS`, `NT_ARM_PAC_ENABLED_KEYS`).
 pub(crate) const NT_PACA_KEYS: u32 = 0x407;
@@ -41,6 +44,12 @@ impl Arch for Aarch64 {
         NT_PAC_ENABLED_KEYS,
     ];
     const EXTRA_NOTES: &'static [u32] = fpu::EXTRA;
+    // Which bits of a pointer are its signature: those that user addresses leave, of which kernels have 48 or 52.
+    const FIXED_NOTE: Option<FixedNote> = Some(FixedNote {
+        note: NT_PAC_MASK,
+        fact: "its pointers are signed in other bits than here (NT_ARM_PAC_MASK)",
+        remedy: "restore it under a kernel, and on a processor, with user addresses of the same size",
+    });
     const KEPT_NOTES: &'static [u32] = &[fpu::NT_PRFPREG, fpu::NT_ARM_SVE];
     const TLS: ThreadAreas = ThreadAreas::NONE;
     const CALLS: Calls = Calls {

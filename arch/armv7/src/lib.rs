@@ -16,8 +16,8 @@ mod vdso;
 pub use regs::ArmRegs;
 
 use criu_arch::{
-    Arch, Calls, CompatAbi, Entry, HealContext, RegsTransfer, SigactionLayout, SiginfoLayout,
-    StackLayout, Stub, ThreadAreas,
+    Arch, Calls, CompatAbi, Entry, FixedNote, HealContext, RegsTransfer, SigactionLayout,
+    SiginfoLayout, StackLayout, Stub, ThreadAreas,
 };
 
 /// The machine.
@@ -32,6 +32,7 @@ impl Arch for Armv7 {
     const FP_NOTE: u32 = fpu::NT_ARM_VFP;
     const MORE_NOTES: &'static [u32] = &[];
     const EXTRA_NOTES: &'static [u32] = &[];
+    const FIXED_NOTE: Option<FixedNote> = None;
     const KEPT_NOTES: &'static [u32] = &[fpu::NT_ARM_VFP];
     const TLS: ThreadAreas = tls::AREA;
     const CALLS: Calls = sysno::CALLS;

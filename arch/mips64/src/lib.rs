@@ -16,8 +16,8 @@ pub use fpu::FpRegs;
 pub use regs::Mips64Regs;
 
 use criu_arch::{
-    Arch, Calls, CompatAbi, Entry, HealContext, RegsTransfer, SigactionLayout, SiginfoLayout,
-    StackLayout, Stub, ThreadAreas, Wide,
+    Arch, Calls, CompatAbi, Entry, FixedNote, HealContext, RegsTransfer, SigactionLayout,
+    SiginfoLayout, StackLayout, Stub, ThreadAreas, Wide,
 };
 
 /// The machine.
@@ -33,6 +33,7 @@ impl Arch for Mips64 {
     const FP_NOTE: u32 = fpu::NT_PRFPREG;
     const MORE_NOTES: &'static [u32] = &[fpu::NT_MIPS_MSA];
     const EXTRA_NOTES: &'static [u32] = fpu::EXTRA;
+    const FIXED_NOTE: Option<FixedNote> = None;
     /// `rt_sigreturn` clears what its frame does not have.
     const KEPT_NOTES: &'static [u32] = &[fpu::NT_PRFPREG, fpu::NT_MIPS_DSP];
     const TLS: ThreadAreas = tls::AREAS;

@@ -21,8 +21,8 @@ pub use regs::X86Regs;
 pub use tls::UserDesc;
 
 use criu_arch::{
-    Arch, Calls, CompatAbi, Entry, HealContext, RegsTransfer, SigactionLayout, SiginfoLayout,
-    StackLayout, Stub, ThreadAreas, Wide,
+    Arch, Calls, CompatAbi, Entry, FixedNote, HealContext, RegsTransfer, SigactionLayout,
+    SiginfoLayout, StackLayout, Stub, ThreadAreas, Wide,
 };
 
 /// The registers as FXSAVE writes them: all there is without XSAVE.
@@ -43,6 +43,7 @@ impl Arch for X86_64 {
     const FP_NOTE: u32 = 0x202; // NT_X86_XSTATE
     const MORE_NOTES: &'static [u32] = &[NT_X86_SHSTK];
     const EXTRA_NOTES: &'static [u32] = &[];
+    const FIXED_NOTE: Option<FixedNote> = None;
     const KEPT_NOTES: &'static [u32] = &[];
     const TLS: ThreadAreas = tls::AREAS;
     const CALLS: Calls = Calls {

@@ -1,13 +1,14 @@
 //! What is in a map: out of it, and into another.
 //!
 //! Elements come in batches (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6), or one by one where a type has none. Values of queues
-//! and stacks can only be taken out, so they are, and put back: the one moment in which a driver that is killed does harm.
+//! and stacks can only be taken out, so they are, and put back: by a process of its own, which does so even if the driver is
+//! killed meanwhile.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use criu_kind::{Error, Result};
-use criu_tracee::{Local, Program, Ret, Site, Sysno};
+use criu_tracee::{Local, Program, Ret, Site, Sysno, sheltered};
 use nix::errno::Errno;
 
 use crate::call::{Attributes, Command, element, word};
@@ -232,50 +233,59 @@ fn cannot_take(shape: &Shape) -> Error {
 }
 
 fn queue(map: i32, shape: &Shape) -> Result<Content> {
-    let size = shape.entry.value_size as usize;
-    let all = take_all(map, shape, size)?;
-    put_all(&mut Local, map, &all)?;
-    Ok(in_order(&all))
+    borrow(map, shape, false)
 }
 
 /// The lowest value first: in this order they are put back.
 fn stack(map: i32, shape: &Shape) -> Result<Content> {
+    borrow(map, shape, true)
+}
+
+/// Takes out all values and puts them back, last ones first if `reversed`: in a process that goes on if this one is killed.
+fn borrow(map: i32, shape: &Shape, reversed: bool) -> Result<Content> {
     let size = shape.entry.value_size as usize;
-    let mut all = take_all(map, shape, size)?;
-    all.reverse();
-    put_all(&mut Local, map, &all)?;
-    Ok(in_order(&all))
-}
-
-fn in_order(values: &[Vec<u8>]) -> Content {
-    Content {
-        keys: Vec::new(),
-        values: values.concat(),
-        count: u32::try_from(values.len()).unwrap_or(u32::MAX),
-    }
-}
-
-/// Takes out all values. If that fails half way, those that are out go back.
-fn take_all(map: i32, shape: &Shape, size: usize) -> Result<Vec<Vec<u8>>> {
-    let mut all: Vec<Vec<u8>> = Vec::new();
     if peek(map, size)?.is_none() {
-        return Ok(all);
+        return Ok(Content::default());
     }
+    let answer = sheltered(|| {
+        let (mut all, taken) = take_all(map, size);
+        if reversed {
+            all.reverse();
+        }
+        let back = put_all(&mut Local, map, &all);
+        let errno = taken.err().or(back.err().and_then(|error| error.errno()));
+        let errno = errno.map_or(0, |errno| errno as i32).to_ne_bytes();
+        [&errno[..], &all.concat()].concat()
+    })?;
+    let (errno, values) = answer.split_at(4);
+    let count = u32::try_from(values.len() / size).unwrap_or(u32::MAX);
+    match Errno::from_raw(word(errno, 0).cast_signed()) {
+        Errno::UnknownErrno => Ok(Content {
+            keys: Vec::new(),
+            values: values.to_vec(),
+            count,
+        }),
+        Errno::EPERM if count == 0 => Err(cannot_take(shape)),
+        errno => Err(Error::kernel("bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM)")(errno)),
+    }
+}
+
+/// Takes out all values, and says what went wrong.
+fn take_all(map: i32, size: usize) -> (Vec<Vec<u8>>, Result<(), Errno>) {
+    let mut all: Vec<Vec<u8>> = Vec::new();
     loop {
         let mut program = Program::new();
         let value = program.room(size);
         let take = element(map, None, Some(value));
         let (ret, _) = take.call(&mut program, Command::LookupAndDelete);
         program.tolerate();
-        let outcome = Local.run(&program)?;
+        let Ok(outcome) = Local.run(&program) else {
+            return (all, Err(Errno::EIO));
+        };
         match outcome.get(ret) {
             Ok(_) => all.push(outcome.bytes(value).to_vec()),
-            Err(Errno::ENOENT) => return Ok(all),
-            Err(Errno::EPERM) if all.is_empty() => return Err(cannot_take(shape)),
-            Err(errno) => {
-                put_all(&mut Local, map, &all)?;
-                return Err(Error::kernel("bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM)")(errno));
-            }
+            Err(Errno::ENOENT) => return (all, Ok(())),
+            Err(errno) => return (all, Err(errno)),
         }
     }
 }

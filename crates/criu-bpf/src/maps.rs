@@ -40,7 +40,7 @@ impl Maps {
             .unwrap_or_default()
         {
             if let Some(entry) = entry.message.bpf {
-                maps.take(entry)?;
+                maps.take(*entry)?;
             }
         }
         for entry in store

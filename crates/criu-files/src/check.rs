@@ -37,7 +37,7 @@ impl Files<'_> {
             if let Some(saved) = self.all.get_mut(id)
                 && saved.entry.reg.is_some()
             {
-                Rc::make_mut(&mut saved.entry).reg = Some(path.clone());
+                Rc::make_mut(&mut saved.entry).reg = Some(path.clone().into());
             }
         }
     }

@@ -17,7 +17,7 @@ use criu_kind::{
 };
 use criu_proc::{Fdinfo, ProcDir};
 use criu_tracee::stat::{fstat, fstatat};
-use criu_tracee::{fetch_fd, pidfd_open};
+use criu_tracee::{fetch_fd, pidfd_open, socket_option};
 use nix::unistd::Pid;
 
 use crate::identity::{self, Identities};
@@ -140,6 +140,17 @@ impl<'s> Collector<'s> {
     /// Takes in all descriptors of a stopped process with these threads and writes `fdinfo-ID.img`. All
     /// refusals are in one error.
     pub fn table(&mut self, pid: Pid, proc: &ProcDir, threads: &[Pid]) -> Result<FdTable> {
+        self.table_of(pid, proc, threads, || look(proc))
+    }
+
+    /// The same, with what [`look`] said of the process: that may have been done beside other work.
+    pub fn table_of(
+        &mut self,
+        pid: Pid,
+        proc: &ProcDir,
+        threads: &[Pid],
+        looked: impl FnOnce() -> Result<Looked>,
+    ) -> Result<FdTable> {
         let id = FdTableId::new(u32::try_from(self.tables.len()).unwrap_or(u32::MAX) + 1);
         if let Some(id) = self.identities.table(pid, id)? {
             return Ok(FdTable { id, shared: true });
@@ -162,8 +173,10 @@ impl<'s> Collector<'s> {
         let pidfd = pidfd_open(pid)?;
         let mut slots = Vec::new();
         let mut refused = Vec::new();
-        for fd in proc.fds()? {
-            match self.slot(proc, &pidfd, Slot { pid, fd }, id) {
+        for (fd, info) in looked()?.0 {
+            let slot = Slot { pid, fd };
+            let entry = info.map_err(Error::from);
+            match entry.and_then(|info| self.slot(proc, &pidfd, slot, info, id)) {
                 Ok(Some(entry)) => slots.push(entry),
                 Ok(None) => {}
                 Err(error) => {
@@ -189,9 +202,9 @@ impl<'s> Collector<'s> {
         proc: &ProcDir,
         pidfd: &OwnedFd,
         slot: Slot,
+        mut info: Fdinfo,
         table: FdTableId,
     ) -> Result<Option<pb::FdinfoEntry>> {
-        let mut info = proc.fdinfo(slot.fd)?;
         let closes = info.flags & O_CLOEXEC != 0;
         info.flags &= !O_CLOEXEC;
         let fetch = || Ok(fetch_fd(pidfd, slot.fd)?);
@@ -230,15 +243,20 @@ impl<'s> Collector<'s> {
         self.last = id.get();
         let Some(fd) = fetch()? else { return Ok(None) };
         let inode = Inode::from(&fstat(&fd).map_err(Error::kernel("fstat"))?);
-        let owner = if info.flags & libc::O_PATH.cast_unsigned() == 0 {
-            owner::read(fd.as_raw_fd(), |pid| self.vpid(pid))?
-        } else {
-            pb::FownEntry::default()
+        let link = match plain_link(&inode, info) {
+            Some(link) => link,
+            None => link()?,
         };
+        let (mut owner, mut family) = (pb::FownEntry::default(), None);
+        if info.flags & libc::O_PATH.cast_unsigned() == 0 {
+            owner = owner::read(&fd, |pid| self.vpid(pid))?;
+            family = address_family(&fd, &link)?;
+        }
         self.inodes.entry(inode.ino).or_default().push((id, slot));
         self.describe(OpenFile {
             id,
-            link: link()?,
+            link,
+            family,
             inode,
             owner,
             fd,
@@ -295,6 +313,7 @@ impl<'s> Collector<'s> {
             id,
             fd,
             link: key.2.clone(),
+            family: None,
             inode,
             info,
             owner: pb::FownEntry::default(),
@@ -435,6 +454,37 @@ impl criu_kind::MappedFiles for Collector<'_> {
         let proc = ProcDir::open(pid)?;
         self.magic_link(pid, &proc, "exe")
     }
+}
+
+/// The descriptors of a process, with what fdinfo says of each.
+#[derive(Debug)]
+pub struct Looked(Vec<(i32, Result<Fdinfo, criu_proc::Error>)>);
+
+/// Reads what is said of all descriptors of a stopped process.
+pub fn look(proc: &ProcDir) -> Result<Looked> {
+    let look = |fd| (fd, proc.fdinfo(fd));
+    Ok(Looked(proc.fds()?.into_iter().map(look).collect()))
+}
+
+/// The link of a socket or an event counter, which is known without asking for it.
+fn plain_link(inode: &Inode, info: &Fdinfo) -> Option<Vec<u8>> {
+    let is_path = info.flags & libc::O_PATH.cast_unsigned() != 0;
+    if inode.format() == libc::S_IFSOCK && !is_path {
+        return Some(format!("socket:[{}]", inode.ino).into_bytes());
+    }
+    let counts = info.value("eventfd-count").is_some();
+    counts.then(|| b"anon_inode:[eventfd]".to_vec())
+}
+
+/// `AF_UNIX`, `AF_INET` …, of a socket.
+fn address_family(fd: &OwnedFd, link: &[u8]) -> Result<Option<i32>> {
+    if !link.starts_with(b"socket:[") {
+        return Ok(None);
+    }
+    let mut family = [0; 4];
+    socket_option(fd, (libc::SOL_SOCKET, libc::SO_DOMAIN), &mut family, 4)
+        .map_err(Error::kernel("getsockopt(SO_DOMAIN)"))?;
+    Ok(Some(i32::from_ne_bytes(family)))
 }
 
 /// The entries, each socket behind the one it is connected to: CRIU looks for that when it reads the socket.

@@ -9,18 +9,14 @@ use std::rc::Rc;
 
 use criu_image::id::{FdTableId, FileId, ShmId, VPid};
 use criu_image::{Desc, ImageId, Store, StoreExt, desc, pb};
-use criu_kind::{
-    AnyFileKind, Cache, Error, FileFds, Opened, RestoreCx, Result, Shift, Subject, Within,
-};
-use criu_tracee::{Local, Program, Site, Sysno};
+use criu_kind::{AnyFileKind, Cache, Error, FileFds, Opened, RestoreCx, Result, Shift, Subject};
+use criu_tracee::{Local, Site};
 
 use prost::{Message, Name};
 
-use crate::late::Passage;
-use crate::open::Numbers;
 use crate::options::RestoreOptions;
+use crate::passage::Passage;
 use crate::raise::Raised;
-use crate::terminal_open::Controlling;
 use crate::{legacy, path};
 
 /// An open file of the images.
@@ -68,16 +64,19 @@ pub struct Files<'s> {
     pub(crate) opened: BTreeMap<FileId, Opened>,
     /// Shared mappings that need a file open in a way that its entry does not say.
     pub(crate) shared: BTreeSet<(FileId, bool)>,
-    /// Files that are opened under the number that tasks have them by.
-    pub(crate) lone: HashMap<FileId, i32>,
+    /// Files that tasks need before they are sent their own.
+    pub(crate) inherited: BTreeSet<FileId>,
+    /// Numbers in a task of those that are tied to each other right now.
+    pub(crate) tied: Option<HashMap<FileId, i32>>,
     pub(crate) shared_fds: BTreeMap<(FileId, bool), i32>,
     pub(crate) raised: Raised,
     pub(crate) floor: i32,
-    pub(crate) numbers: Option<Numbers>,
     pub(crate) passage: Option<Passage>,
+    /// What is to be made later, in order.
+    pub(crate) late: Vec<Vec<FileId>>,
     /// Pids that made files, whether or not they are of the tree.
     makers: BTreeSet<u32>,
-    cache: Cache,
+    pub(crate) cache: Cache,
     here: Local,
 }
 
@@ -120,12 +119,13 @@ impl<'s> Files<'s> {
             shift: Shift::default(),
             opened: BTreeMap::new(),
             shared: BTreeSet::new(),
-            lone: HashMap::new(),
+            inherited: BTreeSet::new(),
+            tied: None,
             shared_fds: BTreeMap::new(),
             raised: Raised::default(),
             floor: 0,
-            numbers: None,
             passage: None,
+            late: Vec::new(),
             makers: BTreeSet::new(),
             cache: Cache::new(),
             here: Local,
@@ -154,7 +154,7 @@ impl<'s> Files<'s> {
         for entry in entries {
             let id = FileId::new(entry.id);
             if let Some(path) = &entry.reg {
-                if path.id != entry.id || self.paths.insert(id, path.clone()).is_some() {
+                if path.id != entry.id || self.paths.insert(id, (**path).clone()).is_some() {
                     refused.push(Error::corrupt(
                         "files.img",
                         format!("the path of file {id} is there twice"),
@@ -346,6 +346,12 @@ impl<'s> Files<'s> {
         self.tasks.extend(tasks);
     }
 
+    /// Says which files are mapped, executed, or somebody's directory: only these are inherited, under the numbers that
+    /// [`FileFds::fd`] gives. Needed before [`Files::leave`].
+    pub fn inherit(&mut self, files: impl IntoIterator<Item = FileId>) {
+        self.inherited.extend(files);
+    }
+
     /// Says which files have shared mappings, and whether those must be open for writing. Needed before
     /// [`Files::open_all`].
     pub fn share(&mut self, mappings: impl IntoIterator<Item = (FileId, bool)>) {
@@ -422,6 +428,9 @@ impl RestoreCx for Files<'_> {
     }
 
     fn file(&self, id: FileId) -> Result<Option<i32>> {
+        if let Some(tied) = &self.tied {
+            return Ok(tied.get(&id).copied());
+        }
         match self.opened.get(&id) {
             Some(Opened::Here(fd) | Opened::Given(fd)) => Ok(Some(*fd)),
             Some(Opened::There) => Ok(None),
@@ -505,96 +514,5 @@ impl RestoreCx for Files<'_> {
 
     fn cache(&mut self) -> &mut Cache {
         &mut self.cache
-    }
-}
-
-impl Files<'_> {
-    /// What is done here when tasks have all they had: watches are set, memory is sealed. Nothing can be asked
-    /// of the files afterwards: they are closed before the watches could hear of it.
-    pub fn last(&mut self) -> Result<()> {
-        let here: Vec<(FileId, i32)> = self
-            .opened
-            .iter()
-            .filter_map(|(id, opened)| match opened {
-                Opened::Here(fd) => Some((*id, *fd)),
-                _ => None,
-            })
-            .collect();
-        let mut programs = Vec::new();
-        for (id, fd) in here {
-            let (kind, entry) = (self.all[&id].kind, self.all[&id].entry.clone());
-            let program = kind.last(self, &entry, fd).within(|| self.subject(id))?;
-            if !program.is_empty() {
-                programs.push((id, program));
-            } else if kind.leaves() {
-                self.opened.remove(&id);
-                nix::unistd::close(fd).map_err(Error::kernel("close"))?;
-            }
-        }
-        crate::late::close(self)?;
-        let mut program = Program::new();
-        for fd in self.controlling().extra.borrow_mut().drain(..) {
-            program.close(fd);
-        }
-        Local.run(&program)?;
-        // CRIU's images may name a watched file so, and no watch shall see the name go.
-        self.remove_names()?;
-        let mut program = Program::new();
-        for fd in std::mem::take(&mut self.shared_fds).into_values() {
-            program.close(fd);
-        }
-        Local.run(&program)?;
-        self.close(|id| !programs.iter().any(|(busy, _)| *busy == id));
-        for (id, program) in programs {
-            Local.run(&program).within(|| self.subject(id))?;
-        }
-        self.close(|_| true);
-        Ok(())
-    }
-
-    /// Sessions and their terminals: the number of a descriptor that all processes have until [`Files::place`],
-    /// and the group in the foreground. After [`Files::open_all`].
-    pub fn controlling_terminals(&mut self) -> Vec<(u32, i32, u32)> {
-        let all = self.controlling();
-        let sessions = all.sessions.borrow();
-        sessions
-            .iter()
-            .map(|(sid, (fd, pgrp))| (*sid, *fd, *pgrp))
-            .collect()
-    }
-
-    fn controlling(&mut self) -> std::rc::Rc<Controlling> {
-        let cx: &mut dyn RestoreCx = self;
-        let all = cx.cached(|_| Ok(Controlling::default()));
-        all.expect("making nothing does not fail")
-    }
-
-    fn close(&mut self, which: impl Fn(FileId) -> bool) {
-        let mut program = Program::new();
-        self.opened.retain(|id, opened| {
-            let closes = which(*id);
-            if let Opened::Here(fd) | Opened::Given(fd) = opened
-                && closes
-            {
-                program.call(Sysno::close, [(*fd).into()]);
-                program.tolerate();
-            }
-            !closes
-        });
-        if self.opened.is_empty() {
-            for fd in std::mem::take(&mut self.shared_fds).into_values() {
-                program.call(Sysno::close, [fd.into()]);
-                program.tolerate();
-            }
-        }
-        if let Err(error) = Local.run(&program) {
-            tracing::error!(%error, "files of the restore could not be closed");
-        }
-    }
-}
-
-impl Drop for Files<'_> {
-    fn drop(&mut self) {
-        self.close(|_| true);
     }
 }

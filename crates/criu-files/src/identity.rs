@@ -19,6 +19,8 @@ const KCMP_EPOLL_TFD: u32 = 7;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Bucket {
     object: Object,
+    /// Event counters, which have one inode, are numbered: Linux 5.2.
+    serial: Option<u64>,
     mount: Option<i32>,
     access: u32,
 }
@@ -50,8 +52,12 @@ impl Identities {
             Some(inode) => Object::Inode(inode),
             None => Object::Link(link()?),
         };
+        let serial = info
+            .value("eventfd-id")
+            .and_then(|id| std::str::from_utf8(id).ok()?.trim().parse().ok());
         let bucket = Bucket {
             object,
+            serial,
             mount: info.mount.map(|id| id.0),
             access: info.flags & (libc::O_ACCMODE | libc::O_PATH).cast_unsigned(),
         };

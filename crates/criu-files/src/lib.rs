@@ -20,6 +20,7 @@ mod files;
 mod ghost;
 mod handle;
 mod identity;
+mod last;
 mod late;
 mod legacy;
 mod link;
@@ -29,6 +30,7 @@ mod map_files;
 mod open;
 mod options;
 mod owner;
+mod passage;
 mod path;
 mod pipe_data;
 mod place;
@@ -90,8 +92,9 @@ pub const KINDS: &[&dyn criu_kind::AnyFileKind] = &[
     &kinds::Tty,
 ];
 
-pub use collector::{Collector, FdTable, Memory};
+pub use collector::{Collector, FdTable, Looked, Memory, look};
 pub use files::Files;
 pub use late::Sites;
 pub use link::Names;
 pub use options::{DumpOptions, FilePolicy, Policies, RestoreOptions, Validation};
+pub use passage::{Arrivals, LANES};

@@ -1,21 +1,21 @@
 //! Everything opened in the tracer, under numbers that no task needs.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use criu_image::id::{FdTableId, FileId};
+use criu_image::id::FileId;
 use criu_image::pb;
 use criu_kind::{Error, Opened, RestoreCx, Result, Subject, Within};
-use criu_tracee::{Local, Program, Site, Sysno};
+use criu_tracee::{Local, Program, Site};
 use nix::fcntl::AT_FDCWD;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::files::{Files, Remap};
-use crate::late::Passage;
+use crate::passage::Passage;
 use crate::{owner, raise};
 
 const O_PATH: u32 = libc::O_PATH.cast_unsigned();
@@ -31,27 +31,23 @@ const SETTABLE: u32 =
 const SPARE: usize = 256;
 
 impl Files<'_> {
-    /// Opens or makes every file here. Tasks inherit them; [`criu_kind::FileFds::fd`] gives their numbers. Those are
-    /// above every number of [`Files::numbers`] if the limit allows, and never one of them but where a file has that
-    /// for itself: there it stays.
+    /// Opens or makes every file here. The first task has them all until [`Files::leave`]; what it keeps is inherited, under
+    /// the number that [`criu_kind::FileFds::fd`] gives.
     pub fn open_all(&mut self) -> Result<()> {
-        self.lone = self.lone_numbers();
-        let others = self.all.len() - self.lone.len() + self.shared.len();
-        let mut numbers = Numbers::new(self.numbers(), others)?;
+        let mut numbers = Numbers::new(self.numbers(), self.all.len() + self.shared.len())?;
         self.floor = numbers.next;
         self.cut()?;
-        if self.has_late() {
-            self.passage = Some(Passage::open(&mut numbers)?);
-        }
+        self.passage = Some(Passage::open(&mut numbers)?);
         raise::all(self)?;
         for group in self.groups()? {
             if self.all[&group[0]].kind.late() {
+                self.late.push(group);
                 continue;
             }
             let opened = self.open_group(&group);
             let opened = opened.within(|| self.subject(group[0]))?;
             for (id, opened) in group.into_iter().zip(opened) {
-                let opened = self.keep(id, opened, &mut numbers)?;
+                let opened = self.keep(id, opened)?;
                 self.opened.insert(id, opened);
             }
         }
@@ -65,43 +61,17 @@ impl Files<'_> {
                 _ => path(self, id, Some(flags)),
             };
             let fd = fd.within(|| self.subject(id))?;
-            self.shared_fds.insert((id, writable), numbers.lift(fd)?);
+            self.shared_fds.insert((id, writable), fd);
         }
-        self.raised.end()?;
-        self.numbers = Some(numbers);
-        Ok(())
+        self.raised.end()
     }
 
-    /// Gives what was opened a number that no task needs.
-    pub(crate) fn keep(
-        &mut self,
-        id: FileId,
-        opened: Opened,
-        numbers: &mut Numbers,
-    ) -> Result<Opened> {
-        Ok(match opened {
-            Opened::Here(fd) => Opened::Here(self.settle_here(id, fd, numbers)?),
-            Opened::Given(fd) => Opened::Given(numbers.lift(fd)?),
-            Opened::There => Opened::There,
-        })
-    }
-
-    /// Files that have a number for themselves: nowhere is it another file's, nor needed on the way. Opened under it
-    /// here, a file already is where tasks want it.
-    pub(crate) fn lone_numbers(&self) -> HashMap<FileId, i32> {
-        let mut owners: HashMap<i32, Option<FileId>> =
-            self.passing().map(|number| (number, None)).collect();
-        for entry in self.tables.values().flatten() {
-            let id = FileId::new(entry.id);
-            let owner = owners.entry(entry.fd.cast_signed()).or_insert(Some(id));
-            *owner = owner.filter(|owner| *owner == id);
+    /// Gives what was opened all that it has of its own.
+    pub(crate) fn keep(&mut self, id: FileId, opened: Opened) -> Result<Opened> {
+        if let Opened::Here(fd) = opened {
+            self.settle_here(id, fd)?;
         }
-        // What is made later than the processes is brought to them under other numbers.
-        let late = |id: &FileId| self.all.get(id).is_some_and(|saved| saved.kind.late());
-        let lone = |(id, (_, number)): (&FileId, &(FdTableId, i32))| {
-            (owners.get(number) == Some(&Some(*id)) && !late(id)).then_some((*id, *number))
-        };
-        self.homes.iter().filter_map(lone).collect()
+        Ok(opened)
     }
 
     /// The path that the user gave for an external device: `dev[NAME]`.
@@ -154,8 +124,8 @@ impl Files<'_> {
         Ok(order.list)
     }
 
-    /// What all kinds have: a number that no task needs, flags, the signal.
-    fn settle_here(&mut self, id: FileId, fd: i32, numbers: &mut Numbers) -> Result<i32> {
+    /// What all kinds have: flags, the signal.
+    fn settle_here(&mut self, id: FileId, fd: i32) -> Result<()> {
         let saved = &self.all[&id];
         let flags = saved.kind.flags(&saved.entry).unwrap_or(0);
         let is_path = flags & O_PATH != 0;
@@ -168,11 +138,10 @@ impl Files<'_> {
         {
             owner::set_signal(&owner, fd, &mut program);
         }
-        self.here().run(&program)?;
-        match self.lone.get(&id) {
-            Some(number) => numbers.lift_to(*number, fd),
-            None => numbers.lift(fd),
+        if !program.is_empty() {
+            self.here().run(&program)?;
         }
+        Ok(())
     }
 }
 
@@ -228,7 +197,6 @@ impl Order<'_, '_> {
 pub(crate) struct Numbers {
     used: BTreeSet<i32>,
     next: i32,
-    highest: i32,
 }
 
 impl Numbers {
@@ -269,37 +237,7 @@ impl Numbers {
             ));
         }
         let next = if limit >= wanted { highest + 1 } else { 0 };
-        Ok(Self {
-            used,
-            next,
-            highest,
-        })
-    }
-
-    /// Above all that were given out.
-    pub(crate) fn above(&self) -> i32 {
-        self.highest + 1
-    }
-
-    /// Moves a descriptor to the number that its file has for itself; elsewhere, if that is in use here.
-    fn lift_to(&mut self, number: i32, fd: i32) -> Result<i32> {
-        if fd == number {
-            return Ok(fd);
-        }
-        let mut program = Program::new();
-        let moved = program.fcntl(fd, libc::F_DUPFD_CLOEXEC, number);
-        let moved = Local.run(&program)?.fd(moved);
-        let (kept, other) = if moved == number {
-            (moved, fd)
-        } else {
-            (fd, moved)
-        };
-        Local::call(Sysno::close, [other.into()])?;
-        if kept == number {
-            Ok(number)
-        } else {
-            self.lift(fd)
-        }
+        Ok(Self { used, next })
     }
 
     /// Moves a descriptor to a number that no task needs.
@@ -309,7 +247,6 @@ impl Numbers {
                 self.next += 1;
             }
             if fd >= self.next && !self.used.contains(&fd) {
-                self.highest = self.highest.max(fd);
                 return Ok(fd);
             }
             let mut program = Program::new();

@@ -1,43 +1,31 @@
 //! Who gets the signal when a descriptor becomes ready: `F_SETOWN_EX`, `F_SETSIG`.
 
+use std::os::fd::OwnedFd;
+
 use criu_image::pb;
-use criu_kind::Result;
-use criu_tracee::{Local, Program, Site};
+use criu_kind::{Error, Result};
+use criu_tracee::{Program, ready_signal, signal_owner, signal_owner_users};
 use nix::unistd::Pid;
 
 // `include/uapi/asm-generic/fcntl.h`, the same on all architectures.
 const F_SETSIG: i32 = 10;
-const F_GETSIG: i32 = 11;
 const F_SETOWN_EX: i32 = 15;
-const F_GETOWN_EX: i32 = 16;
-const F_GETOWNER_UIDS: i32 = 17;
 
 /// Asks a copy of the descriptor. `vpid` translates to the ids of the tree.
-pub(crate) fn read(fd: i32, vpid: impl Fn(Pid) -> Pid) -> Result<pb::FownEntry> {
-    let mut program = Program::new();
-    let signal = program.fcntl(fd, F_GETSIG, 0);
-    let owner = program.room(8);
-    program.fcntl(fd, F_GETOWN_EX, owner);
-    let uids = program.room(8);
-    program.fcntl(fd, F_GETOWNER_UIDS, uids);
-    program.tolerate(); // CONFIG_CHECKPOINT_RESTORE
-    let outcome = Local.run(&program)?;
-    let word = |bytes: &[u8], index: usize| {
-        let mut word = [0; 4];
-        word.copy_from_slice(&bytes[index * 4..index * 4 + 4]);
-        u32::from_ne_bytes(word)
-    };
-    let signum = u32::try_from(outcome.value(signal)).unwrap_or(0);
-    let (pid_type, pid) = (word(outcome.bytes(owner), 0), word(outcome.bytes(owner), 1));
+pub(crate) fn read(fd: &OwnedFd, vpid: impl Fn(Pid) -> Pid) -> Result<pb::FownEntry> {
+    let signum = ready_signal(fd).map_err(Error::kernel("fcntl(F_GETSIG)"))?;
+    let (pid_type, pid) = signal_owner(fd).map_err(Error::kernel("fcntl(F_GETOWN_EX)"))?;
     if pid == 0 {
         return Ok(pb::FownEntry {
             signum,
             ..pb::FownEntry::default()
         });
     }
+    // CONFIG_CHECKPOINT_RESTORE
+    let (uid, euid) = signal_owner_users(fd).unwrap_or_default();
     Ok(pb::FownEntry {
-        uid: word(outcome.bytes(uids), 0),
-        euid: word(outcome.bytes(uids), 1),
+        uid,
+        euid,
         signum,
         pid_type,
         pid: vpid(Pid::from_raw(pid.cast_signed()))

@@ -1,13 +1,17 @@
 //! From the numbers of the tracer to the numbers of a task, in one program.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsRawFd;
 
 use criu_image::id::{FdTableId, FileId};
 use criu_image::pb;
 use criu_kind::{Error, Opened, Result, Shift};
-use criu_tracee::{Program, Ret};
+use criu_tracee::{Program, pidfd_open};
+use nix::unistd::Pid;
 
 use crate::files::Files;
+use crate::last::runs;
+use crate::passage::{Arrivals, Lane, Place};
 use crate::{locks, owner};
 
 const FD_CLOEXEC: u32 = 1;
@@ -20,29 +24,34 @@ impl Files<'_> {
         self.shift = shift;
     }
 
-    /// Adds the calls that give a task its descriptors and close all others. They run in the task, when it needs
-    /// nothing of what it inherited any more; tables in ascending order, once each.
-    pub fn place(&mut self, table: FdTableId, program: &mut Program) -> Result<()> {
-        self.relate(table, program)?;
+    /// Sends a task its descriptors, and adds the calls that take them and close all others. They run in the task, when it
+    /// needs nothing of what it inherited any more; tables in ascending order, once each, of which up to [`LANES`]
+    /// may run at the same time unless one [needs another](Files::needs_others).
+    ///
+    /// [`LANES`]: crate::LANES
+    pub fn place(&mut self, table: FdTableId, program: &mut Program) -> Result<Arrivals> {
+        let passage = self.passage.take();
+        let mut passage = passage.ok_or_else(|| Error::corrupt("files.img", "no file is open"))?;
+        let lane = passage.lane();
+        let (lane, filler) = (passage.at(lane), passage.filler());
+        let mut arrivals = self.relate(table, (lane, filler), program)?;
+        lane.close_others(program);
         let entries = self.entries(table).to_vec();
-        let mut sources = Vec::with_capacity(entries.len());
+        let mut places = Vec::with_capacity(entries.len());
         for entry in &entries {
-            sources.push(self.source(table, entry, program)?);
+            let id = FileId::new(entry.id);
+            let place = Place {
+                number: entry.fd.cast_signed(),
+                closes: entry.flags & FD_CLOEXEC != 0,
+                file: self.opened_here(id)?,
+            };
+            places.push((id, place));
         }
-        for (entry, source) in entries.iter().zip(sources) {
-            let flags = if entry.flags & FD_CLOEXEC == 0 {
-                0
-            } else {
-                O_CLOEXEC
-            };
-            match source {
-                // It is there already, but here it had to be closed for scripts.
-                Source::Number(fd) if fd == entry.fd.cast_signed() => {
-                    program.fcntl(fd, libc::F_SETFD, entry.flags & FD_CLOEXEC)
-                }
-                Source::Number(fd) => program.dup3(fd, entry.fd, flags),
-                Source::Result(fd) => program.dup3(fd, entry.fd, flags),
-            };
+        arrivals.extend(self.bring((lane, filler), &places, program)?);
+        for entry in &entries {
+            if self.opened_here(FileId::new(entry.id))?.is_none() {
+                self.open_there(table, entry, program)?;
+            }
         }
         let mut free = 0;
         for entry in &entries {
@@ -52,17 +61,128 @@ impl Files<'_> {
             free = entry.fd + 1;
         }
         program.close_range(free, u32::MAX, 0);
-        Ok(())
+        self.passage = Some(passage);
+        Ok(arrivals)
     }
 
-    /// Ties files to each other, those that have their home in this table.
-    fn relate(&mut self, table: FdTableId, program: &mut Program) -> Result<()> {
+    /// Whether a table has a file that its task takes from another: when that has its own.
+    pub fn needs_others(&self, table: FdTableId) -> bool {
+        self.entries(table).iter().any(|entry| {
+            let id = FileId::new(entry.id);
+            let home = self.homes.get(&id).map(|(home, _)| *home);
+            self.opened.get(&id) == Some(&Opened::There) && home != Some(table)
+        })
+    }
+
+    /// Ties files to each other, those that have their home in this table. While that is done the task has all that
+    /// are concerned, under numbers that nobody needs.
+    fn relate(
+        &mut self,
+        table: FdTableId,
+        (lane, filler): (&Lane, i32),
+        program: &mut Program,
+    ) -> Result<Arrivals> {
+        let mut tied = BTreeSet::new();
+        let mut tying = Vec::new();
         for id in self.related_in(table) {
             let saved = &self.all[&id];
             let (kind, entry) = (saved.kind, saved.entry.clone());
-            kind.relate(self, &entry, program)?;
+            let ties = kind.ties(self, &entry)?;
+            if !ties.is_empty() {
+                tied.extend(ties);
+                tying.push((kind, entry));
+            }
         }
-        Ok(())
+        let mut files = Vec::new();
+        for id in tied {
+            files.extend(self.opened_here(id)?.map(|file| (id, file)));
+        }
+        if files.is_empty() {
+            return Ok(Arrivals::default());
+        }
+        lane.close_others(program);
+        let place = |(number, (id, file)): (i32, &(FileId, i32))| {
+            let place = Place {
+                number,
+                closes: true,
+                file: Some(*file),
+            };
+            (*id, place)
+        };
+        let free = (0..).filter(|number| *number != lane.theirs());
+        let places: Vec<(FileId, Place)> = free.zip(&files).map(place).collect();
+        let arrivals = self.bring((lane, filler), &places, program)?;
+        let first = places.last().map_or(0, |(_, place)| place.number + 1);
+        let spare = self.spare_numbers(first, lane.theirs(), files.len());
+        for ((_, place), number) in places.iter().zip(&spare) {
+            program.dup3(place.number, *number, O_CLOEXEC);
+        }
+        self.tied = Some(files.iter().map(|(id, _)| *id).zip(spare).collect());
+        let related = tying
+            .into_iter()
+            .try_for_each(|(kind, entry)| kind.relate(self, &entry, program));
+        self.tied = None;
+        related.map(|()| arrivals)
+    }
+
+    /// Sends files to their places. Those that cannot be sent are fetched from here, to which a descriptor of this
+    /// process goes along.
+    fn bring(
+        &self,
+        (lane, filler): (&Lane, i32),
+        places: &[(FileId, Place)],
+        program: &mut Program,
+    ) -> Result<Arrivals> {
+        let is_sent = |id: &FileId| self.all.get(id).is_none_or(|saved| saved.kind.sent());
+        let mut sent: Vec<Place> = Vec::with_capacity(places.len());
+        let mut fetched = Vec::new();
+        for (id, place) in places {
+            let file = place.file.filter(|_| is_sent(id));
+            sent.push(Place { file, ..*place });
+            if let (Some(from), None) = (place.file, file) {
+                fetched.push((from, place));
+            }
+        }
+        if fetched.is_empty() {
+            return lane.send(&sent, filler, program);
+        }
+        let last = sent.last().map_or(-1, |place| place.number);
+        let number = last + 1 + i32::from(last + 1 == lane.theirs());
+        let itself = pidfd_open(Pid::this())?;
+        sent.push(Place {
+            number,
+            closes: true,
+            file: Some(itself.as_raw_fd()),
+        });
+        let arrivals = lane.send(&sent, filler, program)?;
+        for (from, place) in fetched {
+            let fd = program.pidfd_getfd(number, from, 0);
+            let flags = if place.closes { O_CLOEXEC } else { 0 };
+            program.dup3(fd, place.number, flags);
+            program.close(fd);
+        }
+        program.close(number);
+        Ok(arrivals)
+    }
+
+    /// Numbers that neither tasks need nor the passage has.
+    fn spare_numbers(&self, first: i32, taken: i32, count: usize) -> Vec<i32> {
+        let used = self.numbers();
+        let free =
+            (first.max(self.floor)..).filter(|number| *number != taken && !used.contains(number));
+        free.take(count).collect()
+    }
+
+    /// The number of a file here; `None` if it is to be opened in a task.
+    fn opened_here(&self, id: FileId) -> Result<Option<i32>> {
+        match self.opened.get(&id) {
+            Some(Opened::Here(fd) | Opened::Given(fd)) => Ok(Some(*fd)),
+            Some(Opened::There) => Ok(None),
+            None => Err(Error::corrupt(
+                "files.img",
+                format!("file {id} is not open"),
+            )),
+        }
     }
 
     /// The files that [`Files::relate`] has something to do with in this table.
@@ -99,32 +219,29 @@ impl Files<'_> {
         residents.filter_map(|id| Some((*id, self.homes.get(id)?.1)))
     }
 
-    fn source(
+    /// Opens in a task what can be opened only there, or takes it from who has it already, to its number.
+    fn open_there(
         &self,
         table: FdTableId,
         entry: &pb::FdinfoEntry,
         program: &mut Program,
-    ) -> Result<Source> {
+    ) -> Result<()> {
         let id = FileId::new(entry.id);
-        match self.opened.get(&id) {
-            Some(Opened::Here(fd) | Opened::Given(fd)) => return Ok(Source::Number(*fd)),
-            Some(Opened::There) => {}
-            None => {
-                return Err(Error::corrupt(
-                    "files.img",
-                    format!("file {id} is not open"),
-                ));
-            }
-        }
         let saved = &self.all[&id];
+        let flags = if entry.flags & FD_CLOEXEC == 0 {
+            0
+        } else {
+            O_CLOEXEC
+        };
         let fresh = match self.homes.get(&id) {
             Some((home, number)) if (*home, *number) != (table, entry.fd.cast_signed()) => {
                 let pid = self.tasks.get(home).copied();
                 let unknown =
                     || Error::corrupt("pstree.img", format!("nobody has descriptor table {home}"));
                 if *home == table {
-                    // Another number of the same table: found when it is placed.
-                    return Ok(Source::Number(*number));
+                    // Another number of the same table, a lower one: it is there by now.
+                    program.dup3(*number, entry.fd, flags);
+                    return Ok(());
                 }
                 let pidfd = program.pidfd_open(pid.ok_or_else(unknown)?.get(), 0);
                 let fd = program.pidfd_getfd(pidfd, *number, 0);
@@ -133,14 +250,28 @@ impl Files<'_> {
             }
             _ => saved.kind.open_there(&saved.entry, program)?,
         };
-        let high = program.fcntl(fresh, libc::F_DUPFD_CLOEXEC, self.floor);
+        program.dup3(fresh, entry.fd, flags);
         program.close(fresh);
-        Ok(Source::Result(high))
+        Ok(())
     }
 
     /// Of a table without descriptors CRIU writes no image.
     fn entries(&self, table: FdTableId) -> &[pb::FdinfoEntry] {
         self.tables.get(&table).map_or(&[], Vec::as_slice)
+    }
+
+    /// Adds the calls that close in the first task what nobody is to inherit: all but what is mapped, and directories.
+    /// They run in it before it clones another.
+    pub fn leave(&self, program: &mut Program) {
+        let kept = |id: &FileId| self.inherited.contains(id);
+        let opened = self.opened.iter().filter(|(id, _)| !kept(id));
+        let numbers = opened.filter_map(|(_, opened)| match opened {
+            Opened::Here(fd) | Opened::Given(fd) => Some(*fd),
+            Opened::There => None,
+        });
+        for (first, last) in runs(numbers.collect()) {
+            program.close_range(first, last, 0);
+        }
     }
 
     /// Adds the calls that need every descriptor of every task in its place: owners of signals, locks. They run in
@@ -226,10 +357,4 @@ impl Files<'_> {
             None => Err(Error::corrupt("fs.img", format!("file {id} is not there"))),
         }
     }
-}
-
-/// Where a task takes a file from.
-enum Source {
-    Number(i32),
-    Result(Ret),
 }

@@ -169,6 +169,7 @@ fn opened(target: &OwnedFd, id: FileId, pid: Pid) -> Result<OpenFile> {
         link: link.map_err(Error::kernel("readlinkat"))?.into_vec(),
         inode: Inode::from(&fstat(&fd).map_err(Error::kernel("fstat"))?),
         fd,
+        family: None,
         info,
         owner: pb::FownEntry::default(),
         pid,

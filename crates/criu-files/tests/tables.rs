@@ -351,8 +351,9 @@ r, w = os.pipe(); os.dup2(w, 51)
     let nursery = nursery();
     let mut task = spawn_root(&nursery, &[], 0).expect("a task");
     let mut program = Program::new();
-    files.place(tables[0], &mut program).expect("a program");
-    task.run(&program).expect("run");
+    let arrivals = files.place(tables[0], &mut program).expect("a program");
+    let outcome = task.run(&program).expect("run");
+    arrivals.check(&outcome).expect("all arrived");
     for fd in [50, 51] {
         let (link, info) = &table_of(task.pid())[&fd];
         assert!(link.ends_with("/log") && info.pos == 0, "{link}");

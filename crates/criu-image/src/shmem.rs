@@ -97,7 +97,7 @@ mod tests {
         let file = pb::FileEntry {
             r#type: pb::FdTypes::Memfd.into(),
             id: 5,
-            memfd: Some(memfd),
+            memfd: Some(memfd.into()),
             ..pb::FileEntry::default()
         };
         let slot = pb::FdinfoEntry {

@@ -1,7 +1,7 @@
 //! POSIX message queues: mq_open(3).
 //!
 //! A queue is an inode, opened any number of times. Messages can only be taken out, so a dump takes them out and puts them
-//! back; a driver that is killed in between does harm. A queue that is to tell somebody of its next message
+//! back: by a process of its own, which does so even if the driver is killed meanwhile. A queue that is to tell somebody of its next message
 //! is refused: what it would tell cannot be read. Not preserved: the times of the last calls.
 
 use std::fs::File;
@@ -11,12 +11,14 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use criu_image::pb;
 use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
-use criu_tracee::{Local, Program, Site};
+use criu_tracee::{Local, Program, Site, sheltered};
 use nix::errno::Errno;
 use nix::sys::statfs::{FsType, fstatfs};
 
 /// `MQUEUE_MAGIC` of `ipc/mqueue.c`.
 const MAGIC: FsType = FsType(0x1980_0202);
+/// The size that all queues have as files: `FILENT_SIZE`.
+const STATUS: u64 = 80;
 /// Words of `struct mq_attr`.
 const WORD: usize = size_of::<usize>();
 const BATCH: usize = 64;
@@ -92,7 +94,7 @@ impl FileKind for Mqueue {
 /// Whether a file is a queue: only its file system tells.
 fn is_queue(file: &OpenFile) -> bool {
     let on_queues = || fstatfs(&file.fd).is_ok_and(|fs| fs.filesystem_type() == MAGIC);
-    file.inode.format() == libc::S_IFREG && on_queues()
+    file.inode.format() == libc::S_IFREG && file.inode.size == STATUS && on_queues()
 }
 
 /// A queue with its messages. They are back in it afterwards.
@@ -160,13 +162,63 @@ fn attributes(queue: &File) -> Result<[u64; 4]> {
     }))
 }
 
-/// Takes out all messages and puts them back: the highest priority first, and of each the oldest.
+/// Takes out all messages and puts them back, the highest priority first, and of each the oldest: in a process that goes on
+/// if this one is killed.
 fn messages(queue: &File, size: u64, count: u64) -> Result<Vec<pb::MqueueMessage>> {
+    if count == 0 {
+        return Ok(Vec::new());
+    }
     let size = usize::try_from(size).unwrap_or(usize::MAX);
     let count = usize::try_from(count).unwrap_or(usize::MAX);
+    let answer = sheltered(|| {
+        let (messages, taken) = take(queue, size, count);
+        let failed = taken.err().or(put(queue, &messages).err());
+        let errno = failed.map_or(0, |errno| errno as i32);
+        let mut answer = errno.to_ne_bytes().to_vec();
+        for message in &messages {
+            let length = u32::try_from(message.text.len()).unwrap_or(u32::MAX);
+            answer.extend(message.priority.to_ne_bytes());
+            answer.extend(length.to_ne_bytes());
+            answer.extend(&message.text);
+        }
+        answer
+    })?;
+    let (errno, mut rest) = word(&answer);
+    match Errno::from_raw(errno.cast_signed()) {
+        Errno::UnknownErrno => {}
+        Errno::EAGAIN => {
+            return Err(Error::unsupported(
+                "somebody outside of the tree takes messages from it",
+                "stop that, or dump it too",
+            ));
+        }
+        errno => return Err(Error::kernel("mq_timedreceive")(errno)),
+    }
+    let mut messages = Vec::with_capacity(count);
+    while !rest.is_empty() {
+        let (priority, length);
+        (priority, rest) = word(rest);
+        (length, rest) = word(rest);
+        let (text, behind) = rest.split_at(rest.len().min(length as usize));
+        rest = behind;
+        messages.push(pb::MqueueMessage {
+            priority,
+            text: text.to_vec(),
+        });
+    }
+    Ok(messages)
+}
+
+/// The first word of an answer, and what follows.
+fn word(bytes: &[u8]) -> (u32, &[u8]) {
+    let (word, rest) = bytes.split_at(bytes.len().min(4));
+    (word.try_into().map_or(0, u32::from_ne_bytes), rest)
+}
+
+/// Takes out so many messages, and says what went wrong.
+fn take(queue: &File, size: usize, count: usize) -> (Vec<pb::MqueueMessage>, Result<(), Errno>) {
     let mut messages: Vec<pb::MqueueMessage> = Vec::new();
-    let mut failed = None;
-    while messages.len() < count && failed.is_none() {
+    while messages.len() < count {
         let mut program = Program::new();
         let rooms: Vec<_> = (messages.len()..count.min(messages.len() + BATCH))
             .map(|_| {
@@ -176,30 +228,33 @@ fn messages(queue: &File, size: u64, count: u64) -> Result<Vec<pb::MqueueMessage
                 (ret, text, priority)
             })
             .collect();
-        let outcome = Local.run(&program)?;
+        let Ok(outcome) = Local.run(&program) else {
+            return (messages, Err(Errno::EIO));
+        };
+        let mut failed = Ok(());
         for (ret, text, priority) in rooms {
             match outcome.get(ret) {
                 Ok(length) => {
                     let length = usize::try_from(length).unwrap_or(0);
-                    let priority = outcome
-                        .bytes(priority)
-                        .try_into()
-                        .map_or(0, u32::from_ne_bytes);
+                    let text = outcome.bytes(text).get(..length);
                     messages.push(pb::MqueueMessage {
-                        priority,
-                        text: outcome
-                            .bytes(text)
-                            .get(..length)
-                            .unwrap_or_default()
-                            .to_vec(),
+                        priority: word(outcome.bytes(priority)).0,
+                        text: text.unwrap_or_default().to_vec(),
                     });
                 }
-                Err(errno) => failed = Some(errno),
+                Err(errno) => failed = Err(errno),
             }
         }
+        if failed.is_err() {
+            return (messages, failed);
+        }
     }
+    (messages, Ok(()))
+}
+
+fn put(queue: &File, messages: &[pb::MqueueMessage]) -> Result<(), Errno> {
     let mut program = Program::new();
-    for message in &messages {
+    for message in messages {
         let text = program.bytes(message.text.as_slice());
         program.mq_timedsend(
             queue.as_raw_fd(),
@@ -209,15 +264,9 @@ fn messages(queue: &File, size: u64, count: u64) -> Result<Vec<pb::MqueueMessage
             0,
         );
     }
-    Local.run(&program)?;
-    match failed {
-        None => Ok(messages),
-        Some(Errno::EAGAIN) => Err(Error::unsupported(
-            "somebody outside of the tree takes messages from it",
-            "stop that, or dump it too",
-        )),
-        Some(errno) => Err(Error::kernel("mq_timedreceive")(errno)),
-    }
+    let done = Local.run(&program);
+    done.map(drop)
+        .map_err(|error| error.errno().unwrap_or(Errno::EIO))
 }
 
 /// Makes a queue, or takes over the one that the dump has left, and empties it.

@@ -28,13 +28,13 @@ macro_rules! entries {
                 FileId::new(self.id)
             }
             fn of(file: &pb::FileEntry) -> Option<&Self> {
-                file.$member.as_ref()
+                file.$member.as_deref()
             }
             fn into_file(self) -> pb::FileEntry {
                 pb::FileEntry {
                     r#type: pb::FdTypes::$kind.into(),
                     id: self.id,
-                    $member: Some(self),
+                    $member: Some(self.into()),
                     ..pb::FileEntry::default()
                 }
             }

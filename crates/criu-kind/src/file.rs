@@ -108,6 +108,8 @@ pub struct OpenFile {
     pub link: Vec<u8>,
     /// What fstat(2) says.
     pub inode: Inode,
+    /// The address family, of a socket.
+    pub family: Option<i32>,
     /// What fdinfo says; the flags without `O_CLOEXEC`, which is the descriptor's.
     pub info: Fdinfo,
     /// Who is told when it becomes ready.
@@ -348,6 +350,9 @@ pub trait FileKind: Sync {
     /// Nobody needs its descriptor here after [`FileKind::last`]: there may be very many.
     const LEAVES: bool = false;
 
+    /// Whether the kernel lets it be sent from process to process, in a message of a unix socket.
+    const SENT: bool = true;
+
     /// Adds what refers to other files, when all files of all tasks are known.
     fn relations(
         &self,
@@ -400,7 +405,13 @@ pub trait FileKind: Sync {
         ))
     }
 
-    /// Ties it to other files. Runs in one task, where every file is open under its number of
+    /// The files that [`FileKind::relate`] needs in a task, itself among them; none if it has nothing to do.
+    fn ties(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Vec<FileId>> {
+        let _nothing = (cx, entry);
+        Ok(Vec::new())
+    }
+
+    /// Ties it to other files. Runs in one task, where those of [`FileKind::ties`] are open under their numbers of
     /// [`RestoreCx::file`] and all the numbers of the task itself are still free for use.
     fn relate(
         &self,
@@ -442,6 +453,7 @@ pub trait AnyFileKind: Sync {
     fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::FileEntry>;
     fn relates(&self) -> bool;
     fn late(&self) -> bool;
+    fn sent(&self) -> bool;
     fn leaves(&self) -> bool;
     fn relations(
         &self,
@@ -455,6 +467,7 @@ pub trait AnyFileKind: Sync {
     fn numbers(&self, entry: &pb::FileEntry) -> Vec<i32>;
     fn open(&self, cx: &mut dyn RestoreCx, entries: &[&pb::FileEntry]) -> Result<Vec<Opened>>;
     fn open_there(&self, entry: &pb::FileEntry, program: &mut Program) -> Result<Ret>;
+    fn ties(&self, cx: &mut dyn RestoreCx, entry: &pb::FileEntry) -> Result<Vec<FileId>>;
     fn relate(
         &self,
         cx: &mut dyn RestoreCx,
@@ -513,6 +526,9 @@ impl<K: FileKind> AnyFileKind for K {
     fn late(&self) -> bool {
         K::LATE
     }
+    fn sent(&self) -> bool {
+        K::SENT
+    }
     fn relations(
         &self,
         cx: &mut dyn DumpCx,
@@ -551,6 +567,9 @@ impl<K: FileKind> AnyFileKind for K {
     }
     fn open_there(&self, entry: &pb::FileEntry, program: &mut Program) -> Result<Ret> {
         FileKind::open_there(self, member(entry)?, program)
+    }
+    fn ties(&self, cx: &mut dyn RestoreCx, entry: &pb::FileEntry) -> Result<Vec<FileId>> {
+        FileKind::ties(self, cx, member(entry)?)
     }
     fn relate(
         &self,

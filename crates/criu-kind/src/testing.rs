@@ -25,6 +25,7 @@ pub fn open_file(link: &str, mode: u32, fdinfo: &str) -> OpenFile {
         id: FileId::new(1),
         fd: fd.into(),
         link: link.into(),
+        family: None,
         inode: Inode {
             ino: info.inode.unwrap_or(0),
             mode,

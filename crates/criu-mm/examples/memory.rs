@@ -128,6 +128,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
             shared: &shared,
             segments: &Segments::default(),
         },
+        &mut |_| (),
     )?;
     step("fill");
     finish(&mut tracees, &jobs, &ground, &files)?;

@@ -31,6 +31,8 @@ const WINDOW: usize = 32;
 const BATCH: u64 = 64 << 20;
 /// Below this the driver is quicker than three visits to the process.
 const SMALL: u64 = 256 << 10;
+/// From here on it pays to look for the next pages while these are written.
+const WORTH_A_THREAD: u64 = 16 << 20;
 /// The driver's buffer.
 const BUFFER: usize = 256 << 10;
 
@@ -69,26 +71,39 @@ pub fn drain(
 ) -> Result<Stats> {
     let mut stats = Stats::default();
     let mut scanner = Scanner::new();
+    let mut written = 0;
     for (tracees, spaces) in tracees.chunks_mut(WINDOW).zip(spaces.chunks_mut(WINDOW)) {
         let mut drafts = Vec::with_capacity(tracees.len());
         for (tracee, space) in tracees.iter().zip(spaces.iter()) {
             let draft = Draft::start(tracee, space, store, options);
             drafts.push(draft.within(|| subject(tracee))?);
         }
+        let mut next = slices(&mut drafts, spaces, options, &mut scanner, &mut stats);
         loop {
-            let mut captures = Vec::with_capacity(drafts.len());
-            for (index, draft) in drafts.iter_mut().enumerate() {
-                let capture = draft.slice(index, &spaces[index], options, &mut scanner, &mut stats);
-                captures.extend(capture.within(|| subject(&tracees[index]))?);
-            }
-            if captures.is_empty() {
+            let found = next.map_err(|(index, error)| Error::Within {
+                subject: subject(&tracees[index]),
+                source: Box::new(error),
+            })?;
+            if found.is_empty() {
                 break;
             }
-            write(tracees, &captures)?;
-            watch(stats.pages_written * page_size());
-            for capture in &captures {
-                let draft = &drafts[capture.tracee];
-                store.is_final(&draft.name, draft.offset)?;
+            let (captures, ends): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+            let bytes: u64 = captures.iter().map(Capture::bytes).sum();
+            let mut more = || slices(&mut drafts, spaces, options, &mut scanner, &mut stats);
+            if bytes < WORTH_A_THREAD {
+                write(tracees, &captures)?;
+                next = more();
+            } else {
+                next = std::thread::scope(|scope| {
+                    let more = scope.spawn(more);
+                    write(tracees, &captures)?;
+                    Ok::<_, Error>(more.join().expect("scanning does not panic"))
+                })?;
+            }
+            written += bytes;
+            watch(written);
+            for (capture, end) in captures.iter().zip(ends) {
+                store.is_final(&drafts[capture.tracee].name, end)?;
             }
         }
         for (draft, space) in drafts.into_iter().zip(spaces) {
@@ -99,6 +114,23 @@ pub fn drain(
     crate::shared::drain(tracees, spaces, store, options, &mut stats)?;
     watch((stats.pages_written + stats.shared_written) * page_size());
     Ok(stats)
+}
+
+/// What can be written next of each process, and where the image of its pages ends then; or which of them failed.
+fn slices(
+    drafts: &mut [Draft],
+    spaces: &[Space],
+    options: &DrainOptions,
+    scanner: &mut Scanner,
+    stats: &mut Stats,
+) -> Result<Vec<(Capture<'static>, u64)>, (usize, Error)> {
+    let mut captures = Vec::with_capacity(drafts.len());
+    for (index, draft) in drafts.iter_mut().enumerate() {
+        let capture = draft.slice(index, &spaces[index], options, scanner, stats);
+        let capture = capture.map_err(|error| (index, error))?;
+        captures.extend(capture.map(|capture| (capture, draft.offset)));
+    }
+    Ok(captures)
 }
 
 /// What is to be written into one file.
@@ -114,6 +146,13 @@ pub(crate) struct Capture<'a> {
     pub(crate) shift: u64,
     /// Where the driver copies from, if not from the memory of the process.
     pub(crate) object: Option<&'a File>,
+}
+
+impl Capture<'_> {
+    fn bytes(&self) -> u64 {
+        let inside: u64 = self.inside.iter().map(Transfer::len).sum();
+        inside + self.outside.iter().map(|piece| piece.len).sum::<u64>()
+    }
 }
 
 /// The images of a process on their way.

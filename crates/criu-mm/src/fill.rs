@@ -5,14 +5,14 @@ use std::ops::Range;
 use criu_image::id::{FileId, ShmId};
 use criu_image::pb;
 use criu_kind::{Error, FileFds, Result, Within};
-use criu_tracee::arch::Arch;
-use criu_tracee::{Job, Native, Outcome, Program, Ret, Tracee, run_all};
+use criu_tracee::{Job, Outcome, Program, Ret, Tracee, run_all};
 
 use crate::bits::{madv, map, prot};
 use crate::drain::subject;
 use crate::ground::Ground;
 use crate::image::{Backing, SpaceImage, backing, shared_access};
 use crate::inherit::{Compared, Kept, inherit};
+use crate::mm_map::set_mm_map;
 use crate::page_size;
 use crate::pages::Stored;
 use crate::segment::Segments;
@@ -23,6 +23,8 @@ use crate::vdso::{Fate, fate};
 /// Bytes that are made and read in one go: small enough for what was just zeroed to be still in the
 /// cache when it is read over.
 const BATCH: u64 = 4 << 20;
+/// Bytes that a task reads before it is heard of, about.
+const ROUND: u64 = 256 << 20;
 /// From here on it pays to make pages before they are read into.
 const POPULATE: u64 = 64 << 10;
 /// The driver's buffer.
@@ -64,11 +66,12 @@ pub struct FillStats {
 }
 
 /// Makes the mappings of tasks and brings in their pages. Protections are not the final ones until
-/// [`crate::finish`]: children are cloned between the two.
+/// [`crate::finish`]: children are cloned between the two. `watch` hears now and then of so many bytes more.
 pub fn fill(
     tracees: &mut [Tracee],
     jobs: &[FillJob<'_>],
     materials: &Materials<'_>,
+    watch: &mut dyn FnMut(u64),
 ) -> Result<FillStats> {
     let mut stats = FillStats::default();
     let mut compared = Compared::default();
@@ -77,15 +80,35 @@ pub fn fill(
         plan.within(|| subject(&tracees[job.tracee]))
     });
     let plans = plans.collect::<Result<Vec<Plan>>>()?;
-    let programs = jobs.iter().zip(&plans).map(|(job, plan)| Job {
-        tracee: job.tracee,
-        thread: 0,
-        program: &plan.program,
-    });
-    let outcomes = run_all(tracees, &programs.collect::<Vec<_>>())?;
-    for ((job, plan), outcome) in jobs.iter().zip(&plans).zip(&outcomes) {
+    let mut outcomes: Vec<Vec<Outcome>> = plans.iter().map(|_| Vec::new()).collect();
+    for round in 0.. {
+        let programs: Vec<(usize, Job<'_>)> = jobs
+            .iter()
+            .zip(&plans)
+            .enumerate()
+            .filter_map(|(index, (job, plan))| {
+                let program = plan.round(round)?;
+                let (tracee, thread) = (job.tracee, 0);
+                let job = Job {
+                    tracee,
+                    thread,
+                    program,
+                };
+                Some((index, job))
+            })
+            .collect();
+        if programs.is_empty() {
+            break;
+        }
+        let (who, programs): (Vec<usize>, Vec<Job<'_>>) = programs.into_iter().unzip();
+        for (index, outcome) in who.iter().zip(run_all(tracees, &programs)?) {
+            outcomes[*index].push(outcome);
+        }
+        watch(who.iter().map(|index| plans[*index].bytes(round)).sum());
+    }
+    for ((job, plan), outcomes) in jobs.iter().zip(&plans).zip(&outcomes) {
         let tracee = &tracees[job.tracee];
-        plan.complete(tracee, job.image, outcome)
+        plan.complete(tracee, job.image, outcomes)
             .within(|| subject(tracee))?;
         stats.pages_restored += plan.pages;
     }
@@ -97,15 +120,26 @@ pub fn fill(
 /// How one task is filled.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
+    /// The first makes the mappings.
+    earlier: Vec<Program>,
     pub(crate) program: Program,
-    /// Calls that must return an address.
+    /// Calls of the first program that must return an address.
     placed: Vec<(Ret, u64)>,
-    reads: Vec<(Ret, usize, Transfer)>,
+    reads: Vec<Read>,
     /// What the task may not write itself.
     by_hand: Vec<Stored>,
     pages: u64,
     /// Plain memory that may go on in the next mapping.
     open: Option<PlainMemory>,
+}
+
+/// A call that brings in pages: of which program, with which result, from which file.
+#[derive(Debug)]
+struct Read {
+    round: usize,
+    ret: Ret,
+    file: usize,
+    transfer: Transfer,
 }
 
 /// Mappings of plain memory without a gap, which are made by one call.
@@ -177,6 +211,18 @@ pub(crate) fn plan(
 }
 
 impl Plan {
+    /// What the task runs in this round, if that is not over for it.
+    fn round(&self, round: usize) -> Option<&Program> {
+        let last = (round == self.earlier.len()).then_some(&self.program);
+        self.earlier.get(round).or(last)
+    }
+
+    /// Bytes that it reads in this round.
+    fn bytes(&self, round: usize) -> u64 {
+        let reads = self.reads.iter().filter(|read| read.round == round);
+        reads.map(|read| read.transfer.len()).sum()
+    }
+
     /// Takes away what the child has not got of its parent's.
     fn unmap(&mut self, parent: &SpaceImage, kept: &[Option<Kept>]) {
         let mut gone: Vec<Range<u64>> = Vec::new();
@@ -306,6 +352,7 @@ impl Plan {
 
     fn read(&mut self, image: &SpaceImage, runs: &[Stored]) {
         let runs = joined(runs);
+        let mut asked = 0;
         let files = runs.chunk_by(|one, next| one.file == next.file);
         for group in files {
             let file = group[0].file;
@@ -315,22 +362,32 @@ impl Plan {
                 offset: run.offset,
             });
             for transfer in transfers(pieces, BATCH) {
+                if asked >= ROUND {
+                    self.earlier.push(std::mem::take(&mut self.program));
+                    asked = 0;
+                }
+                asked += transfer.len();
                 for (at, len) in transfer.parts.iter().filter(|(_, len)| *len >= POPULATE) {
                     // A hint: older kernels make the pages as they are read.
                     self.program.madvise(*at, *len, madv::POPULATE_WRITE);
                     self.program.tolerate();
                 }
-                let read = transfer.add(&mut self.program, Direction::In, image.pages.fd(file));
+                let ret = transfer.add(&mut self.program, Direction::In, image.pages.fd(file));
                 self.program.tolerate();
-                self.reads.push((read, file, transfer));
+                self.reads.push(Read {
+                    round: self.earlier.len(),
+                    ret,
+                    file,
+                    transfer,
+                });
             }
         }
     }
 
     /// Checks what the task did, and does what it did not.
-    fn complete(&self, tracee: &Tracee, image: &SpaceImage, outcome: &Outcome) -> Result<()> {
+    fn complete(&self, tracee: &Tracee, image: &SpaceImage, outcomes: &[Outcome]) -> Result<()> {
         for (ret, start) in &self.placed {
-            let at = outcome.word(*ret);
+            let at = outcomes[0].word(*ret);
             if at != *start {
                 // Only a kernel older than MAP_FIXED_NOREPLACE does that.
                 return Err(Error::unsupported(
@@ -340,8 +397,14 @@ impl Plan {
             }
         }
         let mut left = self.by_hand.clone();
-        for (ret, file, transfer) in &self.reads {
-            let done = u64::try_from(outcome.get(*ret).unwrap_or(0)).unwrap_or(0);
+        for Read {
+            round,
+            ret,
+            file,
+            transfer,
+        } in &self.reads
+        {
+            let done = u64::try_from(outcomes[*round].get(*ret).unwrap_or(0)).unwrap_or(0);
             if done < transfer.len() {
                 tracing::debug!(done, of = transfer.len(), "a short read is made up for");
                 left.extend(transfer.rest(done).into_iter().map(|piece| Stored {
@@ -390,47 +453,6 @@ pub(crate) fn file_id(vma: &pb::VmaEntry) -> Result<FileId> {
             format!("mapping {:#x} has the file id {}", vma.start, vma.shmid),
         )
     })
-}
-
-/// `prctl(PR_SET_MM, PR_SET_MM_MAP, struct prctl_mm_map *)`, Linux 3.18.
-fn set_mm_map(program: &mut Program, mm: &pb::MmEntry, exe: i32) {
-    let words = [
-        mm.mm_start_code,
-        mm.mm_end_code,
-        mm.mm_start_data,
-        mm.mm_end_data,
-        mm.mm_start_brk,
-        mm.mm_brk,
-        mm.mm_start_stack,
-        mm.mm_arg_start,
-        mm.mm_arg_end,
-        mm.mm_env_start,
-        mm.mm_env_end,
-    ];
-    let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    let auxv_at = bytes.len();
-    let auxv = auxv(&mm.mm_saved_auxv);
-    bytes.resize(auxv_at + Native::WORD, 0);
-    bytes.extend_from_slice(&u32::try_from(auxv.len()).unwrap_or(0).to_ne_bytes());
-    bytes.extend_from_slice(&exe.to_ne_bytes());
-    bytes.resize(bytes.len().next_multiple_of(8), 0);
-    let size = bytes.len();
-    let auxv = program.bytes(auxv);
-    let map = program.bytes(bytes);
-    program.link(map, auxv_at, auxv);
-    program.prctl(libc::PR_SET_MM, libc::PR_SET_MM_MAP, map, size, 0);
-}
-
-/// The vector up to its end mark, a pair of zeroes: how many more kernels keep behind it differs.
-fn auxv(words: &[u64]) -> Vec<u8> {
-    let used = words
-        .iter()
-        .rposition(|word| *word != 0)
-        .map_or(0, |last| last + 1);
-    let used = &words[..(used.next_multiple_of(2) + 2).min(words.len())];
-    used.iter()
-        .flat_map(|word| word.to_ne_bytes()[..Native::WORD].to_vec())
-        .collect()
 }
 
 #[cfg(test)]
@@ -552,13 +574,5 @@ mod tests {
             $4 = mmap(0x800000, 0x10000, 3, 0x100022, -1, 0)
             $5 = preadv(PAGES, <0030500000000000001000000000000000006100000000000010000000000000>, 2, 0x3000, 0) ?
         "#]].assert_eq(&listing(&child, Some(&parent)));
-    }
-
-    #[test]
-    fn the_vector_ends_where_it_ends() {
-        let bytes = |words: &[u64]| auxv(words).len() / Native::WORD;
-        assert_eq!(bytes(&[33, 1, 8, 0, 6, 4096]), 6);
-        assert_eq!(bytes(&[33, 1, 8, 0, 0, 0, 0, 0, 0, 0]), 6);
-        assert_eq!(bytes(&[]), 0);
     }
 }

@@ -152,6 +152,14 @@ impl SpaceImage {
         }
     }
 
+    /// The executable, and all that is mapped and may be a file.
+    pub fn files(&self) -> BTreeSet<FileId> {
+        let mapped = self.vmas().iter().map(|vma| vma.shmid);
+        let all = mapped.chain([self.mm.exe_file_id.into()]);
+        all.filter_map(|id| Some(FileId::new(u32::try_from(id).ok()?)))
+            .collect()
+    }
+
     /// Files of shared mappings, and whether they must be open for writing. Images of CRIU do not say it
     /// with the file: one entry of it may serve mappings of both kinds.
     pub fn shared_files(&self) -> BTreeSet<(FileId, bool)> {
@@ -166,6 +174,12 @@ impl SpaceImage {
     pub fn segments(&self) -> BTreeSet<ShmId> {
         let attached = self.vmas().iter().filter_map(attachment);
         attached.map(|(id, _)| id).collect()
+    }
+
+    /// Bytes of pages that it has stored.
+    pub fn stored(&self) -> u64 {
+        let runs = self.pages.runs().iter();
+        runs.map(|run| run.end - run.start).sum()
     }
 
     /// The mappings in order of address.

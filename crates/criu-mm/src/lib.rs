@@ -18,6 +18,7 @@ mod finish;
 mod ground;
 mod image;
 mod inherit;
+mod mm_map;
 mod page;
 mod pages;
 mod passage;

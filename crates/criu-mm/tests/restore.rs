@@ -66,8 +66,7 @@ fn portrait(pid: Pid, skip: impl Fn(u64) -> bool) -> Portrait {
     for smap in criu_proc::Smaps::new(&smaps) {
         let smap = smap.expect("well-formed");
         let vma = &smap.vma;
-        // "ac" says that it was writable once; soft-dirty is not state. "gu" says that guard pages may be in it or
-        // in what it was once one mapping with; the pages themselves are looked at in [`content`].
+        // "ac" and "gu": it was writable, or one mapping with guard pages, once; soft-dirty is not state.
         let flags: Vec<_> = smap
             .flags
             .codes()
@@ -199,7 +198,7 @@ fn rebuild(image: &[SpaceImage; 1], files: &Files, store: &Memory) -> (Nursery, 
         shared: &shared,
         segments: &Segments::default(),
     };
-    fill(&mut tracees, &jobs, &materials).expect("filled");
+    fill(&mut tracees, &jobs, &materials, &mut |_| ()).expect("filled");
     finish(&mut tracees, &jobs, &ground, files).expect("finished");
     let [tracee] = tracees;
     (nursery, tracee)
@@ -372,7 +371,7 @@ fn a_family_comes_back_and_shares_what_it_shared() {
             parent: Some(&images[0]),
         },
     ];
-    fill(&mut tracees, &jobs[..1], &materials).expect("filled");
+    fill(&mut tracees, &jobs[..1], &materials, &mut |_| ()).expect("filled");
     let mut program = Program::new();
     let mut args = [0u64; 11];
     args[0] = 0x2000; // CLONE_PTRACE
@@ -386,7 +385,7 @@ fn a_family_comes_back_and_shares_what_it_shared() {
     let born = tracees[0].run(&program).expect("cloned").value(born);
     let born = Pid::from_raw(i32::try_from(born).expect("a pid"));
     tracees.push(Tracee::adopt(born, born, &nursery).expect("held"));
-    let stats = fill(&mut tracees, &jobs[1..], &materials).expect("filled");
+    let stats = fill(&mut tracees, &jobs[1..], &materials, &mut |_| ()).expect("filled");
     assert!(stats.pages_skipped_cow > 1900, "{stats:?}");
     assert!(stats.pages_restored < 400, "{stats:?}");
     finish(&mut tracees, &jobs, &ground, &files).expect("finished");

@@ -61,6 +61,7 @@ mod sockets {
         mod join;
         pub(crate) mod kind;
         pub(crate) mod name;
+        mod pairs;
         pub(crate) mod refill;
     }
 }

@@ -6,12 +6,14 @@ use criu_kind::{Error, Result, Subject};
 use criu_proc::ProcDir;
 use nix::unistd::Pid;
 
-use crate::sockets::inet::diag::InetSockets;
+use crate::sockets::inet::diag::{InetInfo, InetSockets};
 use crate::sockets::tcp::state::{self, LISTEN};
 
 /// Refuses connections of these processes, each with its descriptor, when they are neither kept nor closed.
 pub fn refuse_connections(pids: &[Pid]) -> Result<()> {
-    let all = InetSockets::of(&[libc::IPPROTO_TCP])?;
+    let is_connection = |info: &InetInfo| info.state != LISTEN && info.remote.port() != 0;
+    // Most processes have no socket, and the kernel walks through a large table for the answer.
+    let mut connections = None;
     let mut refused = Vec::new();
     let mut seen = HashSet::new();
     for pid in pids {
@@ -31,8 +33,19 @@ pub fn refuse_connections(pids: &[Pid]) -> Result<()> {
             let Some(inode) = number.and_then(|number| number.parse().ok()) else {
                 continue;
             };
+            let all = match &mut connections {
+                Some(all) => all,
+                none => {
+                    let all = InetSockets::of(&[libc::IPPROTO_TCP])?;
+                    // Whoever has them: thousands of descriptors need not be looked at for none.
+                    if !all.any(is_connection) {
+                        return Ok(());
+                    }
+                    none.insert(all)
+                }
+            };
             let Some(info) = all.get(inode) else { continue };
-            if info.state == LISTEN || info.remote.port() == 0 || !seen.insert(inode) {
+            if !is_connection(info) || !seen.insert(inode) {
                 continue;
             }
             let (local, remote) = (info.local, info.remote);

@@ -107,7 +107,7 @@ pub fn name(process: &mut Tracee, comm: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Makes a task the reaper of its orphans: before the first helper ends.
+/// Makes a task the reaper of its orphans: before the first helper ends, and in one task after the other.
 pub fn adopt_orphans(process: &mut Tracee) -> Result<()> {
     const PR_SET_CHILD_SUBREAPER: i32 = 36;
     let mut program = Program::new();
@@ -212,9 +212,9 @@ pub fn take_stop_report(parent: &mut Tracee, child: i32, queued_before: bool) ->
     Ok(())
 }
 
-/// Forgets the `SIGCHLD` of helpers and zombies: setting its default action drops what is queued
+/// What lets a process forget the `SIGCHLD` of helpers and zombies: setting its default action drops what is queued
 /// (`do_sigaction` in `kernel/signal.c`).
-pub fn forget_children(process: &mut Tracee) -> Result<()> {
+pub fn forget_children() -> Program {
     let mut program = Program::new();
     let default = program.bytes(vec![0; 64]);
     program.rt_sigaction(
@@ -223,6 +223,5 @@ pub fn forget_children(process: &mut Tracee) -> Result<()> {
         0,
         <criu_tracee::Native as criu_tracee::arch::Arch>::SIGSET,
     );
-    process.run(&program)?;
-    Ok(())
+    program
 }

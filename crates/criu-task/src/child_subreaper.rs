@@ -1,4 +1,8 @@
 //! Whether orphans below the process become its children: `PR_SET_CHILD_SUBREAPER`.
+//!
+//! It is not set where tasks are dressed, all at once: the flag lies in one word with "some ancestor is a subreaper",
+//! which the kernel sets in all below, and neither is written atomically (`propagate_has_child_subreaper` in
+//! `kernel/sys.c`). One of the two gets lost now and then. [`crate::birth::adopt_orphans`] sets it, one task at a time.
 
 use criu_kind::{Answer, Aspect, Result, Saved, ThreadView};
 use criu_tracee::Program;
@@ -6,7 +10,6 @@ use criu_tracee::Program;
 use crate::entries;
 use crate::words::int;
 
-const PR_SET_CHILD_SUBREAPER: i32 = 36;
 const PR_GET_CHILD_SUBREAPER: i32 = 37;
 
 #[derive(Debug)]
@@ -29,11 +32,7 @@ impl Aspect for ChildSubreaper {
         }))
     }
 
-    fn dress(&self, saved: &Saved<'_>, program: &mut Program) -> Result<()> {
-        if saved.leader {
-            let flag = entries::task(saved)?.child_subreaper.unwrap_or(false);
-            program.prctl(PR_SET_CHILD_SUBREAPER, u32::from(flag), 0, 0, 0);
-        }
+    fn dress(&self, _: &Saved<'_>, _: &mut Program) -> Result<()> {
         Ok(())
     }
 }

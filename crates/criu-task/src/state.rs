@@ -3,7 +3,7 @@
 use criu_image::pb;
 use criu_kind::{Draft, Error, Result, Saved, ThreadView};
 use criu_proc::Stat;
-use criu_tracee::arch::{Arch, CoreError, CoreImage, ThreadState};
+use criu_tracee::arch::{Arch, CoreError, CoreImage, FixedNote, ThreadState};
 use criu_tracee::{FpLayout, Native, NativeRegs, Stop, Stopped, Tracee};
 
 use crate::words::{sigset, to_sigset};
@@ -92,10 +92,15 @@ pub fn core(view: &ThreadView<'_>, layout: &FpLayout) -> Result<Draft> {
 fn extra(more: Vec<(u32, Vec<u8>)>) -> Vec<pb::RegsetEntry> {
     more.into_iter()
         .filter(|(note, content)| {
-            Native::EXTRA_NOTES.contains(note) && Native::is_extra(*note, content)
+            is_fixed(*note)
+                || Native::EXTRA_NOTES.contains(note) && Native::is_extra(*note, content)
         })
         .map(|(note, content)| pb::RegsetEntry { note, content })
         .collect()
+}
+
+fn is_fixed(note: u32) -> bool {
+    Native::FIXED_NOTE.is_some_and(|fixed| fixed.note == note)
 }
 
 fn processor_state(view: &ThreadView<'_>, layout: &FpLayout) -> Result<ThreadState<NativeRegs>> {
@@ -103,6 +108,9 @@ fn processor_state(view: &ThreadView<'_>, layout: &FpLayout) -> Result<ThreadSta
     let mut more = Vec::new();
     for note in Native::MORE_NOTES.iter().chain(Native::EXTRA_NOTES) {
         more.extend(view.thread.regset(*note)?.map(|bytes| (*note, bytes)));
+    }
+    if let Some(FixedNote { note, .. }) = Native::FIXED_NOTE {
+        more.extend(view.thread.regset(note)?.map(|bytes| (note, bytes)));
     }
     Ok(ThreadState {
         regs: view.thread.natural().clone(),
@@ -173,7 +181,13 @@ impl NewThread {
         }
         stopped.set_regset(self.fp_note, &self.state.fp)?;
         for (note, bytes) in &self.state.more {
-            stopped.set_regset(*note, bytes)?;
+            match Native::FIXED_NOTE.filter(|fixed| fixed.note == *note) {
+                Some(fixed) if stopped.regset_if_any(*note)?.as_ref() != Some(bytes) => {
+                    return Err(Error::unsupported(fixed.fact, fixed.remedy));
+                }
+                Some(_) => {}
+                None => stopped.set_regset(*note, bytes)?,
+            }
         }
         Ok(())
     }
@@ -188,7 +202,7 @@ pub fn fits(core: &pb::CoreEntry, layout: &FpLayout) -> Result<()> {
 pub fn natural(saved: &Saved<'_>, layout: &FpLayout) -> Result<NewThread> {
     let mut state = Native::from_core(saved.core, layout).map_err(misfit)?;
     for regset in saved.ext.iter().flat_map(|ext| &ext.regsets) {
-        if !Native::EXTRA_NOTES.contains(&regset.note) {
+        if !is_fixed(regset.note) && !Native::EXTRA_NOTES.contains(&regset.note) {
             let why = format!("a regset {:#x} of another machine", regset.note);
             return Err(Error::corrupt("criu-rs-task", why));
         }

@@ -7,7 +7,9 @@ use std::sync::Mutex;
 use criu_image::pb;
 use criu_kind::{Draft, Now, Saved, ThreadView};
 use criu_proc::{ProcDir, Stat, Status};
-use criu_task::{SeccompTable, answer, closing_signal, core, describe, dress, natural, push};
+use criu_task::{
+    SeccompTable, answer, birth, closing_signal, core, describe, dress, natural, push,
+};
 use criu_tracee::{Hold, Nursery, Program, Site, Tracee, fp_layout, spawn_root};
 use nix::unistd::Pid;
 
@@ -154,6 +156,14 @@ fn restore(drafts: &[Draft], filters: &[pb::SeccompFilter], ids: &[i32]) -> Trac
             .expect("born traced");
     }
     suspend(&tracee, Hold::Restore);
+    if drafts[0]
+        .core
+        .tc
+        .as_ref()
+        .is_some_and(|task| task.child_subreaper == Some(true))
+    {
+        birth::adopt_orphans(&mut tracee).expect("a batch");
+    }
 
     let process = ProcDir::open(tracee.pid()).expect("it lives");
     let mm = pb::MmEntry {

@@ -8,6 +8,7 @@
 //! on unharmed if the tracer dies at any moment: the stub puts it back by itself. A stopped thread
 //! is a value ([`Stopped`]) that resuming consumes and that does not leave the thread that seized it.
 
+mod ask;
 mod calls;
 mod dry;
 mod encode;
@@ -27,6 +28,7 @@ mod ring;
 mod rseq;
 mod run;
 mod shared;
+mod shelter;
 mod site;
 mod sleep;
 mod spawn;
@@ -36,6 +38,7 @@ mod thread;
 mod tracee;
 mod wait;
 
+pub use ask::{ready_signal, signal_owner, signal_owner_users, socket_option};
 pub use criu_arch as arch;
 pub use dry::Dry;
 pub use error::{CallError, Error, Result};
@@ -49,8 +52,9 @@ pub use program::{Arg, Blob, Call, Program, Ret};
 pub use ptrace::{RseqConfiguration, SigInfo};
 pub use ring::{RingState, RingTraits, make_ring, ring_layout, ring_state, ring_traits};
 pub use rseq::Rseq;
-pub use run::{Job, run_all};
+pub use run::{Job, run_all, run_each};
 pub use shared::{shared_anonymous, write_huge};
+pub use shelter::sheltered;
 pub use site::{Outcome, Site};
 pub use spawn::{Nursery, spawn_root};
 pub use stop::{Hold, Stop, Stopped};

@@ -34,6 +34,7 @@ const ALLOWED: &[(Sysno, u8)] = &[
     (Sysno::open_by_handle_at, 0b010),
     (Sysno::name_to_handle_at, 0b0_1110),
     (Sysno::close, 0),
+    (Sysno::close_range, 0),
     (Sysno::dup, 0),
     (Sysno::lseek, 0),
     (Sysno::ftruncate, 0),

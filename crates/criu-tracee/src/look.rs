@@ -69,7 +69,7 @@ pub(crate) fn read(path: &str) -> io::Result<Vec<u8>> {
 
 /// The same as text.
 pub(crate) fn read_text(path: &str) -> Option<String> {
-    String::from_utf8(read(path).ok()?).ok()
+    String::from_utf8(read_at_once(path).ok()?).ok()
 }
 
 /// What `status` says of a thread; nothing if that is gone.

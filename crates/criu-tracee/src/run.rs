@@ -55,7 +55,7 @@ pub(crate) fn run(tracee: &mut Tracee, thread: usize, program: &Program) -> Resu
 /// Runs the rest of a program while nobody else runs: the leader's room, by far the largest, is free.
 fn run_rest(tracee: &mut Tracee, thread: usize, progress: &mut Progress<'_>) -> Result<()> {
     while let Some((chunk, running)) = begin(tracee, thread, 0, progress)? {
-        finish(tracee, thread, 0, progress, &chunk, running)?;
+        finish(tracee, thread, 0, progress, &chunk, (running, true))?;
     }
     Ok(())
 }
@@ -65,6 +65,14 @@ fn run_rest(tracee: &mut Tracee, thread: usize, progress: &mut Progress<'_>) -> 
 /// All are started before the first is waited for, so tasks work side by side. The first failure is
 /// returned after every running program has come to its end.
 pub fn run_all(tracees: &mut [Tracee], jobs: &[Job<'_>]) -> Result<Vec<Outcome>> {
+    run_each(tracees, jobs).map_err(|(_, error)| error)
+}
+
+/// The same; a failure comes with the index of its job.
+pub fn run_each(
+    tracees: &mut [Tracee],
+    jobs: &[Job<'_>],
+) -> std::result::Result<Vec<Outcome>, (usize, Error)> {
     let mut progress: Vec<Progress<'_>> =
         jobs.iter().map(|job| Progress::new(job.program)).collect();
     let mut open: Vec<usize> = (0..jobs.len()).collect();
@@ -84,11 +92,12 @@ pub fn run_all(tracees: &mut [Tracee], jobs: &[Job<'_>]) -> Result<Vec<Outcome>>
                 Ok(None) => {}
                 Err(Error::TooLarge { .. }) if job.thread != 0 => large.push(index),
                 Err(error) => {
-                    failed.get_or_insert(error);
+                    failed.get_or_insert((index, error));
                     break;
                 }
             }
         }
+        let alone = started.len() == 1;
         for (index, chunk, running) in started {
             let job = &jobs[index];
             match finish(
@@ -97,11 +106,11 @@ pub fn run_all(tracees: &mut [Tracee], jobs: &[Job<'_>]) -> Result<Vec<Outcome>>
                 job.thread,
                 &mut progress[index],
                 &chunk,
-                running,
+                (running, alone),
             ) {
                 Ok(()) => open.push(index),
                 Err(error) => {
-                    failed.get_or_insert(error);
+                    failed.get_or_insert((index, error));
                 }
             }
         }
@@ -111,7 +120,7 @@ pub fn run_all(tracees: &mut [Tracee], jobs: &[Job<'_>]) -> Result<Vec<Outcome>>
         let job = &jobs[index];
         if failed.is_none() {
             let rest = run_rest(&mut tracees[job.tracee], job.thread, &mut progress[index]);
-            failed = rest.err();
+            failed = rest.err().map(|error| (index, error));
         }
     }
     match failed {
@@ -141,16 +150,17 @@ fn begin(
     Ok(Some((chunk, running)))
 }
 
+/// Waits for the end of a chunk; whether it is the only one that runs is told beside the thread.
 fn finish(
     tracee: &mut Tracee,
     thread: usize,
     place: usize,
     progress: &mut Progress<'_>,
     chunk: &Chunk,
-    running: Running,
+    (running, alone): (Running, bool),
 ) -> Result<()> {
     let workplace = tracee.workplace.ok_or(Error::NoPlace(tracee.pid()))?;
-    wait_end(tracee, thread, workplace.code, running)?;
+    wait_end(tracee, thread, workplace.code, running, alone)?;
     let base = room(workplace.rooms, place).start + HEAL_ROOM;
     let mut back = vec![0; chunk.back];
     tracee.memory().read(base, &mut back)?;
@@ -168,7 +178,7 @@ pub(crate) fn once(
     debug_assert_eq!(tracee.heal_at(0), heal);
     let nr = u64::from(sysno.id().unsigned_abs());
     let running = enter(tracee, 0, code, StubJob::Once { nr, args })?;
-    wait_end(tracee, 0, code, running)?;
+    wait_end(tracee, 0, code, running, true)?;
     let ret = Native::once_result(&tracee.threads()[0].stopped()?.regs()?);
     match failure(ret) {
         Some(errno) => Err(CallError {
@@ -256,14 +266,24 @@ fn all_but(signal: i32) -> Vec<u8> {
 }
 
 /// Waits until the stub has come to its end. Signals that cannot be blocked are remembered.
-fn wait_end(tracee: &mut Tracee, index: usize, code: u64, running: Running) -> Result<()> {
+fn wait_end(
+    tracee: &mut Tracee,
+    index: usize,
+    code: u64,
+    running: Running,
+    alone: bool,
+) -> Result<()> {
     let closing = tracee.signal();
     let end = code + Native::STUB.stopped as u64;
     let (pid, vpid) = (tracee.pid(), tracee.vpid().as_raw());
     let thread = tracee.thread_mut(index);
     let mut running = running;
     loop {
-        let (stopped, stop) = running.wait()?;
+        let (stopped, stop) = if alone {
+            running.wait()?
+        } else {
+            running.wait_among_many()?
+        };
         running = match stop {
             Stop::Signal(signal) => {
                 let info = stopped.siginfo()?;

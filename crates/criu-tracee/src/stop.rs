@@ -84,15 +84,22 @@ impl Running {
         self.wait_until(None)
     }
 
+    /// Like [`Running::wait`], for one of many that work side by side.
+    pub(crate) fn wait_among_many(self) -> Result<(Stopped, Stop)> {
+        let stop = wait::stop_of_many(self.tid)?;
+        Ok((self.stopped(), stop))
+    }
+
     fn wait_until(self, deadline: Option<Instant>) -> Result<(Stopped, Stop)> {
         let stop = wait::stop(self.tid, deadline)?;
-        Ok((
-            Stopped {
-                tid: self.tid,
-                _bound: PhantomData,
-            },
-            stop,
-        ))
+        Ok((self.stopped(), stop))
+    }
+
+    fn stopped(self) -> Stopped {
+        Stopped {
+            tid: self.tid,
+            _bound: PhantomData,
+        }
     }
 
     /// Waits for the first stop in which the thread belongs to us alone: signals that were on their

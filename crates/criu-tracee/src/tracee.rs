@@ -436,19 +436,19 @@ impl Tracee {
         gone_is_fine(cured)
     }
 
+    /// Begins to end the process: that takes the kernel a moment, in which other work can be done.
+    pub fn condemn(&self) -> Result<()> {
+        gone_is_fine(kill(self.pid, Signal::SIGKILL).call("kill"))
+    }
+
     /// Ends the process. It stays a zombie for whoever is its parent.
     pub fn kill(mut self) -> Result<()> {
-        gone_is_fine(kill(self.pid, Signal::SIGKILL).call("kill"))?;
+        self.condemn()?;
         // A traced thread must be waited for by its tracer, or its leader cannot be reaped.
         let threads = std::mem::take(&mut self.threads);
         self.place = None;
-        for thread in threads.iter().rev() {
-            match wait::stop(thread.tid, None) {
-                Ok(_) | Err(Error::Gone(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+        let mut threads = threads.iter().rev();
+        threads.try_for_each(|thread| gone_is_fine(wait::stop_of_many(thread.tid).map(drop)))
     }
 
     /// Ends a process that is being built, with this wait status, and leaves it a zombie of its parent.

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-use criu_files::{Collector, Memory, Names, Validation};
+use criu_files::{Collector, Looked, Memory, Names, Validation, look};
 use criu_image::{Directory, Durability, Store, StoreExt};
 use criu_kind::{Error, Result, Subject, Within};
 use criu_mm::{DrainOptions, Space, SurveyOptions};
@@ -149,11 +149,14 @@ fn attempt(
     let (released, summed) = std::thread::scope(|scope| {
         let much = store.has_much_to_sum();
         let sums = much.then(|| scope.spawn(|| store.complete()));
-        let released = release(tracees, end);
+        let condemned = condemn(&tracees, end);
+        let early = (end == EndState::Killed && !much).then(|| store.complete());
+        let released = condemned.and_then(|()| release(tracees, end));
         stats.released();
-        let summed = match sums {
-            Some(sums) => sums.join().expect("summing does not panic"),
-            None => store.complete(),
+        let summed = match (sums, early) {
+            (Some(sums), _) => sums.join().expect("summing does not panic"),
+            (None, Some(early)) => early,
+            (None, None) => store.complete(),
         };
         (released, summed)
     });
@@ -174,6 +177,12 @@ fn attempt(
     std::mem::forget(described);
     refused.map(|()| true)
 }
+
+/// From here on the descriptors of processes are, too.
+const MANY_PROCESSES: usize = 8;
+
+/// How many processes are looked at before they are described.
+const LOOK_AHEAD: usize = 16;
 
 /// From here on the images of threads are worth a thread of the driver.
 const MANY_THREADS: usize = 32;
@@ -224,10 +233,12 @@ impl<'s> Survey<'s> {
             .filter_map(|node| Some((node.tracee?, node)))
             .collect();
         alive.sort_by_key(|(tracee, _)| *tracee);
-        for (tracee, node) in alive {
-            if let Err(error) = survey.add(node, &tracees[tracee]).within(|| node.subject()) {
-                survey.problems.push(error);
+        if alive.len() < MANY_PROCESSES {
+            for (tracee, node) in alive {
+                survey.take(node, &tracees[tracee], || look(&node.proc));
             }
+        } else {
+            survey.take_many(&alive, tracees);
         }
         // Without the address spaces of all it is not known who has attached what.
         if survey.spaces.len() == tracees.len() {
@@ -242,7 +253,38 @@ impl<'s> Survey<'s> {
         Ok(survey)
     }
 
-    fn add(&mut self, node: &Node, tracee: &Tracee) -> Result<()> {
+    /// What is said of the descriptors of one process is read while those of the one before are described.
+    fn take_many(&mut self, alive: &[(usize, &Node)], tracees: &[Tracee]) {
+        let (send, receive) = std::sync::mpsc::sync_channel(LOOK_AHEAD);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for (_, node) in alive {
+                    // Nobody listens any more if the other thread has given up.
+                    if send.send(look(&node.proc)).is_err() {
+                        break;
+                    }
+                }
+            });
+            for (tracee, node) in alive {
+                let looked = receive.recv();
+                let looked = looked.unwrap_or_else(|_| look(&node.proc));
+                self.take(node, &tracees[*tracee], || looked);
+            }
+        });
+    }
+
+    fn take(&mut self, node: &Node, tracee: &Tracee, looked: impl FnOnce() -> Result<Looked>) {
+        if let Err(error) = self.add(node, tracee, looked).within(|| node.subject()) {
+            self.problems.push(error);
+        }
+    }
+
+    fn add(
+        &mut self,
+        node: &Node,
+        tracee: &Tracee,
+        looked: impl FnOnce() -> Result<Looked>,
+    ) -> Result<()> {
         let mut problems = Vec::new();
         let options = SurveyOptions {
             allow_uprobes: false,
@@ -252,7 +294,7 @@ impl<'s> Survey<'s> {
             Err(error) => problems.push(error),
         }
         let threads = thread_ids(tracee);
-        let table = self.files.table(node.pid, &node.proc, &threads);
+        let table = (self.files).table_of(node.pid, &node.proc, &threads, looked);
         let fs = self.files.fs(node.pid, &node.proc, &threads);
         match (table, fs) {
             (Ok(table), Ok(fs)) => problems.extend(self.identities.add(node, table.id, fs).err()),
@@ -395,6 +437,12 @@ fn commit(
     survey.identities.write(tree, described, tcp, store)?;
     store.finish()?;
     Ok(names)
+}
+
+/// Begins to end all that are to end, before the first of them is waited for.
+fn condemn(tracees: &[Tracee], end: EndState) -> Result<()> {
+    let dying = tracees.iter().rev().filter(|_| end == EndState::Killed);
+    Ok(dying.into_iter().try_for_each(Tracee::condemn)?)
 }
 
 /// Ends or frees the tasks: children before parents.

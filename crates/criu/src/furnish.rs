@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use criu_files::Sites;
+use criu_files::{Arrivals, LANES, Sites};
 use criu_image::id::{FdTableId, VPid};
 use criu_kind::{Result, Within};
 use criu_task::birth;
-use criu_tracee::{Program, Site, Tracee};
+use criu_tracee::{Job, Program, Site, Tracee, run_each};
 use nix::unistd::Pid;
 
 use crate::world::World;
@@ -72,6 +72,31 @@ impl World<'_> {
         Ok(())
     }
 
+    /// Gives some processes what they are to have, all at the same time.
+    fn furnish(&mut self, ready: &mut Vec<Furnishing>) -> Result<()> {
+        let ready = std::mem::take(ready);
+        let jobs = ready.iter().map(|one| Job {
+            tracee: one.here,
+            thread: 0,
+            program: &one.program,
+        });
+        let jobs: Vec<Job<'_>> = jobs.collect();
+        let outcomes = run_each(&mut self.held, &jobs);
+        let failed = |(index, error): (usize, criu_tracee::Error)| {
+            let failed: Result<()> = Err(error.into());
+            let subject = || self.task(ready[index].image).subject();
+            failed
+                .within(subject)
+                .expect_err("it is an error from the start")
+        };
+        let outcomes = outcomes.map_err(failed)?;
+        for (one, outcome) in ready.iter().zip(outcomes) {
+            let placed = one.arrivals.check(&outcome);
+            placed.within(|| self.task(one.image).subject())?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn place(&mut self) -> Result<()> {
         let mut tables: Vec<(FdTableId, usize, usize)> = Vec::new();
         for (image, here) in &self.alive {
@@ -85,22 +110,33 @@ impl World<'_> {
         }
         tables.sort_by_key(|(table, ..)| *table);
         self.open_late()?;
+        let mut ready: Vec<Furnishing> = Vec::new();
         for (position, (table, image, here)) in tables.iter().enumerate() {
             let task = self.task(*image);
             let Some(body) = &task.body else { continue };
             // Of those that share a table the last one fills it: nothing of ours is in it then.
             let fills = tables.get(position + 1).map(|(next, ..)| next) != Some(table);
-            if fills {
-                let delivered = self.files.deliver(*table, &mut self.held[*here]);
-                delivered.within(|| task.subject())?;
+            if ready.len() == LANES || fills && self.files.needs_others(*table) {
+                self.furnish(&mut ready)?;
             }
             let mut program = Program::new();
             self.files.fs_program(&body.fs, &mut program)?;
-            if fills {
-                self.files.place(*table, &mut program)?;
+            let arrivals = match fills {
+                true => self.files.place(*table, &mut program)?,
+                false => Arrivals::default(),
+            };
+            ready.push(Furnishing {
+                image: *image,
+                here: *here,
+                program,
+                arrivals,
+            });
+            if !fills {
+                // Who shares its table must be done with it when that is filled.
+                self.furnish(&mut ready)?;
             }
-            self.held[*here].run(&program).within(|| task.subject())?;
         }
+        self.furnish(&mut ready)?;
         tables.dedup_by_key(|(table, ..)| *table);
         for (here, pid) in std::mem::take(&mut self.helpers).into_iter().rev() {
             debug_assert_eq!(here, self.held.len() - 1);
@@ -112,6 +148,9 @@ impl World<'_> {
         for (table, image, here) in &tables {
             let mut program = Program::new();
             self.files.settle(*table, &mut program)?;
+            if program.is_empty() {
+                continue;
+            }
             self.held[*here]
                 .run(&program)
                 .within(|| self.model.tasks[*image].subject())?;
@@ -119,12 +158,23 @@ impl World<'_> {
         for (table, image, here) in &tables {
             let mut program = Program::new();
             self.files.arm(*table, &mut program)?;
+            if program.is_empty() {
+                continue;
+            }
             self.held[*here]
                 .run(&program)
                 .within(|| self.model.tasks[*image].subject())?;
         }
         self.files.last()
     }
+}
+
+/// What a process is about to be given.
+struct Furnishing {
+    image: usize,
+    here: usize,
+    program: Program,
+    arrivals: Arrivals,
 }
 
 /// The held processes by pid.

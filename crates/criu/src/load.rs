@@ -1,8 +1,8 @@
 //! Images to a model: everything parsed, every reference resolved, before anything is made.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-use criu_image::id::{NsId, VPid};
+use criu_image::id::{FileId, NsId, VPid};
 use criu_image::{Entry, Store, StoreExt, desc, pb, shmem};
 use criu_kind::{Error, Now, Result, Saved, Subject, Within};
 use criu_mm::SpaceImage;
@@ -239,6 +239,14 @@ fn task(
 }
 
 impl Model {
+    /// Files that tasks need before they are sent their own: what is mapped, and directories.
+    pub(crate) fn files(&self) -> BTreeSet<FileId> {
+        let bodies = self.tasks.iter().filter_map(|task| task.body.as_ref());
+        let directories = bodies.flat_map(|body| [body.fs.cwd_id, body.fs.root_id]);
+        let mapped = self.spaces.iter().flat_map(SpaceImage::files);
+        mapped.chain(directories.map(FileId::new)).collect()
+    }
+
     /// What aspects are given of thread `index` (0: the leader) of a task; `None` of a zombie.
     pub(crate) fn saved<'a>(
         &'a self,

@@ -139,12 +139,13 @@ fn build(
 ) -> Result<(), Failure> {
     let tree = &options.tree;
     progress.stage("open");
+    files.inherit(model.files());
     files.share(model.spaces.iter().flat_map(SpaceImage::shared_files));
     at("open", files.open_all())?;
     progress.stage("spawn");
     let mut world = at(
         "spawn",
-        World::spawn(model, files, ipc, plan, store, options.sibling),
+        World::spawn(model, files, ipc, plan, store, options.sibling, progress),
     )?;
     stats.forked();
     stats.filled(

@@ -4,11 +4,11 @@ use criu_files::Files;
 use criu_image::Store;
 use criu_ipc::Objects;
 use criu_kind::{Now, Result, Within};
-use criu_mm::{FillJob, FillStats, Ground, Materials, Shared};
+use criu_mm::{FillJob, FillStats, Ground, Materials, Shared, SpaceImage};
 use criu_ns::Going;
 use criu_proc::ProcDir;
 use criu_task::{NewThread, Plan, Role, Step, TaskState, birth};
-use criu_tracee::{FpLayout, Job, Nursery, Program, Tracee, run_all, spawn_root};
+use criu_tracee::{FpLayout, Job, Nursery, Program, Site, Tracee, run_all, spawn_root};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use crate::blame::blame;
 use crate::ipc;
 use crate::load::{Model, Task};
+use crate::progress::Progress;
 use crate::shares::Shares;
 
 /// `clone3(2)`: the new task is a child of our parent.
@@ -30,6 +31,9 @@ pub(crate) struct World<'m> {
     ipc: ipc::Back,
     /// What became of the pages.
     pub(crate) filled: FillStats,
+    progress: &'m Progress,
+    /// Bytes of pages that the tasks have read.
+    brought: u64,
     /// Processes of the images that live, parents first: index in the model, and where.
     pub(crate) alive: Vec<(usize, usize)>,
     /// All that are held, zombies and helpers gone.
@@ -66,7 +70,9 @@ impl<'m> World<'m> {
         plan: &Plan,
         store: &dyn Store,
         sibling: bool,
+        progress: &'m Progress,
     ) -> Result<Self> {
+        progress.bytes(model.spaces.iter().map(SpaceImage::stored).sum());
         let threads = model
             .tasks
             .iter()
@@ -84,6 +90,8 @@ impl<'m> World<'m> {
             shared,
             ipc,
             filled: FillStats::default(),
+            progress,
+            brought: 0,
             alive: Vec::new(),
             held: Vec::new(),
             helpers: Vec::new(),
@@ -113,7 +121,7 @@ impl<'m> World<'m> {
         for tasks in unfilled.chunks(AT_ONCE) {
             self.fill(tasks)?;
         }
-        self.name_reapers(!ended.is_empty())?;
+        self.name_reapers()?;
         self.part_from(ended)?;
         Ok(self)
     }
@@ -128,8 +136,8 @@ impl<'m> World<'m> {
     }
 
     /// Orphans find their reaper when whoever bore them ends.
-    fn name_reapers(&mut self, needed: bool) -> Result<()> {
-        for (image, here) in self.alive.iter().filter(|_| needed) {
+    fn name_reapers(&mut self) -> Result<()> {
+        for (image, here) in &self.alive {
             let tc = self.model.tasks[*image].core.tc.as_ref();
             if tc.is_some_and(|tc| tc.child_subreaper == Some(true)) {
                 birth::adopt_orphans(&mut self.held[*here])?;
@@ -220,6 +228,9 @@ impl<'m> World<'m> {
         let mut root =
             spawn_root(&self.nursery, &[pid], flags).map_err(|error| birth::taken(pid, error))?;
         criu_mm::clear(&mut root, &self.ground)?;
+        let mut program = Program::new();
+        self.files.leave(&mut program);
+        root.run(&program)?;
         Ok(root)
     }
 
@@ -246,7 +257,10 @@ impl<'m> World<'m> {
                 parent: task.parent.and_then(space),
             })
             .collect();
-        let stats = criu_mm::fill(&mut self.held, &jobs, &materials)?;
+        let stats = criu_mm::fill(&mut self.held, &jobs, &materials, &mut |bytes| {
+            self.brought += bytes;
+            self.progress.reach(self.brought);
+        })?;
         self.filled.pages_compared += stats.pages_compared;
         self.filled.pages_skipped_cow += stats.pages_skipped_cow;
         self.filled.pages_restored += stats.pages_restored;
@@ -351,9 +365,14 @@ impl<'m> World<'m> {
 
     /// Every thread gets what makes it what it was; the last of it takes its power away.
     pub(crate) fn seal(&mut self, layout: &FpLayout) -> Result<()> {
-        for (_, here) in &self.alive {
-            birth::forget_children(&mut self.held[*here])?;
-        }
+        let program = birth::forget_children();
+        let jobs = self.alive.iter().map(|(_, here)| Job {
+            tracee: *here,
+            thread: 0,
+            program: &program,
+        });
+        let jobs: Vec<Job<'_>> = jobs.collect();
+        run_all(&mut self.held, &jobs)?;
         for (image, here) in self.alive.clone() {
             let task = self.task(image);
             let cores = task
@@ -485,6 +504,8 @@ impl<'m> World<'m> {
             }
             let_go(tracee)?;
         }
+        // Thousands of entries of which nothing is open any more, and the program ends.
+        std::mem::forget(self.files);
         Ok(())
     }
 

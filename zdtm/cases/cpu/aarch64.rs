@@ -17,7 +17,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("sve", sve),
     Case::new("sve-length", sve_length),
     Case::new("thread-pointer", thread_pointer),
-    Case::new("pointer-authentication", pointer_authentication),
+    Case::new("pointer-authentication", pointer_authentication).needs(&["signed in other bits"]),
     Case::new("landing-places", landing_places),
 ];
 

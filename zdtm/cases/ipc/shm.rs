@@ -13,7 +13,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("shm-twice", twice),
     Case::new("shm-parts", parts),
     Case::new("shm-unaligned", unaligned),
-    Case::new("shm-huge", huge),
+    Case::new("shm-huge", huge).exclusive(),
     Case::new("shm-owner", owner),
     Case::new("shm-outsider", outsider).refused("a process outside of the tree has attached it"),
 ];
@@ -238,16 +238,20 @@ fn unaligned() -> Result<()> {
 
 /// Huge pages.
 fn huge() -> Result<()> {
-    let size = 2 << 20;
-    let Ok(id) = make(IPC_PRIVATE, size, SHM_HUGETLB | 0o600) else {
-        return skip("no huge pages (/proc/sys/vm/nr_hugepages)");
+    let Some(size) = zdtm::huge_pages(1)? else {
+        return skip("no huge pages");
     };
+    let id = make(IPC_PRIVATE, size, SHM_HUGETLB | 0o600)?;
     let at = attach(id, 0, 0)?;
     fill(bytes(at, size), 8);
     zdtm::checkpoint()?;
     verify(bytes(at, size), 8)?;
     let smaps = zdtm::proc_text("self", "smaps")?;
-    check!(smaps.contains("KernelPageSize:     2048 kB"));
+    let page = format!("{} kB", size >> 10);
+    let mut sizes = smaps
+        .lines()
+        .filter_map(|line| line.strip_prefix("KernelPageSize:"));
+    check!(sizes.any(|size| size.trim() == page));
     remove(id)?;
     Ok(detach(at)?)
 }

@@ -1,54 +1,27 @@
 //! Huge pages of hugetlbfs: private, shared, of a memfd, of a file.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
 
 use zdtm::{Case, Child, Mapping, Result, check, check_eq, fill, verify};
 
 pub(crate) const CASES: &[Case] = &[
-    Case::new("hugetlb-private", private)
-        .exclusive()
-        .stays(PAGES),
-    Case::new("hugetlb-shared", shared).exclusive().stays(PAGES),
+    Case::new("hugetlb-private", private).exclusive(),
+    Case::new("hugetlb-shared", shared).exclusive(),
     // The kernel keeps private huge pages in a file that nobody sees but in maps; parent and child had the same.
     Case::new("hugetlb-inherited", inherited)
         .exclusive()
-        .stays(PAGES)
         .changes(&["maps"]),
-    Case::new("hugetlb-memfd", memfd).exclusive().stays(PAGES),
-    Case::new("hugetlb-memfd-private", memfd_private)
-        .exclusive()
-        .stays(PAGES),
-    Case::new("hugetlb-sealed", sealed).exclusive().stays(PAGES),
+    Case::new("hugetlb-memfd", memfd).exclusive(),
+    Case::new("hugetlb-memfd-private", memfd_private).exclusive(),
+    Case::new("hugetlb-sealed", sealed).exclusive(),
 ];
-
-/// Why they may be refused elsewhere.
-const PAGES: &str = "the huge pages were set aside where it was dumped";
 
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
-/// The size of a huge page, with so many of them free; `None` if the machine gives none.
-fn pages(needed: u64) -> Result<Option<usize>> {
-    let field = |name: &str| -> Result<u64> {
-        let text = fs::read_to_string("/proc/meminfo")?;
-        let line = text.lines().find_map(|line| line.strip_prefix(name));
-        let word = line.and_then(|line| line.split_whitespace().next());
-        Ok(word.and_then(|word| word.parse().ok()).unwrap_or(0))
-    };
-    let missing = needed.saturating_sub(field("HugePages_Free:")?);
-    if missing > 0 {
-        let all = field("HugePages_Total:")? + missing;
-        fs::write("/proc/sys/vm/nr_hugepages", all.to_string()).ok();
-    }
-    if field("HugePages_Free:")? < needed {
-        return Ok(None);
-    }
-    Ok(Some(usize::try_from(field("Hugepagesize:")? * 1024)?))
-}
-
 macro_rules! pages {
     ($needed:expr) => {
-        match pages($needed)? {
+        match zdtm::huge_pages($needed)? {
             Some(size) => size,
             None => return zdtm::skip("no huge pages"),
         }

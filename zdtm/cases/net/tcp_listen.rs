@@ -4,8 +4,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, listen, setsockopt,
-    socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, getsockopt, listen,
+    setsockopt, socket, sockopt,
 };
 use zdtm::{Case, Result, check, check_eq};
 
@@ -136,7 +136,14 @@ fn reuseport() -> Result<()> {
     let one = another(0)?;
     let port = one.local_addr()?.port();
     let two = another(port)?;
+    // What is given up afterwards does not move it away.
+    let changed = another(port)?;
+    setsockopt(&changed, sockopt::ReusePort, &false)?;
     zdtm::checkpoint()?;
+    check!(!getsockopt(&changed, sockopt::ReusePort)?);
+    check!(getsockopt(&two, sockopt::ReusePort)?);
+    check_eq!(changed.local_addr()?.port(), port);
+    setsockopt(&changed, sockopt::ReusePort, &true)?;
     let three = another(port)?;
     for listener in [&one, &two, &three] {
         check_eq!(listener.local_addr()?.port(), port);

@@ -27,11 +27,8 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("io-flusher", || {
         prctl_pair(PR_SET_IO_FLUSHER, 1, PR_GET_IO_FLUSHER, 1)
     }),
-    Case::new("memory-merge", || {
-        prctl_pair(PR_SET_MEMORY_MERGE, 1, PR_GET_MEMORY_MERGE, 1)
-    })
-    .stays("Linux 6.4 made it"),
-    Case::new("mdwe", || prctl_pair(PR_SET_MDWE, 1, PR_GET_MDWE, 1)).stays("Linux 6.3 made it"),
+    Case::new("memory-merge", memory_merge).stays("Linux 6.4 made it"),
+    Case::new("mdwe", mdwe).stays("Linux 6.3 made it"),
     Case::new("speculation", speculation),
     Case::new("pdeath-sig", pdeath_sig),
     Case::new("membarrier", membarrier),
@@ -79,6 +76,20 @@ fn prctl_pair(set: c_int, value: usize, get: c_int, wanted: c_int) -> Result<()>
     zdtm::checkpoint()?;
     check_eq!(prctl(get, 0, 0)?, before?, "the parent has not changed");
     child.finish()
+}
+
+fn memory_merge() -> Result<()> {
+    if prctl(PR_GET_MEMORY_MERGE, 0, 0).is_err() {
+        return skip("no PR_SET_MEMORY_MERGE before Linux 6.4, or no KSM");
+    }
+    prctl_pair(PR_SET_MEMORY_MERGE, 1, PR_GET_MEMORY_MERGE, 1)
+}
+
+fn mdwe() -> Result<()> {
+    if prctl(PR_GET_MDWE, 0, 0).is_err() {
+        return skip("no PR_SET_MDWE before Linux 6.3");
+    }
+    prctl_pair(PR_SET_MDWE, 1, PR_GET_MDWE, 1)
 }
 
 fn rlimits() -> Result<()> {

@@ -8,6 +8,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("subreaper", flag),
     Case::new("subreaper-adopts", adopts),
     Case::new("subreaper-too-late", too_late),
+    Case::new("subreaper-many", many),
 ];
 
 fn flag() -> Result<()> {
@@ -78,4 +79,24 @@ fn too_late() -> Result<()> {
     zdtm::checkpoint()?;
     near.finish()?;
     orphan.finish()
+}
+
+/// Subreapers below a subreaper. The kernel loses one flag or another where they are set at the same time.
+fn many() -> Result<()> {
+    prctl::set_child_subreaper(true)?;
+    let mut children = Vec::new();
+    for _ in 0..40 {
+        children.push(Child::spawn("subreaper", || {
+            prctl::set_child_subreaper(true)?;
+            Child::checkpoint();
+            check!(prctl::get_child_subreaper()?);
+            // It gets the orphans of its children.
+            Child::spawn("parent", || Child::spawn("orphan", || Ok(())).map(drop))?.join()?;
+            check_eq!(zdtm::children()?.len(), 1);
+            Ok(())
+        })?);
+    }
+    zdtm::checkpoint()?;
+    check!(prctl::get_child_subreaper()?);
+    children.into_iter().try_for_each(Child::finish)
 }

@@ -99,6 +99,9 @@ pub(crate) fn switch() -> Result<()> {
         loopback.context("busybox")?.success(),
         "ifconfig lo up failed"
     );
+    // As most systems have it; the kernel's own is nobody.
+    let everybody = "/proc/sys/net/ipv4/ping_group_range";
+    fs::write(everybody, "0 2147483647").context(everybody)?;
     // As most systems have it; the kernel's own is 1024 and 4096.
     setrlimit(Resource::RLIMIT_NOFILE, 1024, 524_288)?;
     Ok(())

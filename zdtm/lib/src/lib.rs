@@ -33,7 +33,7 @@ mod threads;
 pub use anyhow::{Context, Result, bail};
 pub use case::{Area, Case, main};
 pub use checks::{Skip, skip};
-pub use memory::{Mapping, PAGE, checksum, fill, page_size, pattern, verify};
+pub use memory::{Mapping, PAGE, checksum, fill, huge_pages, page_size, pattern, verify};
 pub use process::{Child, children, exit_code, exit_signal, wait_exit};
 pub use procfs::{proc_text, stat_field, status_field};
 pub use protocol::{checkpoint, dir, over, over_word, ready, wait};

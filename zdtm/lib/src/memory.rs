@@ -15,6 +15,25 @@ pub fn page_size() -> usize {
     size.and_then(std::result::Result::ok).unwrap_or(PAGE)
 }
 
+/// The size of a huge page, with so many of them free; `None` if the machine gives none.
+pub fn huge_pages(needed: u64) -> Result<Option<usize>> {
+    let field = |name: &str| -> Result<u64> {
+        let text = std::fs::read_to_string("/proc/meminfo")?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let word = line.and_then(|line| line.split_whitespace().next());
+        Ok(word.and_then(|word| word.parse().ok()).unwrap_or(0))
+    };
+    let missing = needed.saturating_sub(field("HugePages_Free:")?);
+    if missing > 0 {
+        let all = field("HugePages_Total:")? + missing;
+        std::fs::write("/proc/sys/vm/nr_hugepages", all.to_string()).ok();
+    }
+    if field("HugePages_Free:")? < needed {
+        return Ok(None);
+    }
+    Ok(Some(usize::try_from(field("Hugepagesize:")? * 1024)?))
+}
+
 /// The generator behind all patterns (SplitMix64): 64 bits of state, any seed is good.
 pub fn pattern(seed: u64) -> impl FnMut() -> u64 {
     let mut state = seed;

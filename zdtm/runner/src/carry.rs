@@ -10,8 +10,12 @@ use crate::job::Job;
 use crate::outcome::Outcome;
 use crate::visible::Visible;
 
-/// In the directory of the run: the pid of the root in the first line, what the tree looked like in the others.
+/// In the directory of the run: the pid of the root and how many huge pages the machine had set aside in the first line,
+/// what the tree looked like in the others.
 const RECORD: &str = "record";
+
+/// What a machine has to set aside before anybody asks for it.
+const HUGE_PAGES: &str = "/proc/sys/vm/nr_hugepages";
 
 /// What a case may look like elsewhere: numbers that a kernel gives, and lines that only one of them has.
 pub(crate) const ELSEWHERE: &[&str] = &["ns/", "cgroup"];
@@ -27,14 +31,19 @@ pub(crate) fn make_way() -> Result<()> {
 
 /// Notes down what is needed to restore it.
 pub(crate) fn leave(job: &Job, root: Pid, looks: &Visible) -> Result<()> {
-    let text = format!("{root}\n{}", looks.to_text());
+    let huge = fs::read_to_string(HUGE_PAGES).unwrap_or_default();
+    let text = format!("{root} {}\n{}", huge.trim(), looks.to_text());
     fs::write(job.dir.join(RECORD), text).context(RECORD)
 }
 
-/// Reads that again.
+/// Reads that again. This machine sets aside what the other one had.
 pub(crate) fn take(job: &Job) -> Result<(Pid, Visible)> {
     let text = fs::read_to_string(job.dir.join(RECORD)).context(RECORD)?;
-    let (root, looks) = text.split_once('\n').context(RECORD)?;
+    let (numbers, looks) = text.split_once('\n').context(RECORD)?;
+    let (root, huge) = numbers.split_once(' ').context(RECORD)?;
+    if !huge.is_empty() {
+        fs::write(HUGE_PAGES, huge).context(HUGE_PAGES)?;
+    }
     Ok((Pid::from_raw(root.parse()?), Visible::from_text(looks)))
 }
 

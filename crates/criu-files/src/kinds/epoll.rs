@@ -116,24 +116,25 @@ impl FileKind for Epoll {
         Ok(Opened::Here(cx.here().run(&program)?.fd(fd)))
     }
 
+    fn ties(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Vec<FileId>> {
+        let targets = targets(cx, entry)?.into_iter().map(|(file, _)| file);
+        let mut ties: Vec<FileId> = targets.collect();
+        if !ties.is_empty() {
+            ties.push(FileId::new(entry.id));
+        }
+        Ok(ties)
+    }
+
     fn relate(
         &self,
         cx: &mut dyn RestoreCx,
         entry: &Self::Entry,
         program: &mut Program,
     ) -> Result<()> {
-        let ours = cx.cached(Elsewhere::load)?;
         let id = FileId::new(entry.id);
         let missing = |what: &str| Error::corrupt("files.img", format!("epoll set {id}: {what}"));
         let set = cx.file(id)?.ok_or_else(|| missing("it is not open"))?;
-        for (index, target) in entry.tfd.iter().enumerate() {
-            let (file, number) = match ours.0.get(&(entry.id, index)) {
-                Some((file, added)) => (Some(*file), added.unwrap_or(target.tfd)),
-                None => (cx.beside(id, target.tfd.cast_signed()), target.tfd),
-            };
-            let number = number.cast_signed();
-            let file =
-                file.ok_or_else(|| missing(&format!("nobody has its target {number} open")))?;
+        for ((file, number), target) in targets(cx, entry)?.into_iter().zip(&entry.tfd) {
             let file = cx
                 .file(file)?
                 .ok_or_else(|| missing(&format!("its target {number} is not open yet")))?;
@@ -143,6 +144,25 @@ impl FileKind for Epoll {
         }
         Ok(())
     }
+}
+
+/// The file of each target, and the number it was added under.
+fn targets(cx: &mut dyn RestoreCx, entry: &pb::EventpollFileEntry) -> Result<Vec<(FileId, i32)>> {
+    let ours = cx.cached(Elsewhere::load)?;
+    let id = FileId::new(entry.id);
+    let target = |(index, target): (usize, &pb::EventpollTfdEntry)| {
+        let (file, number) = match ours.0.get(&(entry.id, index)) {
+            Some((file, added)) => (Some(*file), added.unwrap_or(target.tfd)),
+            None => (cx.beside(id, target.tfd.cast_signed()), target.tfd),
+        };
+        let number = number.cast_signed();
+        let missing = || {
+            let why = format!("epoll set {id}: nobody has its target {number} open");
+            Error::corrupt("files.img", why)
+        };
+        Ok((file.ok_or_else(missing)?, number))
+    };
+    entry.tfd.iter().enumerate().map(target).collect()
 }
 
 /// `struct epoll_event`: packed on x86_64 only.

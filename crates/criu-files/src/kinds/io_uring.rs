@@ -37,6 +37,8 @@ impl FileKind for IoUring {
     const NAME: &'static str = "io_uring";
     const SINCE: Kernel = Kernel::new(5, 17, 0);
     const RELATES: bool = true;
+    // Since Linux 6.8 (`__scm_send` in `net/core/scm.c`).
+    const SENT: bool = false;
 
     fn claims(&self, file: &OpenFile) -> bool {
         is_ring(&file.link)
@@ -134,6 +136,15 @@ impl FileKind for IoUring {
             layout: entry.layout.clone(),
         })?;
         Ok(Opened::Here(ring.into_raw_fd()))
+    }
+
+    fn ties(&self, _: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Vec<FileId>> {
+        let files = entry.files.iter().map(|file| file.file_id);
+        let mut ties: Vec<u32> = files.chain(entry.eventfd_id).collect();
+        if entry.files_size.is_some_and(|size| size > 0) || entry.eventfd_id.is_some() {
+            ties.push(entry.id);
+        }
+        Ok(ties.into_iter().map(FileId::new).collect())
     }
 
     fn relate(

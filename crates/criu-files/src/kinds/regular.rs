@@ -81,9 +81,9 @@ pub(crate) fn copy_given(cx: &mut dyn RestoreCx, given: i32) -> Result<Opened> {
 fn is_queue(file: &OpenFile) -> bool {
     /// `MQUEUE_MAGIC` of `ipc/mqueue.c`.
     const MAGIC: FsType = FsType(0x1980_0202);
-    // Which has no device.
-    Dev::from_st_dev(file.inode.dev).major == 0
-        && fstatfs(&file.fd).is_ok_and(|fs| fs.filesystem_type() == MAGIC)
+    /// `FILENT_SIZE`, which all of them have.
+    const STATUS: u64 = 80;
+    file.inode.size == STATUS && fstatfs(&file.fd).is_ok_and(|fs| fs.filesystem_type() == MAGIC)
 }
 
 fn moves(entry: &pb::RegFileEntry) -> bool {

@@ -145,12 +145,15 @@ pub(crate) fn restore_with<'s>(
         files.set_tasks([(*table, (task.pid().as_raw().cast_unsigned()).into())]);
         tasks.push(task);
     }
-    for stage in [Files::place, Files::settle] {
-        for (table, task) in tables.iter().zip(&mut tasks) {
-            let mut program = Program::new();
-            stage(&mut files, *table, &mut program)?;
-            task.run(&program)?;
-        }
+    for (table, task) in tables.iter().zip(&mut tasks) {
+        let mut program = Program::new();
+        let arrivals = files.place(*table, &mut program)?;
+        arrivals.check(&task.run(&program)?)?;
+    }
+    for (table, task) in tables.iter().zip(&mut tasks) {
+        let mut program = Program::new();
+        files.settle(*table, &mut program)?;
+        task.run(&program)?;
     }
     for (table, task) in tables.iter().zip(&mut tasks) {
         let mut program = Program::new();

@@ -45,6 +45,8 @@ pub struct Arrival {
     connections: Vec<Connection>,
     /// Ends of connections that are in the images: those who have the other end have to follow them.
     ours: HashSet<SocketAddr>,
+    /// Protocol and port of sockets that others may share a port with.
+    shared: HashSet<(u32, u32)>,
     /// The id of the dump, under which they may be parked.
     run: Option<String>,
     lock: RefCell<Option<Lock>>,
@@ -55,12 +57,12 @@ pub struct Arrival {
 impl Arrival {
     /// Reads which there are.
     pub fn load(options: ArrivalOptions, store: &dyn Store, run: Option<String>) -> Result<Self> {
-        let files = store.entries::<pb::FileEntry>(desc::FILES, ())?;
-        let mut entries: Vec<pb::InetSkEntry> = files
-            .unwrap_or_default()
-            .into_iter()
-            .filter_map(|file| file.message.isk)
-            .collect();
+        let mut entries: Vec<pb::InetSkEntry> = Vec::new();
+        if let Some(mut files) = store.reader(desc::FILES, ())? {
+            while let Some(file) = files.read::<pb::FileEntry>()? {
+                entries.extend(file.message.isk.map(|socket| *socket));
+            }
+        }
         // Before 3.4.
         let old = store.entries::<pb::InetSkEntry>(desc::INETSK, ())?;
         entries.extend(
@@ -76,6 +78,9 @@ impl Arrival {
         for entry in &entries {
             let (local, _) = ends(entry)?;
             arrival.ours.insert(on_the_wire(&local));
+            if entry.opts.so_reuseport() {
+                arrival.shared.insert((entry.proto, entry.src_port));
+            }
         }
         for entry in entries.iter().filter(|entry| is_connection(entry)) {
             let (local, remote) = arrival.ends(entry)?;
@@ -94,6 +99,11 @@ impl Arrival {
             remote
         };
         Ok((remapped(&self.options.remaps, local), remote))
+    }
+
+    /// Whether somebody had the same port, by `SO_REUSEPORT`. Once it is there a socket may give the option up.
+    pub(crate) fn shares_port(&self, entry: &pb::InetSkEntry) -> bool {
+        !is_connection(entry) && self.shared.contains(&(entry.proto, entry.src_port))
     }
 
     /// How many there are.

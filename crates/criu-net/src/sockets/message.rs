@@ -1,10 +1,10 @@
 //! `struct msghdr` for a program, and options of sockets by number: words of the machine's width.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 
 use criu_image::pb;
 use criu_kind::{Error, Result};
-use criu_tracee::{Arg, Local, Program, Ret, Site};
+use criu_tracee::{Arg, Program, Ret, socket_option};
 use nix::errno::Errno;
 
 const WORD: usize = size_of::<usize>();
@@ -112,18 +112,9 @@ pub(crate) fn ask_at(
     bytes: &[u8],
     count: u32,
 ) -> Result<Result<(Vec<u8>, u32), Errno>> {
-    let mut program = Program::new();
-    let value = program.in_out(bytes);
-    let length = program.in_out(count.to_ne_bytes());
-    let fd = fd.as_fd().as_raw_fd();
-    let got = program.getsockopt(fd, level, name, value, length);
-    program.tolerate();
-    let outcome = Local.run(&program)?;
-    Ok(outcome.get(got).map(|_| {
-        let mut count = [0; 4];
-        count.copy_from_slice(outcome.bytes(length));
-        (outcome.bytes(value).to_vec(), u32::from_ne_bytes(count))
-    }))
+    let mut value = bytes.to_vec();
+    let got = socket_option(fd, (level, name), &mut value, count);
+    Ok(got.map(|count| (value, count)))
 }
 
 /// An option of any level; `None` if the socket has none.
@@ -155,8 +146,12 @@ fn word(bytes: &[u8]) -> u32 {
 
 /// An option that is an int.
 pub(crate) fn number(fd: impl AsFd, name: i32, call: &'static str) -> Result<Option<u32>> {
-    let bytes = option(fd, name, call, 4)?;
-    Ok(bytes.map(|bytes| word(&bytes)))
+    let mut value = [0; 4];
+    match socket_option(fd, (libc::SOL_SOCKET, name), &mut value, 4) {
+        Ok(count) => Ok(Some(word(&value[..count.min(4) as usize]))),
+        Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => Ok(None),
+        Err(errno) => Err(Error::Kernel { call, errno }),
+    }
 }
 
 /// Adds the call that sets an option that is an int.

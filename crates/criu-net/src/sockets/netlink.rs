@@ -8,15 +8,12 @@ use criu_image::pb;
 use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
 use criu_tracee::Program;
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, NetlinkAddr, SockaddrLike, SockaddrStorage, getpeername, getsockname,
-};
+use nix::sys::socket::{NetlinkAddr, getpeername, getsockname};
 
 use crate::sockets::inet::{more, sort};
 use crate::sockets::message::{number, option_at, set_at};
 use crate::sockets::options;
 
-const O_PATH: u32 = libc::O_PATH.cast_unsigned();
 const NEW: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 // `include/uapi/linux/netlink.h`.
 const SOL_NETLINK: i32 = 270;
@@ -38,11 +35,7 @@ impl FileKind for Netlink {
     const SINCE: Kernel = Kernel::new(4, 2, 0);
 
     fn claims(&self, file: &OpenFile) -> bool {
-        if !file.link.starts_with(b"socket:[") || file.flags() & O_PATH != 0 {
-            return false;
-        }
-        let address = getsockname::<SockaddrStorage>(file.fd.as_raw_fd());
-        address.is_ok_and(|address| address.family() == Some(AddressFamily::Netlink))
+        file.family == Some(libc::AF_NETLINK)
     }
 
     fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {

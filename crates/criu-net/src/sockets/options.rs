@@ -6,7 +6,7 @@
 use std::os::fd::AsFd;
 
 use criu_image::pb;
-use criu_kind::{Error, Result};
+use criu_kind::{Error, RestoreCx, Result};
 use criu_tracee::Program;
 use nix::errno::Errno;
 
@@ -65,8 +65,37 @@ pub(crate) fn read(fd: impl AsFd) -> Result<pb::SkOptsEntry> {
 /// `SO_REUSEPORT` are not among them: what they mean depends on when they are set.
 pub(crate) fn write(program: &mut Program, fd: i32, options: &pb::SkOptsEntry) {
     buffers(program, fd, options.so_sndbuf, options.so_rcvbuf);
+    lock(program, fd, options);
+    others(program, fd, options);
+}
+
+/// Adds the call that says which sizes were set by the program: after [`buffers`].
+pub(crate) fn lock(program: &mut Program, fd: i32, options: &pb::SkOptsEntry) {
+    if let Some(lock) = options.so_buf_lock {
+        set(program, fd, SO_BUF_LOCK, lock);
+    }
+}
+
+/// The sizes of the buffers of a new unix socket.
+pub(crate) fn sizes(cx: &mut dyn RestoreCx) -> Result<(u32, u32)> {
+    let mut program = Program::new();
+    let fd = program.socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+    let mut ask = |name| {
+        let value = program.room(4);
+        let length = program.in_out(4u32.to_ne_bytes());
+        program.getsockopt(fd, libc::SOL_SOCKET, name, value, length);
+        value
+    };
+    let both = [libc::SO_SNDBUF, libc::SO_RCVBUF].map(&mut ask);
+    program.close(fd);
+    let outcome = cx.here().run(&program)?;
+    let word = |blob| outcome.bytes(blob).try_into().map_or(0, u32::from_ne_bytes);
+    Ok((word(both[0]), word(both[1])))
+}
+
+/// Adds the calls that set all options but the sizes of the buffers.
+pub(crate) fn others(program: &mut Program, fd: i32, options: &pb::SkOptsEntry) {
     let numbers = [
-        (SO_BUF_LOCK, options.so_buf_lock),
         (libc::SO_PRIORITY, options.so_priority.filter(|it| *it != 0)),
         (libc::SO_RCVLOWAT, options.so_rcvlowat.filter(|it| *it > 1)),
         (libc::SO_MARK, options.so_mark),

@@ -52,6 +52,9 @@ pub(crate) fn build(cx: &mut dyn RestoreCx, entry: &pb::InetSkEntry) -> Result<O
     } else {
         let mut program = Program::new();
         before_bind(&mut program, fd, &sort, entry);
+        if entry.opts.so_reuseport() || arrival.shares_port(entry) {
+            set(&mut program, fd, libc::SO_REUSEPORT, 1);
+        }
         if is_connection {
             // From here on the kernel lets it share an address with anybody: `SK_FORCE_REUSE`.
             set_at(&mut program, fd, REPAIR, ON);
@@ -120,9 +123,6 @@ fn before_bind(program: &mut Program, fd: i32, sort: &Sort, entry: &pb::InetSkEn
     }
     // Others may have the address too; the real value comes last.
     set(program, fd, libc::SO_REUSEADDR, 1);
-    if entry.opts.so_reuseport() {
-        set(program, fd, libc::SO_REUSEPORT, 1);
-    }
     let device = entry.ifname.as_ref().or(entry.opts.so_bound_dev.as_ref());
     if let Some(device) = device {
         let length = device.len();
@@ -249,6 +249,9 @@ pub(crate) fn last(cx: &mut dyn RestoreCx, entry: &pb::InetSkEntry, fd: i32) -> 
     }
     if !entry.opts.reuseaddr() {
         set(&mut program, fd, libc::SO_REUSEADDR, 0);
+    }
+    if arrival.shares_port(entry) && !entry.opts.so_reuseport() {
+        set(&mut program, fd, libc::SO_REUSEPORT, 0);
     }
     Ok(program)
 }

@@ -45,6 +45,11 @@ impl InetSockets {
         Self::of(&[libc::IPPROTO_TCP, libc::IPPROTO_UDP, libc::IPPROTO_UDPLITE])
     }
 
+    /// Whether there is one of this sort.
+    pub(crate) fn any(&self, is: impl Fn(&InetInfo) -> bool) -> bool {
+        self.all.values().any(is)
+    }
+
     /// Asks for these protocols.
     pub(crate) fn of(protocols: &[i32]) -> Result<Self> {
         let mut sockets = Self::default();

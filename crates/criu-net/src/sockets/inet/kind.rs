@@ -5,16 +5,11 @@
 //! Not preserved: connections that nobody has accepted, pending errors, what waits in raw and ping sockets.
 //! Refused: MPTCP, SCTP, DCCP, urgent data, signatures (TCP-MD5), kTLS.
 
-use std::os::fd::AsRawFd;
-
 use criu_image::pb;
 use criu_kind::{DumpCx, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
 use criu_tracee::Program;
-use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
 
 use crate::sockets::inet::{build, dump};
-
-const O_PATH: u32 = libc::O_PATH.cast_unsigned();
 
 /// An internet socket.
 #[derive(Debug)]
@@ -28,12 +23,7 @@ impl FileKind for Inet {
     const LEAVES: bool = true;
 
     fn claims(&self, file: &OpenFile) -> bool {
-        if !file.link.starts_with(b"socket:[") || file.flags() & O_PATH != 0 {
-            return false;
-        }
-        let address = getsockname::<SockaddrStorage>(file.fd.as_raw_fd());
-        let family = address.ok().and_then(|address| address.family());
-        matches!(family, Some(AddressFamily::Inet | AddressFamily::Inet6))
+        matches!(file.family, Some(libc::AF_INET | libc::AF_INET6))
     }
 
     fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {

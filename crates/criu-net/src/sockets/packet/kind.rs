@@ -3,21 +3,17 @@
 //! Not preserved: packets that wait, and what is in a ring; what passed while nobody was there. A ring that is mapped
 //! is refused where mappings are looked at.
 
-use std::os::fd::AsRawFd;
-
 use criu_image::pb;
 use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
 use criu_tracee::Program;
 use nix::errno::Errno;
 use nix::net::if_::if_indextoname;
-use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
 
 use crate::sockets::inet::{more, sort};
 use crate::sockets::message::set_at;
 use crate::sockets::options;
 use crate::sockets::packet::diag::PacketSockets;
 
-const O_PATH: u32 = libc::O_PATH.cast_unsigned();
 const NEW: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 // `include/uapi/linux/if_packet.h`.
 const SOL_PACKET: i32 = 263;
@@ -55,11 +51,7 @@ impl FileKind for Packet {
     const SINCE: Kernel = Kernel::new(3, 10, 0);
 
     fn claims(&self, file: &OpenFile) -> bool {
-        if !file.link.starts_with(b"socket:[") || file.flags() & O_PATH != 0 {
-            return false;
-        }
-        let address = getsockname::<SockaddrStorage>(file.fd.as_raw_fd());
-        address.is_ok_and(|address| address.family() == Some(AddressFamily::Packet))
+        file.family == Some(libc::AF_PACKET)
     }
 
     fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {

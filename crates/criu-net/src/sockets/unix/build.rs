@@ -4,7 +4,7 @@
 //! that nobody has accepted; what waits; options; shutdown. What waits in a datagram socket from
 //! others than its peer must be sent before it has that peer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use criu_image::id::{FileId, VPid};
 use criu_image::{Store, StoreExt, desc, pb};
@@ -15,6 +15,7 @@ use nix::unistd::{getegid, geteuid};
 use crate::sockets::diag::{ESTABLISHED, LISTEN};
 use crate::sockets::unix::kind::EXTERN;
 use crate::sockets::unix::name::{self, Reach, Scratch};
+use crate::sockets::unix::pairs::Pair;
 use crate::sockets::unix::refill::Queues;
 
 pub(super) const NEW: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
@@ -32,6 +33,9 @@ pub(crate) fn build(cx: &mut dyn RestoreCx, entries: &[&pb::UnixSkEntry]) -> Res
         scratch: Scratch::default(),
         makeshift: HashMap::new(),
         foreign: facts.0.is_empty(),
+        pairs: HashMap::new(),
+        wide: HashSet::new(),
+        sizes: None,
     };
     for entry in entries {
         let fact = facts.0.get(&entry.id);
@@ -39,6 +43,7 @@ pub(crate) fn build(cx: &mut dyn RestoreCx, entries: &[&pb::UnixSkEntry]) -> Res
             entry,
             fact: fact.cloned().unwrap_or_default(),
             made: None,
+            planned: false,
             here: None,
             given: false,
             reach: None,
@@ -50,27 +55,24 @@ pub(crate) fn build(cx: &mut dyn RestoreCx, entries: &[&pb::UnixSkEntry]) -> Res
     }
     for stage in [Builder::alone, Builder::pair, Builder::half] {
         for index in 0..all.sockets.len() {
-            let subject = all.subject(index);
-            stage(&mut all, cx, index).within(|| subject)?;
+            stage(&mut all, cx, index).within(|| all.subject(index))?;
         }
+        all.make_pairs(cx)?;
     }
     let queues = cx.cached(Queues::load)?;
-    all.widen_all(cx)?;
     for index in 0..all.sockets.len() {
-        let subject = all.subject(index);
-        all.fill_early(cx, index, &queues).within(|| subject)?;
+        all.fill_early(cx, index, &queues)
+            .within(|| all.subject(index))?;
     }
     for index in all.in_order_of_arrival() {
-        let subject = all.subject(index);
-        all.connect(cx, index).within(|| subject)?;
+        all.connect(cx, index).within(|| all.subject(index))?;
     }
     for index in 0..all.sockets.len() {
-        let subject = all.subject(index);
-        all.fill_late(cx, index, &queues).within(|| subject)?;
+        all.fill_late(cx, index, &queues)
+            .within(|| all.subject(index))?;
     }
     for index in 0..all.sockets.len() {
-        let subject = all.subject(index);
-        all.finish(cx, index).within(|| subject)?;
+        all.finish(cx, index).within(|| all.subject(index))?;
     }
     all.close_others(cx)?;
     let opened = all.sockets.iter().map(|socket| match socket.here {
@@ -99,6 +101,8 @@ pub(super) struct Socket<'e> {
     pub(super) fact: pb::UnixExtEntry,
     /// By whom it was made, and its number there.
     pub(super) made: Option<(VPid, i32)>,
+    /// It is one of a pair that is about to be made.
+    pub(super) planned: bool,
     /// Its number here.
     pub(super) here: Option<i32>,
     pub(super) given: bool,
@@ -131,6 +135,12 @@ pub(super) struct Builder<'e> {
     pub(super) makeshift: HashMap<Accepted, Listener>,
     /// The images are CRIU's: who sent what waits is not known, and whoever is connected will do.
     pub(super) foreign: bool,
+    /// Pairs that are to be made, by their makers.
+    pub(super) pairs: HashMap<VPid, Vec<Pair>>,
+    /// Descriptors here through which messages of any size and number can be sent.
+    pub(super) wide: HashSet<i32>,
+    /// The sizes of the buffers of a new socket.
+    pub(super) sizes: Option<(u32, u32)>,
 }
 
 /// Name, directory and maker of a listening socket.
@@ -143,7 +153,7 @@ pub(super) struct Listener {
 }
 
 impl Builder<'_> {
-    fn subject(&self, index: usize) -> Subject {
+    pub(super) fn subject(&self, index: usize) -> Subject {
         let entry = self.sockets[index].entry;
         let name = entry.name.strip_suffix(&[0]).unwrap_or(&entry.name);
         let (at, name) = match name.split_first() {
@@ -246,7 +256,7 @@ impl Builder<'_> {
         let is_lonely = socket.is_dgram() && socket.entry.name.is_empty();
         if is_lonely && !cx.cached(Queues::load)?.of(socket.entry.id).is_empty() {
             // Somebody has to send what waits: the other end of a pair can, also if it is not its peer.
-            self.make_pair(cx, index, None)?;
+            self.make_half(cx, index)?;
             return match self.sockets[index].fact.orphan() {
                 true => Ok(()),
                 false => self.disconnect(cx, index),
@@ -291,11 +301,13 @@ impl Builder<'_> {
 
     /// Makes both ends of a connection, or of a pair.
     fn pair(&mut self, cx: &mut dyn RestoreCx, index: usize) -> Result<()> {
-        if self.sockets[index].here.is_some() || self.sockets[index].is_extern() {
+        let socket = &self.sockets[index];
+        if socket.here.is_some() || socket.is_extern() || socket.planned {
             return Ok(());
         }
         if let Some(other) = self.paired(index) {
-            return self.make_pair(cx, index, Some(other));
+            self.plan_pair(cx, index, other);
+            return Ok(());
         }
         let Some(peer) = self
             .peer(index)
@@ -325,7 +337,10 @@ impl Builder<'_> {
             ));
         }
         match self.server_end(index, peer) {
-            None => self.make_pair(cx, index, Some(peer)),
+            None => {
+                self.plan_pair(cx, index, peer);
+                Ok(())
+            }
             Some(server) => {
                 let client = if server == index { peer } else { index };
                 self.accept(cx, server, Some(client))
@@ -350,45 +365,8 @@ impl Builder<'_> {
         }
     }
 
-    /// By socketpair(2); without a second one its other end is nobody's.
-    pub(super) fn make_pair(
-        &mut self,
-        cx: &mut dyn RestoreCx,
-        one: usize,
-        other: Option<usize>,
-    ) -> Result<()> {
-        let facts = [Some(one), other].into_iter().flatten();
-        let creds = facts
-            .map(|index| self.sockets[index].fact.peer)
-            .find(Option::is_some)
-            .flatten();
-        let maker = self.maker(cx, one, creds);
-        let mut program = Program::new();
-        let both = program.room(8);
-        let kind = self.sockets[one].entry.r#type | NEW.unsigned_abs();
-        as_who(creds, &mut program, |program| {
-            program.socketpair(libc::AF_UNIX, kind, 0, both);
-        });
-        let outcome = run(cx, maker, &program)?;
-        let made = two(outcome.bytes(both));
-        let here = [cx.fetch(maker, made.0)?, cx.fetch(maker, made.1)?];
-        self.sockets[one].made = Some((maker, made.0));
-        self.sockets[one].here = Some(here[0]);
-        match other {
-            Some(other) => {
-                self.sockets[other].made = Some((maker, made.1));
-                self.sockets[other].here = Some(here[1]);
-            }
-            None => self.sockets[one].other = Some(here[1]),
-        }
-        for index in [Some(one), other].into_iter().flatten() {
-            self.bind_made(cx, index)?;
-        }
-        Ok(())
-    }
-
     /// Binds a socket that was made without its name.
-    fn bind_made(&mut self, cx: &mut dyn RestoreCx, index: usize) -> Result<()> {
+    pub(super) fn bind_made(&mut self, cx: &mut dyn RestoreCx, index: usize) -> Result<()> {
         let socket = &mut self.sockets[index];
         let (Some((maker, fd)), false) = (socket.made, socket.entry.name.is_empty()) else {
             return Ok(());
@@ -497,7 +475,7 @@ impl Builder<'_> {
             ));
         }
         match socket.entry.name.is_empty() {
-            true => self.make_pair(cx, index, None),
+            true => self.make_half(cx, index),
             false => self.accept(cx, index, None),
         }
     }
@@ -546,14 +524,4 @@ pub(super) fn as_who(
 pub(super) fn run(cx: &mut dyn RestoreCx, at: VPid, program: &Program) -> Result<Outcome> {
     let gone = || Error::Gone(nix::unistd::Pid::from_raw(at.get().cast_signed()));
     Ok(cx.at(at).ok_or_else(gone)?.run(program)?)
-}
-
-/// The two descriptors that socketpair(2) stores.
-fn two(bytes: &[u8]) -> (i32, i32) {
-    let word = |at: usize| {
-        let mut word = [0; 4];
-        word.copy_from_slice(&bytes[at..at + 4]);
-        i32::from_ne_bytes(word)
-    };
-    (word(0), word(4))
 }

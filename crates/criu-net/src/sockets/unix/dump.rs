@@ -1,12 +1,14 @@
 //! A unix socket, described.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::Rc;
 
 use criu_image::{desc, pb};
-use criu_kind::{DumpCx, Error, FileEntry, OpenFile, Result, Slot};
+use criu_kind::{DumpCx, Error, FileEntry, OpenFile, Result};
 use criu_proc::ProcDir;
 use criu_tracee::{Local, Program, Site};
 use nix::errno::Errno;
@@ -54,7 +56,8 @@ pub(crate) fn describe(cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::UnixS
             "let the task close it before the dump",
         ));
     }
-    let netns = ProcDir::open(Pid::this())?.ns("net")?.inode;
+    let own = cx.cached(Own::look)?;
+    own.known.borrow_mut().insert(inode);
     let mut entry = pb::UnixSkEntry {
         id: file.number(),
         ino: inode,
@@ -71,12 +74,14 @@ pub(crate) fn describe(cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::UnixS
         file_perms: None,
         name_dir: None,
         deleted: None,
-        ns_id: cx.namespace("net", netns),
+        ns_id: cx.namespace("net", own.netns),
         mnt_id: None,
     };
     if info.name.first().is_some_and(|first| *first != 0) {
         name(file, &mut entry)?;
     }
+    // Whether the socket itself belongs to another user than the one who will make it.
+    let has_owner = (file.inode.uid, file.inode.gid) != own.user;
     let mut ext = pb::UnixExtEntry {
         unix_id: entry.id,
         peer: peer(cx, file)?,
@@ -90,8 +95,8 @@ pub(crate) fn describe(cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::UnixS
             .filter(|on| *on == 0)
             .map(|_| true),
         pending: info.pending.clone(),
-        uid: Some(file.inode.uid).filter(|_| has_owner(file)),
-        gid: Some(file.inode.gid).filter(|_| has_owner(file)),
+        uid: Some(file.inode.uid).filter(|_| has_owner),
+        gid: Some(file.inode.gid).filter(|_| has_owner),
         ..pb::UnixExtEntry::default()
     };
     let is_stream = u32::try_from(libc::SOCK_STREAM) == Ok(info.kind);
@@ -106,7 +111,7 @@ pub(crate) fn describe(cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::UnixS
         });
     }
     if info.state != diag::LISTEN {
-        if is_stream {
+        if is_stream && info.waiting > 0 {
             refuse_urgent(&file.fd)?;
         }
         if info.waiting > 0 || !is_stream {
@@ -123,13 +128,24 @@ pub(crate) fn describe(cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::UnixS
     Ok(entry)
 }
 
-/// Whether the socket itself belongs to another user than the one who will make it.
-fn has_owner(file: &OpenFile) -> bool {
-    let ours = (
-        nix::unistd::geteuid().as_raw(),
-        nix::unistd::getegid().as_raw(),
-    );
-    (file.inode.uid, file.inode.gid) != ours
+/// What is the same for all sockets, and which of them are of the tree.
+struct Own {
+    netns: u64,
+    user: (u32, u32),
+    known: RefCell<HashSet<u32>>,
+}
+
+impl Own {
+    fn look() -> Result<Self> {
+        Ok(Self {
+            netns: ProcDir::open(Pid::this())?.ns("net")?.inode,
+            user: (
+                nix::unistd::geteuid().as_raw(),
+                nix::unistd::getegid().as_raw(),
+            ),
+            known: RefCell::default(),
+        })
+    }
 }
 
 /// Writes what waits.
@@ -311,7 +327,7 @@ pub(crate) fn relate(
     let is_dgram = u32::try_from(libc::SOCK_DGRAM) == Ok(info.kind);
     match info.peer {
         Some(peer) if peer != 0 => {
-            if !is_known(cx, file.pid, peer)? {
+            if !is_known(cx, peer)? {
                 outside(cx, inode, &info, peer, &all)?;
             }
             entry.peer = peer;
@@ -324,7 +340,7 @@ pub(crate) fn relate(
                 ));
             }
             for pending in &info.pending {
-                if !is_known(cx, file.pid, *pending)? {
+                if !is_known(cx, *pending)? {
                     tracing::warn!(
                         socket = inode,
                         client = pending,
@@ -350,7 +366,7 @@ pub(crate) fn relate(
                     "let the server accept it before the dump",
                 ));
             }
-            if !is_known(cx, file.pid, listener)? {
+            if !is_known(cx, listener)? {
                 outside(cx, inode, &info, listener, &all)?;
             }
             entry.peer = listener;
@@ -359,15 +375,9 @@ pub(crate) fn relate(
     Ok(())
 }
 
-/// Whether the socket of this inode is among those of the tree.
-fn is_known(cx: &mut dyn DumpCx, near: Pid, inode: u32) -> Result<bool> {
-    let link = format!("socket:[{inode}]");
-    let mut fits = |slot: Slot| {
-        let path = format!("fd/{}", slot.fd);
-        let found = ProcDir::open(slot.pid).and_then(|process| process.readlink(&path));
-        Ok(found.is_ok_and(|found| found.as_os_str() == link.as_str()))
-    };
-    Ok(cx.find(near, -1, Some(inode.into()), &mut fits)?.is_some())
+/// Whether the socket of this inode is among those of the tree, which are all described by now.
+fn is_known(cx: &mut dyn DumpCx, inode: u32) -> Result<bool> {
+    Ok(cx.cached(Own::look)?.known.borrow().contains(&inode))
 }
 
 /// Describes a peer outside of the tree, if the user wants that.

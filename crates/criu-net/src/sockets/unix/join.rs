@@ -17,15 +17,6 @@ use crate::sockets::unix::name::{self, Reach};
 use crate::sockets::unix::refill::{Queues, Saved, Sender, widen};
 
 impl Builder<'_> {
-    pub(super) fn widen_all(&self, cx: &mut dyn RestoreCx) -> Result<()> {
-        for socket in self.sockets.iter().filter(|socket| !socket.given) {
-            for fd in [socket.here, socket.other].into_iter().flatten() {
-                widen(cx, fd)?;
-            }
-        }
-        Ok(())
-    }
-
     /// How many packets of a datagram socket come before the last one that is not of its peer.
     fn early(&self, index: usize, packets: &[Saved]) -> usize {
         let socket = &self.sockets[index];
@@ -93,10 +84,14 @@ impl Builder<'_> {
                     (from, to)
                 }
             };
+            if self.wide.insert(from) {
+                widen(cx, from)?;
+            }
             sender.send(cx, from, &to, packet)?;
         }
         let mut program = Program::new();
         for fd in strangers.into_values().chain(doors) {
+            self.wide.remove(&fd);
             program.close(fd);
         }
         cx.here().run(&program)?;
@@ -170,9 +165,7 @@ impl Builder<'_> {
         }
         let maker = cx.root();
         let made = run(cx, maker, &program)?.fd(fd);
-        let here = cx.fetch(maker, made)?;
-        widen(cx, here)?;
-        Ok(here)
+        cx.fetch(maker, made)
     }
 
     /// Sockets that connect now: those that nobody has accepted yet in the order in which they came.
@@ -297,12 +290,22 @@ impl Builder<'_> {
 
     /// Options and shutdown.
     pub(super) fn finish(&mut self, cx: &mut dyn RestoreCx, index: usize) -> Result<()> {
-        let socket = &self.sockets[index];
-        let (Some(fd), false) = (socket.here, socket.given) else {
+        let (Some(fd), false) = (self.sockets[index].here, self.sockets[index].given) else {
             return Ok(());
         };
+        let sizes = match self.sizes {
+            Some(sizes) => sizes,
+            None => *self.sizes.insert(options::sizes(cx)?),
+        };
+        let socket = &self.sockets[index];
         let mut program = Program::new();
-        options::write(&mut program, fd, &socket.entry.opts);
+        let wanted = &socket.entry.opts;
+        let is_new = (wanted.so_sndbuf, wanted.so_rcvbuf) == sizes && wanted.so_buf_lock() == 0;
+        if !is_new || self.wide.contains(&fd) {
+            options::buffers(&mut program, fd, wanted.so_sndbuf, wanted.so_rcvbuf);
+            options::lock(&mut program, fd, wanted);
+        }
+        options::others(&mut program, fd, wanted);
         if socket.entry.opts.reuseaddr() {
             set(&mut program, fd, libc::SO_REUSEADDR, 1);
         }
@@ -325,7 +328,9 @@ impl Builder<'_> {
         {
             program.shutdown(fd, how - 1);
         }
-        cx.here().run(&program)?;
+        if !program.is_empty() {
+            cx.here().run(&program)?;
+        }
         Ok(())
     }
 

@@ -16,8 +16,6 @@ pub(crate) const EXTERN: u32 = 1;
 /// What is described once: sockets outside of the tree.
 pub(crate) const OUTSIDE: &str = "unix outside";
 
-const O_PATH: u32 = libc::O_PATH.cast_unsigned();
-
 /// A unix socket.
 #[derive(Debug)]
 pub struct Unix;
@@ -30,13 +28,7 @@ impl FileKind for Unix {
     const LATE: bool = true;
 
     fn claims(&self, file: &OpenFile) -> bool {
-        use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
-        use std::os::fd::AsRawFd;
-        if !file.link.starts_with(b"socket:[") || file.flags() & O_PATH != 0 {
-            return false;
-        }
-        let address = getsockname::<SockaddrStorage>(file.fd.as_raw_fd());
-        address.is_ok_and(|address| address.family() == Some(AddressFamily::Unix))
+        file.family == Some(libc::AF_UNIX)
     }
 
     fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
