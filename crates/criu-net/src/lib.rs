@@ -21,7 +21,6 @@ mod connections {
     pub(crate) mod arrival;
     pub(crate) mod departure;
     pub(crate) mod doors;
-    pub(crate) mod nudge;
     pub(crate) mod remap;
 }
 

@@ -9,7 +9,6 @@ use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{Error, Result};
 use criu_tracee::{Local, Program, Site};
 
-use crate::connections::nudge::{self, Nudge};
 use crate::connections::remap::{Remap, remapped};
 use crate::lock::{self, Connection, Lock};
 use crate::sockets::inet::address::{of_words, on_the_wire};
@@ -51,7 +50,6 @@ pub struct Arrival {
     run: Option<String>,
     lock: RefCell<Option<Lock>>,
     ready: RefCell<Vec<Ready>>,
-    nudges: RefCell<Vec<Nudge>>,
 }
 
 impl Arrival {
@@ -198,11 +196,6 @@ impl Arrival {
         });
     }
 
-    /// Somebody to be told when they go on.
-    pub(crate) fn tell(&self, nudge: Option<Nudge>) {
-        self.nudges.borrow_mut().extend(nudge);
-    }
-
     /// Lets them go: from here on the other ends hear of us again.
     pub fn go(&self) -> Result<()> {
         self.unpark()?;
@@ -220,10 +213,6 @@ impl Arrival {
                 );
                 Local.run(&program)?;
             }
-        }
-        if let Err(error) = nudge::send(&self.nudges.borrow()) {
-            // They find out by themselves.
-            tracing::debug!(%error, "the other ends are not told at once");
         }
         Ok(())
     }

@@ -11,7 +11,6 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use crate::connections::arrival::{Arrival, is_connection};
-use crate::connections::nudge::Nudge;
 use crate::sockets::inet::address::encode;
 use crate::sockets::inet::sort::Sort;
 use crate::sockets::inet::{datagrams, ip, more, multicast};
@@ -220,8 +219,6 @@ fn connection(
         queues: &stream.extra,
     };
     rebuild.run(cx)?;
-    let nudge = Nudge::of(entry.state, &stream.message, local, remote);
-    arrival(cx)?.tell(nudge);
     // Before 4.0 they were there.
     let mut program = Program::new();
     let old = pb::TcpOptsEntry {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use criu_kind::{RestoreCx, Result};
-use criu_tracee::{Program, Site};
+use criu_tracee::Program;
 
 use crate::lock::MARK;
 use crate::sockets::inet::address::{encode, on_the_wire};
@@ -111,15 +111,6 @@ fn with_header(from: &SocketAddr, to: &SocketAddr, protocol: u8, body: &[u8]) ->
 
 /// Sends packets that the lock lets through.
 pub(crate) fn inject(cx: &mut dyn RestoreCx, to: &SocketAddr, packets: &[Vec<u8>]) -> Result<()> {
-    inject_at(cx.here(), to, packets)
-}
-
-/// The same from somewhere.
-pub(crate) fn inject_at(
-    site: &mut (impl Site + ?Sized),
-    to: &SocketAddr,
-    packets: &[Vec<u8>],
-) -> Result<()> {
     let to = on_the_wire(to);
     let family = if to.is_ipv4() {
         libc::AF_INET
@@ -129,7 +120,7 @@ pub(crate) fn inject_at(
     let mut program = Program::new();
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
     let fd = program.socket(family, kind, libc::IPPROTO_RAW);
-    let fd = site.run(&program)?.fd(fd);
+    let fd = cx.here().run(&program)?.fd(fd);
     let mut program = Program::new();
     set(&mut program, fd, libc::SO_MARK, MARK);
     if to.is_ipv6() {
@@ -144,10 +135,10 @@ pub(crate) fn inject_at(
         let bytes = program.bytes(packet.clone());
         program.sendto(fd, bytes, packet.len(), libc::MSG_NOSIGNAL, address, length);
     }
-    let sent = site.run(&program);
+    let sent = cx.here().run(&program);
     let mut program = Program::new();
     program.close(fd);
-    site.run(&program)?;
+    cx.here().run(&program)?;
     sent?;
     Ok(())
 }
