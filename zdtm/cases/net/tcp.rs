@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, IntoRawFd};
 use std::time::Duration;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, socket};
-use zdtm::{Case, Result, check_eq};
+use zdtm::{Case, Result, check, check_eq};
 
 use super::outsider::Outsider;
 
@@ -72,6 +72,24 @@ pub(crate) fn talk(mut stream: &TcpStream, seed: u8) -> Result<()> {
     Ok(())
 }
 
+/// How many bytes go in a segment (`tcpi_snd_mss`), up to what can be asked for: on the loopback it is twice as much.
+fn segment(stream: &TcpStream) -> Result<u32> {
+    let mut info = [0u32; 5];
+    let mut length = 20 as libc::socklen_t;
+    // SAFETY: both point to what the kernel may write.
+    let got = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    nix::errno::Errno::result(got)?;
+    Ok(info[4].min(32_000))
+}
+
 fn client() -> Result<()> {
     talk_at("127.0.0.1:0")
 }
@@ -89,7 +107,9 @@ fn talk_at(address: &str) -> Result<()> {
     let stream = TcpStream::connect(address)?;
     talk(&stream, 1)?;
     let ends = (stream.local_addr()?, stream.peer_addr()?);
+    let segment = segment(&stream)?;
     zdtm::checkpoint()?;
+    check!(self::segment(&stream)? >= segment, "smaller segments");
     check_eq!((stream.local_addr()?, stream.peer_addr()?), ends);
     talk(&stream, 2)
 }
@@ -101,7 +121,9 @@ fn mapped() -> Result<()> {
         return zdtm::skip("no IPv6");
     };
     talk(&stream, 1)?;
+    let segment = segment(&stream)?;
     zdtm::checkpoint()?;
+    check!(self::segment(&stream)? >= segment, "smaller segments");
     talk(&stream, 2)
 }
 
@@ -130,7 +152,9 @@ fn server() -> Result<()> {
     let listener = unsafe { <TcpListener as std::os::fd::FromRawFd>::from_raw_fd(number) };
     let (stream, _) = listener.accept()?;
     talk(&stream, 1)?;
+    let segment = segment(&stream)?;
     zdtm::checkpoint()?;
+    check!(self::segment(&stream)? >= segment, "smaller segments");
     talk(&stream, 2)?;
     drop(stream);
     let (stream, _) = listener.accept()?;

@@ -25,6 +25,9 @@ use crate::sockets::tcp::state::{self, CLOSING, FIN_WAIT2, SYN_SENT};
 const ROOM: u32 = 1 << 29;
 /// Bytes in one call: the kernel takes one packet for what is received, in not too many pages.
 const AT_ONCE: usize = 32 << 10;
+/// What `TCP_MAXSEG` takes: `MAX_TCP_WINDOW` and `TCP_MIN_MSS` of `include/net/tcp.h`.
+const LARGEST_SEGMENT: u32 = 32767;
+const SMALLEST_SEGMENT: u32 = 88;
 /// How often, and how long, to look whether a packet has arrived.
 const LOOKS: u32 = 200;
 const PAUSE: Duration = Duration::from_millis(1);
@@ -99,11 +102,22 @@ impl Rebuild<'_> {
         if is_asking {
             set_at(&mut program, self.fd, REPAIR, OFF_QUIETLY);
         }
+        // The kernel computes here, once, how large segments are; without this it would be from the 536 bytes of those
+        // who have not agreed upon anything yet (`tcp_connect_init`).
+        let segments = (libc::SOL_TCP, libc::TCP_MAXSEG);
+        let largest = self.entry.mss_clamp.min(LARGEST_SEGMENT);
+        let is_known = !is_asking && largest >= SMALLEST_SEGMENT;
+        if is_known {
+            set_at(&mut program, self.fd, segments, largest);
+        }
         let address = encode(&self.remote);
         let length = address.len();
         let address = program.bytes(address);
         let connected = program.connect(self.fd, address, length);
         program.tolerate();
+        if is_known {
+            set_at(&mut program, self.fd, segments, 0);
+        }
         if is_asking {
             set_at(&mut program, self.fd, REPAIR, ON);
         }
