@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::IntoRawFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -40,7 +39,7 @@ pub(crate) fn run(count: usize) -> anyhow::Result<()> {
             stream.write_all(&SENT)?;
         }
         // Kept open as long as the process lives.
-        let _ = stream.into_raw_fd();
+        std::mem::forget(stream);
     }
     wait_for("accepted")?;
     crate::ready()?;
@@ -64,7 +63,7 @@ pub(crate) fn other_side(count: usize) -> anyhow::Result<()> {
         if number % 10 == 0 {
             stream.write_all(&SENT)?;
         }
-        let _ = stream.into_raw_fd();
+        std::mem::forget(stream);
     }
     say("accepted", "")?;
     crate::sleep()

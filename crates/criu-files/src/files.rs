@@ -431,14 +431,7 @@ impl RestoreCx for Files<'_> {
         if let Some(tied) = &self.tied {
             return Ok(tied.get(&id).copied());
         }
-        match self.opened.get(&id) {
-            Some(Opened::Here(fd) | Opened::Given(fd)) => Ok(Some(*fd)),
-            Some(Opened::There) => Ok(None),
-            None => Err(Error::corrupt(
-                "files.img",
-                format!("file {id} is not open"),
-            )),
-        }
+        self.opened_here(id)
     }
 
     fn beside(&self, id: FileId, fd: i32) -> Option<FileId> {

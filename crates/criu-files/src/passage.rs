@@ -132,7 +132,7 @@ impl Lane {
             SockFlag::SOCK_CLOEXEC,
         );
         let (ours, theirs) = pair.map_err(Error::kernel("socketpair"))?;
-        // Without the privilege it has the room that all have, which is enough for some 50,000 files.
+        // Without the privilege it has the room that all have, which is enough for some 50,000 files; for more the message says so.
         let _ = setsockopt(&ours, sockopt::SndBufForce, &ROOM);
         Ok(Self {
             ours,

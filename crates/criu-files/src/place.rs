@@ -174,7 +174,7 @@ impl Files<'_> {
     }
 
     /// The number of a file here; `None` if it is to be opened in a task.
-    fn opened_here(&self, id: FileId) -> Result<Option<i32>> {
+    pub(crate) fn opened_here(&self, id: FileId) -> Result<Option<i32>> {
         match self.opened.get(&id) {
             Some(Opened::Here(fd) | Opened::Given(fd)) => Ok(Some(*fd)),
             Some(Opened::There) => Ok(None),

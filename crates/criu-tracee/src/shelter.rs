@@ -27,7 +27,8 @@ pub fn sheltered(work: impl FnOnce() -> Vec<u8>) -> Result<Vec<u8>> {
     let child: Pid = match unsafe { fork() }.call("fork")? {
         ForkResult::Child => {
             let done = catch_unwind(AssertUnwindSafe(|| {
-                // Whoever ends the tracer's session or group does not mean this.
+                // Whoever ends the tracer's session or group does not mean this. A child that was just born leads no group: it
+                // cannot fail.
                 let _ = setsid();
                 let mut answer = work();
                 answer.push(DONE);

@@ -74,20 +74,8 @@ pub(crate) fn talk(mut stream: &TcpStream, seed: u8) -> Result<()> {
 
 /// How many bytes go in a segment (`tcpi_snd_mss`), up to what can be asked for: on the loopback it is twice as much.
 fn segment(stream: &TcpStream) -> Result<u32> {
-    let mut info = [0u32; 5];
-    let mut length = 20 as libc::socklen_t;
-    // SAFETY: both point to what the kernel may write.
-    let got = unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    };
-    nix::errno::Errno::result(got)?;
-    Ok(info[4].min(32_000))
+    let [.., a, b, c, d] = super::tcp_states::info(stream)?;
+    Ok(u32::from_ne_bytes([a, b, c, d]).min(32_000))
 }
 
 fn client() -> Result<()> {

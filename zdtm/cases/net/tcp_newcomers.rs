@@ -30,7 +30,7 @@ fn newcomers() -> Result<()> {
     let broken = zdtm::dir().join("broken");
     let copy = std::os::fd::AsRawFd::as_raw_fd(&listener);
     let _outsider = Outsider::start(|ready| {
-        nix::unistd::close(copy).ok();
+        nix::unistd::close(copy).expect("a copy of the listener");
         ready();
         loop {
             match visit(address) {
@@ -39,7 +39,8 @@ fn newcomers() -> Result<()> {
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 Err(error) => {
-                    std::fs::write(zdtm::dir().join("broken"), error.to_string()).ok();
+                    std::fs::write(zdtm::dir().join("broken"), error.to_string())
+                        .expect("the directory of the case");
                     std::thread::sleep(Duration::from_millis(100));
                 }
             }

@@ -24,10 +24,10 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("tcp-skip-in-flight", skipped).options(&["--skip-in-flight", "--tcp-established"]),
 ];
 
-/// `tcpi_state`.
-pub(crate) fn state(stream: &impl AsRawFd) -> Result<u8> {
-    let mut info = [0u8; 8];
-    let mut length = 8 as libc::socklen_t;
+/// The first words of `struct tcp_info`.
+pub(crate) fn info(stream: &impl AsRawFd) -> Result<[u8; 20]> {
+    let mut info = [0u8; 20];
+    let mut length = 20 as libc::socklen_t;
     // SAFETY: both point to what the kernel may write.
     let got = unsafe {
         libc::getsockopt(
@@ -39,7 +39,12 @@ pub(crate) fn state(stream: &impl AsRawFd) -> Result<u8> {
         )
     };
     Errno::result(got)?;
-    Ok(info[0])
+    Ok(info)
+}
+
+/// `tcpi_state`.
+pub(crate) fn state(stream: &impl AsRawFd) -> Result<u8> {
+    Ok(info(stream)?[0])
 }
 
 fn reaches(stream: &TcpStream, wanted: u8) -> Result<()> {

@@ -26,6 +26,7 @@ pub fn huge_pages(needed: u64) -> Result<Option<usize>> {
     let missing = needed.saturating_sub(field("HugePages_Free:")?);
     if missing > 0 {
         let all = field("HugePages_Total:")? + missing;
+        // Who may not, or gets fewer, is told below.
         std::fs::write("/proc/sys/vm/nr_hugepages", all.to_string()).ok();
     }
     if field("HugePages_Free:")? < needed {
