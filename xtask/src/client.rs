@@ -45,13 +45,6 @@ impl Client {
         }
     }
 
-    /// Ends it, whatever it has found.
-    pub(crate) fn abandon(&mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
-    }
-
     /// Tells it to end, and hears what it has found.
     pub(crate) fn end(mut self) -> Result<()> {
         self.lives()?;

@@ -24,10 +24,11 @@ use crate::observe::{Diary, View};
 use crate::room;
 use crate::target::{Target, census, last_line};
 
-const USAGE: &str = "kill [--times N] [--criu PATH] [--only dump|restore] [--seed N]
+const USAGE: &str = "kill [--times N] [--criu PATH] [--only dump|restore] [--from PART] [--seed N]
   --times N    how many moments of each; default: 200
   --criu PATH  try this criu: a program, or the root of a Debian system that has one
   --only NAME  only this one
+  --from PART  only moments after this part of an undisturbed run; default: 0
   --seed N     the moments of an earlier run";
 
 /// How long the tasks have to show that all is well, or to be gone.
@@ -45,6 +46,7 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
     let chosen = args.value::<PathBuf>("--criu")?;
     let times = args.value("--times")?.unwrap_or(200);
     let only = args.value::<String>("--only")?.unwrap_or_default();
+    let from = args.value("--from")?.unwrap_or(0.0);
     let seed = args.value("--seed")?;
     args.finish(USAGE)?;
     let criu = match &chosen {
@@ -65,7 +67,7 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
         criu: Criu::at(&criu)?,
         workload,
         times,
-        moments: Moments(seed),
+        moments: Moments { state: seed, from },
     };
     let mut lost = 0;
     if "dump".contains(&only) {
@@ -79,17 +81,21 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
 }
 
 /// Random numbers: SplitMix64.
-struct Moments(u64);
+struct Moments {
+    state: u64,
+    from: f64,
+}
 
 impl Moments {
-    /// A moment from the start to a tenth behind the end.
+    /// A moment from the start, or a later one, to a tenth behind the end.
     fn next(&mut self, undisturbed: Duration) -> Duration {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = self.0;
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = self.state;
         word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         word ^= word >> 31;
-        undisturbed.mul_f64(1.1 * (word >> 11) as f64 / (1u64 << 53) as f64)
+        let random = (word >> 11) as f64 / (1u64 << 53) as f64;
+        undisturbed.mul_f64(self.from + (1.1 - self.from) * random)
     }
 }
 
@@ -315,6 +321,7 @@ fn image_of(options: &Options, target: Target) -> Result<PathBuf> {
 /// Restores it undisturbed, and sees it work.
 fn restored(options: &Options, images: &Path, dir: &Path) -> Result<()> {
     let work = room::fresh("work")?;
+    Diary::blank(dir)?;
     let (end, _) = call(options, "restore", images, &restore_words(&work), None)?;
     if let End::Failed(why) = end {
         bail!(why);
@@ -336,6 +343,7 @@ fn restores(options: &mut Options) -> Result<u32> {
     let mut times = Vec::new();
     for _ in 0..5 {
         let work = room::fresh("work")?;
+        Diary::blank(&dir)?;
         let (end, took) = call(options, "restore", &images, &restore_words(&work), None)?;
         if let End::Failed(why) = end {
             bail!("undisturbed: {why}");
@@ -350,6 +358,7 @@ fn restores(options: &mut Options) -> Result<u32> {
     for _ in 0..options.times {
         let moment = options.moments.next(undisturbed);
         let work = room::fresh("work")?;
+        Diary::blank(&dir)?;
         let (end, _) = call(
             options,
             "restore",
@@ -395,16 +404,18 @@ fn nothing_or_all(dir: &Path) -> Result<usize> {
         }
         Ok(census()?.is_empty())
     };
-    let tick = Diary::read(dir)?;
+    let mut before = None;
     eventually(|| {
         if is_empty()? {
             return Ok(0);
         }
-        let view = View::new();
         let names = names()?;
-        view.with_context(|| format!("left: {names}"))?;
-        tick.goes_on(&Diary::read(dir)?)
-            .with_context(|| format!("left: {names}"))?;
+        let works = View::new().and_then(|_| {
+            let now = Diary::read(dir)?;
+            let before = before.get_or_insert(now);
+            before.goes_on(&Diary::read(dir)?)
+        });
+        works.with_context(|| format!("left: {names}"))?;
         Ok(1)
     })
 }

@@ -21,7 +21,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::args::Args;
 use crate::client::Client;
 use crate::criu::{Criu, built, complaint};
-use crate::target::Target;
+use crate::target::{Target, last_line};
 use crate::{programs, room, shell};
 
 const USAGE: &str = "network [--times N] [--criu PATH] [--only move|fail]
@@ -293,12 +293,11 @@ impl Room {
         let refuses = script("refuse", "[ \"$CRTOOLS_SCRIPT_ACTION\" != \"$FAIL\" ]")?;
         let dir = room::fresh("target")?;
         let target = self.server(HOST, ADDRESS, &dir)?;
-        let mut pid = target.pid().to_string();
+        let pid = target.pid().to_string();
         let mut client = self.client(HOST, ADDRESS, &dir)?;
         let before = self.surroundings(HOST)?;
         ensure!(before.0.is_empty(), "tables: {:?}", before.0);
-        let first = pid.clone();
-        let dump = ["-t", &first, "--action-script", &refuses];
+        let dump = ["-t", &pid, "--action-script", &refuses];
 
         let start = Instant::now();
         self.must(
@@ -344,7 +343,7 @@ impl Room {
             "after the dump: {parked:?}"
         );
         let restore = ["-d", "--action-script", &refuses];
-        let (mut failed, mut done, mut late) = (0, 0, 0);
+        let (mut failed, mut done) = (0, 0);
         let mut undisturbed = undisturbed;
         for time in 0..times {
             let steps = [
@@ -383,24 +382,13 @@ impl Room {
                 complete |= now == before
                     && (0..3).all(|_| goes_on(&dir, &mut client).is_ok())
                     && room::others()?.iter().any(|one| one.to_string() == pid);
-                // From the moment on in which the connections are let go they cannot be locked again.
-                let too_late = now.0.is_empty() && now.2 == 0 && alone;
-                if too_late && matches!(fault, Fault::Killed(_)) {
-                    client.abandon()?;
-                    room::empty()?;
-                    std::fs::remove_file(dir.join("ready"))?;
-                    std::fs::remove_file(dir.join("progress"))?;
-                    pid = self.server(HOST, ADDRESS, &dir)?.pid().to_string();
-                    client = self.client(HOST, ADDRESS, &dir)?;
-                    late += 1;
-                    complete = true;
-                }
                 if complete {
                     break;
                 }
                 ensure!(
                     Instant::now() < deadline,
-                    "after restore {time} with {fault:?}: {now:?}, not {parked:?}; alone: {alone}"
+                    "after restore {time} with {fault:?}: {now:?}, not {parked:?}; alone: {alone}; the server: {}",
+                    last_line(&dir.join("log"))
                 );
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -422,16 +410,13 @@ impl Room {
             for entry in std::fs::read_dir(&images)? {
                 std::fs::remove_file(entry?.path())?;
             }
-            let dump = ["-t", &pid, "--action-script", &refuses];
             self.must(HOST, "dump", &images, &dump)?;
             room::bury(client.pid()?)?;
             parked = self.surroundings(HOST)?;
         }
         self.must(HOST, "restore", &images, &restore)?;
         goes_on(&dir, &mut client)?;
-        println!(
-            "fail: {times} restores, {failed} failed, {done} were done before, {late} of them killed as they let go"
-        );
+        println!("fail: {times} restores, {failed} failed, {done} were done before");
         client.end()?;
         room::empty()?;
         sh(&format!("ip netns del {HOST}"))

@@ -1,6 +1,8 @@
 //! What a killed criu may not have changed, seen from outside: tasks, their signals, mappings and descriptors.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -200,6 +202,15 @@ impl Diary {
             ticks.len()
         );
         Ok(Self(ticks))
+    }
+
+    /// Restored tasks count from where they were dumped: what others have come to since is not theirs. The size of
+    /// the file stays: it is part of what a restore checks.
+    pub(crate) fn blank(dir: &Path) -> Result<()> {
+        let path = dir.join("diary");
+        let size = std::fs::metadata(&path).context("diary")?.len();
+        let file = File::options().write(true).open(&path)?;
+        Ok(file.write_all_at(&vec![b' '; usize::try_from(size)?], 0)?)
     }
 
     /// Fails if a task has not looked at least twice since.

@@ -226,6 +226,11 @@ impl Stopped {
         ptrace::set_options(self.tid, hold.options() | ptrace::O_SUSPEND_SECCOMP)
     }
 
+    /// Lets the task outlive its tracer.
+    pub(crate) fn unbind(&self) -> Result<()> {
+        ptrace::set_options(self.tid, 0)
+    }
+
     /// Asks for one more stop, as soon as it goes on.
     pub(crate) fn interrupt(&self) -> Result<()> {
         ptrace::interrupt(self.tid)

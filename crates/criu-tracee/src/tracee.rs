@@ -540,6 +540,14 @@ impl Tracee {
         }
     }
 
+    /// From here on a built process goes on if the tracer dies. After [`Tracee::leave`]: filters are in force again.
+    pub fn unbind(&self) -> Result<()> {
+        for thread in &self.threads {
+            gone_is_fine(thread.stopped()?.unbind())?;
+        }
+        Ok(())
+    }
+
     /// Lets go of a built process, leader last.
     pub fn detach(mut self) -> Result<()> {
         for mut thread in self.threads.drain(..).rev() {

@@ -167,8 +167,7 @@ fn build(
     }
     tree.scripts.run(Action::PreResume, Some(root))?;
     progress.stage("wake");
-    at("wake", arrival.go())?;
-    at("wake", world.wake(options.stopped))?;
+    at("wake", world.wake(options.stopped, arrival))?;
     tree.scripts.run(Action::PostResume, Some(root))?;
     Ok(())
 }

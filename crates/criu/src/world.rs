@@ -5,10 +5,11 @@ use criu_image::Store;
 use criu_ipc::Objects;
 use criu_kind::{Now, Result, Within};
 use criu_mm::{FillJob, FillStats, Ground, Materials, Shared, SpaceImage};
+use criu_net::Arrival;
 use criu_ns::Going;
 use criu_proc::ProcDir;
 use criu_task::{NewThread, Plan, Role, Step, TaskState, birth};
-use criu_tracee::{FpLayout, Job, Nursery, Program, Site, Tracee, run_all, spawn_root};
+use criu_tracee::{FpLayout, Heir, Job, Nursery, Program, Site, Tracee, run_all, spawn_root};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -466,9 +467,46 @@ impl<'m> World<'m> {
         Ok(())
     }
 
-    /// Lets all go, children before parents. From here on they live without us.
-    pub(crate) fn wake(mut self, stopped: bool) -> Result<()> {
+    /// Lets all go together: if the driver dies meanwhile, either all end or all go on. With several processes, or
+    /// with connections, somebody else sees to that.
+    pub(crate) fn wake(mut self, stopped: bool, arrival: &Arrival) -> Result<()> {
         self.ipc.keep();
+        let processes: Vec<Pid> = self.held.iter().map(Tracee::pid).collect();
+        let mut heir = None;
+        if processes.len() > 1 || arrival.count() > 0 {
+            let or_say = |done: Result<()>| {
+                if let Err(error) = done {
+                    tracing::error!(%error, "the driver has died, and its connections are left as they are");
+                }
+            };
+            heir = Some(Heir::appoint(
+                &processes,
+                || or_say(arrival.recall()),
+                || or_say(arrival.go()),
+            )?);
+        }
+        let order = self.prepare(stopped)?;
+        arrival.ready()?;
+        if let Some(heir) = &mut heir {
+            for tracee in &order {
+                tracee.unbind()?;
+            }
+            heir.commit()?;
+        }
+        arrival.go()?;
+        if let Some(heir) = &mut heir {
+            heir.dismiss()?;
+        }
+        for tracee in order {
+            let_go(tracee)?;
+        }
+        // Thousands of entries of which nothing is open any more, and the program ends.
+        std::mem::forget(self.files);
+        Ok(())
+    }
+
+    /// Gives all what they go on with, and nothing of ours is left in them; children come before parents.
+    fn prepare(&mut self, stopped: bool) -> Result<Vec<Tracee>> {
         let mut held: Vec<Option<Tracee>> = self.held.drain(..).map(Some).collect();
         // Whose stop the parent knows of already stops while that still is held and can forget it.
         for (image, here) in self.alive.iter().rev() {
@@ -493,20 +531,19 @@ impl<'m> World<'m> {
                 tracee.leave()?;
             }
         }
-        let mut order: Vec<Option<i32>> = vec![None; held.len()];
+        let mut signals: Vec<Option<i32>> = vec![None; held.len()];
         for (image, here) in &self.alive {
-            order[*here] = self.stop_signal(*image, stopped);
+            signals[*here] = self.stop_signal(*image, stopped);
         }
-        for (tracee, stop) in held.into_iter().zip(order).rev() {
+        let mut order = Vec::new();
+        for (tracee, signal) in held.into_iter().zip(signals).rev() {
             let Some(mut tracee) = tracee else { continue };
-            if let Some(signal) = stop {
+            if let Some(signal) = signal {
                 tracee.stop(signal)?;
             }
-            let_go(tracee)?;
+            order.push(tracee);
         }
-        // Thousands of entries of which nothing is open any more, and the program ends.
-        std::mem::forget(self.files);
-        Ok(())
+        Ok(order)
     }
 
     /// The signal that a process is to be stopped with.

@@ -14,7 +14,7 @@ use crate::lock::{self, Connection, Lock};
 use crate::sockets::inet::address::{of_words, on_the_wire};
 use crate::sockets::inet::sort::Sort;
 use crate::sockets::message::set_at;
-use crate::sockets::tcp::repair::{OFF, leave};
+use crate::sockets::tcp::repair::{OFF, OFF_QUIETLY, enter, leave};
 
 /// What a restore does about connections.
 #[derive(Clone, Debug, Default)]
@@ -196,24 +196,40 @@ impl Arrival {
         });
     }
 
-    /// Lets them go: from here on the other ends hear of us again.
+    /// Takes them out of repair mode, still locked: their tasks may go on at any moment.
+    pub fn ready(&self) -> Result<()> {
+        let ready = self.ready.borrow();
+        let mut all = ready.iter();
+        all.try_for_each(|one| leave(&one.socket, OFF_QUIETLY, one.reuse.into()))
+    }
+
+    /// Takes that back: their tasks end, and the other ends are not to be told.
+    pub fn recall(&self) -> Result<()> {
+        let ready = self.ready.borrow();
+        let mut all = ready.iter();
+        all.try_for_each(|one| enter(&one.socket))
+    }
+
+    /// Lets them go, also while tasks run: from here on the other ends hear of us again.
     pub fn go(&self) -> Result<()> {
-        self.unpark()?;
-        self.lock.take();
-        for ready in self.ready.borrow_mut().drain(..) {
-            leave(&ready.socket, OFF, ready.reuse.into())?;
-            if !ready.cork {
+        self.unlock()?;
+        for one in self.ready.borrow_mut().drain(..) {
+            // They have left repair mode, but only this asks the other end for news.
+            leave(&one.socket, OFF, one.reuse.into())?;
+            if !one.cork {
                 // What could not be sent while the lock was there is tried again at once.
                 let mut program = Program::new();
-                set_at(
-                    &mut program,
-                    ready.socket.as_raw_fd(),
-                    (libc::SOL_TCP, libc::TCP_CORK),
-                    0,
-                );
+                let cork = (libc::SOL_TCP, libc::TCP_CORK);
+                set_at(&mut program, one.socket.as_raw_fd(), cork, 0);
                 Local.run(&program)?;
             }
         }
+        Ok(())
+    }
+
+    fn unlock(&self) -> Result<()> {
+        self.unpark()?;
+        self.lock.take();
         Ok(())
     }
 }

@@ -65,6 +65,14 @@ impl Drop for Repair<'_> {
     }
 }
 
+/// Enters it again, where that has been allowed once.
+pub(crate) fn enter(fd: &OwnedFd) -> Result<()> {
+    let mut program = Program::new();
+    set_at(&mut program, fd.as_raw_fd(), REPAIR, ON);
+    Local.run(&program)?;
+    Ok(())
+}
+
 /// Leaves it. The kernel forgets `SO_REUSEADDR` on the way.
 pub(crate) fn leave(fd: &OwnedFd, how: u32, reuse: u32) -> Result<()> {
     let fd = fd.as_raw_fd();
