@@ -9,6 +9,7 @@
 //! is a value ([`Stopped`]) that resuming consumes and that does not leave the thread that seized it.
 
 mod ask;
+mod built;
 mod calls;
 mod dry;
 mod encode;

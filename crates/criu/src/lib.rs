@@ -24,6 +24,7 @@ mod shares;
 mod stats;
 mod tables;
 pub mod verbs;
+mod wake;
 mod world;
 
 use criu_cli::config::Surroundings;
