@@ -9,27 +9,41 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::shell;
 
-/// Architecture, assembler, its options, object copier.
-const STUBS: &[(&str, &str, &[&str], &str)] = &[
-    ("x86_64", "as", &["--64"], "objcopy"),
-    (
-        "aarch64",
-        "aarch64-linux-gnu-as",
-        &[],
-        "aarch64-linux-gnu-objcopy",
-    ),
-    (
-        "armv7",
-        "arm-linux-gnueabihf-as",
-        &[],
-        "arm-linux-gnueabihf-objcopy",
-    ),
-    (
-        "mips64",
-        "mips64el-linux-gnuabi64-as",
-        &["-mabi=64", "-march=mips64r2"],
-        "mips64el-linux-gnuabi64-objcopy",
-    ),
+/// Of one architecture.
+struct Stub {
+    arch: &'static str,
+    /// What the names of its assembler and object copier begin with.
+    prefix: &'static str,
+    /// The Debian package they come in.
+    package: &'static str,
+    options: &'static [&'static str],
+}
+
+const STUBS: &[Stub] = &[
+    Stub {
+        arch: "x86_64",
+        prefix: "x86_64-linux-gnu-",
+        package: "binutils-x86-64-linux-gnu",
+        options: &["--64"],
+    },
+    Stub {
+        arch: "aarch64",
+        prefix: "aarch64-linux-gnu-",
+        package: "binutils-aarch64-linux-gnu",
+        options: &[],
+    },
+    Stub {
+        arch: "armv7",
+        prefix: "arm-linux-gnueabihf-",
+        package: "binutils-arm-linux-gnueabihf",
+        options: &[],
+    },
+    Stub {
+        arch: "mips64",
+        prefix: "mips64el-linux-gnuabi64-",
+        package: "binutils-mips64el-linux-gnuabi64",
+        options: &["-mabi=64", "-march=mips64r2"],
+    },
 ];
 
 /// Compares; `--write` puts the new bytes into `stub.rs`.
@@ -40,12 +54,18 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         _ => bail!("usage: stub [--write]"),
     };
     let root = shell::root()?;
-    for (arch, assembler, options, copier) in STUBS {
-        if !shell::has(assembler) || !shell::has(copier) {
-            bail!("{assembler} and {copier} are missing: install their package of binutils");
-        }
-        let dir = root.join("arch").join(arch).join("src");
-        let fresh = assemble(&dir, assembler, options, copier)?;
+    let tools = STUBS.iter().flat_map(|stub| {
+        ["as", "objcopy"].map(|tool| (format!("{}{tool}", stub.prefix), stub.package))
+    });
+    let tools: Vec<(String, &str)> = tools.collect();
+    let tools: Vec<(&str, &str)> = tools
+        .iter()
+        .map(|(tool, of)| (tool.as_str(), *of))
+        .collect();
+    shell::need(&tools)?;
+    for stub in STUBS {
+        let dir = root.join("arch").join(stub.arch).join("src");
+        let fresh = assemble(&dir, stub)?;
         let path = dir.join("stub.rs");
         let text = std::fs::read_to_string(&path)?;
         let (start, end) =
@@ -80,22 +100,19 @@ fn bytes_of(text: &str) -> Option<(usize, usize)> {
     Some((start, start + text[start..].find("];")?))
 }
 
-fn assemble(dir: &Path, assembler: &str, options: &[&str], copier: &str) -> Result<Vec<u8>> {
+fn assemble(dir: &Path, stub: &Stub) -> Result<Vec<u8>> {
     let out = std::env::temp_dir().join(format!("criu-rs-stub-{}", std::process::id()));
     std::fs::create_dir_all(&out)?;
     let (object, flat) = (out.join("stub.o"), out.join("stub.bin"));
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let (source, object_name, flat_name) = (text(&dir.join("stub.S")), text(&object), text(&flat));
-    let assembled = shell::run(
-        assembler,
-        &[options, &["-o", &object_name, &source]].concat(),
+    let tool = |name: &str, words: &[&str]| shell::run(&format!("{}{name}", stub.prefix), words);
+    let copying = ["-O", "binary", "-j", ".text", &object_name, &flat_name];
+    let assembled = tool(
+        "as",
+        &[stub.options, &["-o", &object_name, &source]].concat(),
     );
-    let copied = assembled.and_then(|()| {
-        shell::run(
-            copier,
-            &["-O", "binary", "-j", ".text", &object_name, &flat_name],
-        )
-    });
+    let copied = assembled.and_then(|()| tool("objcopy", &copying));
     let bytes = copied.and_then(|()| Ok(std::fs::read(&flat)?));
     std::fs::remove_dir_all(&out)?;
     bytes
