@@ -8,7 +8,9 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::cross::Built;
+use crate::machine::Machine;
 use crate::modules::Modules;
+use crate::peer::Peer;
 use crate::{busybox, shell};
 
 /// How large it is to the guest; here it is sparse.
@@ -25,6 +27,7 @@ pub(crate) struct Load<'a> {
     /// Of every kernel that will use it.
     pub(crate) modules: &'a [Modules],
     pub(crate) known: Option<&'a Path>,
+    pub(crate) peer: Option<(&'a Peer, &'a Machine)>,
 }
 
 /// Makes the image; `dir` is for it and for what it is made from.
@@ -82,6 +85,9 @@ pub(crate) fn make(dir: &Path, load: &Load<'_>) -> Result<PathBuf> {
         for (name, bytes) in modules.files() {
             fs::write(place.join(format!("{name}.ko")), bytes)?;
         }
+    }
+    if let Some((peer, machine)) = load.peer {
+        peer.put(machine, &root)?;
     }
     if let Some(known) = load.known {
         fs::copy(known, root.join(SUITE).join("known"))

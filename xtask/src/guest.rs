@@ -13,7 +13,7 @@ use crate::args::Args;
 use crate::machine::{self, Machine};
 use crate::qemu::End;
 use crate::trip::{self, Leg, Outcome, Terms, Trip};
-use crate::{busybox, cross, emulator, kernel, shell};
+use crate::{busybox, cross, emulator, kernel, peer, shell};
 
 const USAGE: &str = "zdtm --arch NAME[,NAME]...|all [OPTION]...
   --kernel SERIES   6.1 (default), 6.12, or all that the machine has
@@ -21,6 +21,7 @@ const USAGE: &str = "zdtm --arch NAME[,NAME]...|all [OPTION]...
   --cpu MODEL       QEMU's name of the processor
   --cpu A:B         dump on A; on B, which can do less, cases that need more are refused; and the other way round
   --jobs N          guests at a time (default: CPUs)
+  --peer DIR        images go both ways between ours and the criu of the Debian system in DIR, and each to itself
   --quick           the cases that CI runs in guests
   --junit DIR       write a file for every guest there
 and of the runner: --filter --exclude --mode --iterations --repeat --timeout --known --keep";
@@ -76,8 +77,14 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let jobs = args.value::<usize>("--jobs")?;
     let junit = args.value::<PathBuf>("--junit")?;
     let known = args.value::<PathBuf>("--known")?;
+    let peer = args.value::<PathBuf>("--peer")?;
     let quick = args.flag("--quick");
     let mut words = args.rest(USAGE)?;
+    words.extend(
+        peer.iter()
+            .flat_map(|_| peer::WORDS)
+            .map(ToString::to_string),
+    );
     words.extend(quick.then(|| format!("--filter={QUICK}")));
     // The runner in the guest would refuse them as well, but only after a build and a boot.
     let options = Options::parse(words.clone())?.context("no help here")?;
@@ -90,6 +97,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let known = known.unwrap_or_else(|| "zdtm/known/criu-rs".into());
     let terms = Terms {
         known: &shell::root()?.join(known),
+        peer: peer.as_deref(),
         words: &words,
         junit: junit.as_deref(),
         place: &shell::target()?.join("guest/runs"),

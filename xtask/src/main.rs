@@ -24,6 +24,7 @@ mod machine;
 mod modules;
 mod network;
 mod observe;
+mod peer;
 mod programs;
 mod qemu;
 mod room;

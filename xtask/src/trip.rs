@@ -13,6 +13,7 @@ use crate::initramfs;
 use crate::kernel::Kernel;
 use crate::machine::Machine;
 use crate::modules::{LATER, Modules};
+use crate::peer::Peer;
 use crate::qemu::{self, End, Guest};
 
 /// A case in a guest takes longer than on the host.
@@ -40,6 +41,7 @@ pub(crate) struct Trip {
 /// What all trips have in common.
 pub(crate) struct Terms<'a> {
     pub(crate) known: &'a Path,
+    pub(crate) peer: Option<&'a Path>,
     pub(crate) words: &'a [String],
     pub(crate) junit: Option<&'a Path>,
     /// Where each trip has a directory.
@@ -70,11 +72,14 @@ pub(crate) fn make(trip: &Trip, terms: &Terms<'_>) -> Result<Vec<Outcome>> {
         .map(|leg| Modules::read(&leg.kernel.modules, &[initramfs::BOOT, LATER]))
         .collect();
     let modules = modules?;
+    let peer = terms.peer.map(|root| Peer::at(root, trip.machine));
+    let peer = peer.transpose()?;
     let load = Load {
         built: &trip.built,
         busybox: &busybox::get(trip.machine)?,
         modules: &modules,
         known: Some(terms.known),
+        peer: peer.as_ref().map(|peer| (peer, trip.machine)),
     };
     let disk = disk::make(&dir, &load)?;
     let mut outcomes = Vec::new();

@@ -37,7 +37,7 @@ impl Files<'_> {
         let mut numbers = Numbers::new(self.numbers(), self.all.len() + self.shared.len())?;
         self.floor = numbers.next;
         self.cut()?;
-        self.passage = Some(Passage::open(&mut numbers)?);
+        self.passage = Some(Passage::open(&mut numbers, self.tables.len())?);
         raise::all(self)?;
         for group in self.groups()? {
             if self.all[&group[0]].kind.late() {

@@ -93,9 +93,10 @@ impl Arrivals {
 }
 
 impl Passage {
-    pub(crate) fn open(numbers: &mut Numbers) -> Result<Self> {
+    /// With a lane for each of so many tables, as far as there are.
+    pub(crate) fn open(numbers: &mut Numbers, tables: usize) -> Result<Self> {
         let mut lanes = Vec::with_capacity(LANES);
-        for _ in 0..LANES {
+        for _ in 0..tables.clamp(1, LANES) {
             lanes.push(Lane::open(numbers)?);
         }
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
