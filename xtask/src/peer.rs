@@ -8,12 +8,10 @@ use anyhow::{Context, Result, ensure};
 
 use crate::machine::Machine;
 
-/// The combinations for the runner.
+/// For the runner, beside ours: it tries all combinations.
 pub(crate) const WORDS: &[&str] = &[
     "--dump-with=/usr/sbin/criu",
-    "--dump-with=/zdtm/criu",
     "--restore-with=/usr/sbin/criu",
-    "--restore-with=/zdtm/criu",
 ];
 
 /// What the names of programs begin with that it is or calls.

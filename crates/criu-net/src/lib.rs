@@ -12,6 +12,7 @@
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![forbid(unsafe_code)]
 
+mod iptables;
 mod lock;
 mod nft;
 mod preflight;

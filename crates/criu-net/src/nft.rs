@@ -16,6 +16,8 @@ pub(crate) const NEW_TABLE: u16 = 0;
 pub(crate) const DEL_TABLE: u16 = 2;
 pub(crate) const NEW_CHAIN: u16 = 3;
 pub(crate) const NEW_RULE: u16 = 6;
+pub(crate) const GET_RULE: u16 = 7;
+pub(crate) const DEL_RULE: u16 = 8;
 pub(crate) const NEW_SET: u16 = 9;
 pub(crate) const NEW_ELEMENTS: u16 = 12;
 /// `NFPROTO_INET`: both families.
@@ -25,7 +27,10 @@ const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
+/// `NLM_F_DUMP`: all of them.
+const DUMP: u16 = 0x300;
 const ERROR: u16 = 2;
+const DONE: u16 = 3;
 const HEADER: usize = 16;
 
 /// An attribute, padded.
@@ -79,15 +84,20 @@ impl Batch {
         self.count += 1;
     }
 
-    /// Adds a message.
+    /// Adds a message about something of both families.
     pub(crate) fn add(&mut self, kind: u16, attributes: &[Vec<u8>]) {
-        let flags = if kind == DEL_TABLE {
+        self.add_in(INET, kind, attributes);
+    }
+
+    /// Adds a message.
+    pub(crate) fn add_in(&mut self, family: u8, kind: u16, attributes: &[Vec<u8>]) {
+        let flags = if [DEL_TABLE, DEL_RULE].contains(&kind) {
             ACK
         } else {
             ACK | CREATE | APPEND
         };
         let kind = SUBSYSTEM << 8 | kind;
-        self.message(kind, flags, INET, 0, &attributes.concat());
+        self.message(kind, flags, family, 0, &attributes.concat());
     }
 
     /// Sends all, and waits for the answers.
@@ -119,6 +129,37 @@ impl Batch {
             }
         }
         Ok(result)
+    }
+}
+
+/// Asks for all of a kind in a family; `each` is given the attributes of one.
+pub(crate) fn dump(
+    socket: &Socket,
+    family: u8,
+    kind: u16,
+    attributes: &[Vec<u8>],
+    mut each: impl FnMut(&[u8]),
+) -> Result<Result<(), Errno>> {
+    let mut question = Batch::default();
+    let kind = SUBSYSTEM << 8 | kind;
+    question.message(kind, DUMP, family, 0, &attributes.concat());
+    socket
+        .send(&question.bytes, 0)
+        .map_err(Error::io("send(NETLINK_NETFILTER)"))?;
+    loop {
+        let (answer, _) = socket
+            .recv_from_full()
+            .map_err(Error::io("recv(NETLINK_NETFILTER)"))?;
+        let mut rest = &answer[..];
+        while let Some((kind, errno, length)) = header(rest) {
+            match kind {
+                DONE => return Ok(Ok(())),
+                ERROR if errno != 0 => return Ok(Err(Errno::from_raw(errno))),
+                ERROR => return Ok(Ok(())),
+                _ => each(rest.get(HEADER + 4..length).unwrap_or_default()),
+            }
+            rest = rest.get(length..).unwrap_or_default();
+        }
     }
 }
 

@@ -229,27 +229,27 @@ fn rule(batch: &mut Batch, table: &str, chain: &str, expressions: &[Vec<u8>]) {
     );
 }
 
-fn expression(name: &str, data: &[Vec<u8>]) -> Vec<u8> {
+pub(crate) fn expression(name: &str, data: &[Vec<u8>]) -> Vec<u8> {
     nested(1, &[text(1, name), nested(2, data)])
 }
 
 /// `NFT_META_MARK` 3, `NFT_META_NFPROTO` 15, `NFT_META_L4PROTO` 16.
-fn meta(key: u32) -> Vec<u8> {
+pub(crate) fn meta(key: u32) -> Vec<u8> {
     expression("meta", &[number(1, REGISTER), number(2, key)])
 }
 
-fn equal(value: &[u8]) -> Vec<u8> {
+pub(crate) fn equal(value: &[u8]) -> Vec<u8> {
     let value = nested(3, &[attribute(1, value)]);
     expression("cmp", &[number(1, REGISTER), number(2, 0), value])
 }
 
-fn verdict(code: u32) -> Vec<u8> {
+pub(crate) fn verdict(code: u32) -> Vec<u8> {
     let code = nested(2, &[nested(2, &[number(1, code)])]);
     expression("immediate", &[number(1, VERDICT), code])
 }
 
 /// Bytes of the network header (1) or the transport header (2), into a register.
-fn payload(base: u32, offset: u32, length: u32, register: u32) -> Vec<u8> {
+pub(crate) fn payload(base: u32, offset: u32, length: u32, register: u32) -> Vec<u8> {
     let data = [
         number(1, register),
         number(2, base),

@@ -79,6 +79,7 @@ pub(crate) fn arrival(tcp: &Tcp, remaps: &[Remap], store: &dyn Store) -> Result<
         established: tcp.established,
         close: tcp.close,
         unlocked: tcp.lock == NetworkLock::Skip,
+        by_iptables: inventory.network_lock_method.unwrap_or(BY_IPTABLES) == BY_IPTABLES,
         remaps: remaps
             .iter()
             .map(|one| criu_net::Remap {
@@ -88,11 +89,5 @@ pub(crate) fn arrival(tcp: &Tcp, remaps: &[Remap], store: &dyn Store) -> Result<
             .collect(),
     };
     let arrival = Arrival::load(options, store, inventory.dump_criu_run_id.clone())?;
-    if inventory.network_lock_method == Some(BY_IPTABLES) && arrival.count() > 0 && !tcp.close {
-        tracing::warn!(
-            "the dump may have left rules of iptables that block its connections; \
-             remove them with iptables -D, or dump with --network-lock nftables"
-        );
-    }
     Ok(Rc::new(arrival))
 }

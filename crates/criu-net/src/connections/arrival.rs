@@ -10,6 +10,7 @@ use criu_kind::{Error, Result};
 use criu_tracee::{Local, Program, Site};
 
 use crate::connections::remap::{Remap, remapped};
+use crate::iptables;
 use crate::lock::{self, Connection, Lock};
 use crate::sockets::inet::address::{of_words, on_the_wire};
 use crate::sockets::inet::sort::Sort;
@@ -25,6 +26,8 @@ pub struct ArrivalOptions {
     pub close: bool,
     /// No packet is kept away (`--network-lock skip`).
     pub unlocked: bool,
+    /// The dump has had iptables(8) keep packets away.
+    pub by_iptables: bool,
     /// Where sockets are to be instead (`--tcp-remap`).
     pub remaps: Vec<Remap>,
 }
@@ -178,13 +181,30 @@ impl Arrival {
         if self.connections.is_empty() {
             return Ok(());
         }
-        match lock::unpark(self.run.as_deref().unwrap_or_default()) {
+        let unparked = lock::unpark(self.run.as_deref().unwrap_or_default());
+        match unparked.and_then(|_| self.remove_rules()) {
             Err(error) if self.goes_unlocked() => {
                 tracing::debug!(%error, "nothing is parked");
                 Ok(())
             }
-            other => other.map(drop),
+            other => other,
         }
+    }
+
+    /// Those of iptables, if the dump has left some.
+    fn remove_rules(&self) -> Result<()> {
+        if !self.options.by_iptables {
+            return Ok(());
+        }
+        let count = iptables::remove(&self.connections)?;
+        tracing::debug!(count, "rules of iptables were removed");
+        if count == 0 && iptables::has_hidden() {
+            tracing::warn!(
+                "the dump may have left rules of iptables that block its connections and that only iptables-legacy sees; \
+                 remove those with the mark 0xc114 (iptables-legacy -S), or dump with --network-lock nftables"
+            );
+        }
+        Ok(())
     }
 
     /// A socket that only waits to be let go.
