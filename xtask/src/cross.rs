@@ -31,8 +31,7 @@ impl Built {
 
 /// Fetches linker and compiler for a machine.
 pub(crate) fn provide(machine: &Machine) -> Result<()> {
-    let (linker, package) = machine.linker;
-    shell::need(&[(linker, package)])?;
+    shell::need(machine.linking)?;
     if machine.name != std::env::consts::ARCH {
         toolchain::rustc(machine)?;
     }
@@ -41,8 +40,7 @@ pub(crate) fn provide(machine: &Machine) -> Result<()> {
 
 /// Builds everything for a machine; the driver only if it is going to be called.
 pub(crate) fn build(machine: &Machine, criu: bool) -> Result<Built> {
-    let (linker, package) = machine.linker;
-    shell::need(&[(linker, package)])?;
+    shell::need(machine.linking)?;
     let target_dir = shell::target()?.join("guest");
     let upper = machine.target.replace('-', "_").to_uppercase();
     let wanted = || {
@@ -65,7 +63,7 @@ pub(crate) fn build(machine: &Machine, criu: bool) -> Result<Built> {
             format!("CARGO_TARGET_{upper}_RUSTFLAGS"),
             "-Ctarget-feature=+crt-static",
         )
-        .env(format!("CARGO_TARGET_{upper}_LINKER"), linker);
+        .env(format!("CARGO_TARGET_{upper}_LINKER"), machine.linker);
     // Where the machine is our own, the compiler that is there will do.
     if machine.name != std::env::consts::ARCH {
         command

@@ -10,9 +10,11 @@ pub(crate) struct Machine {
     pub(crate) debian: &'static str,
     pub(crate) flavours: &'static [&'static str],
     pub(crate) kernels: &'static [&'static str],
-    /// Rust's name, the C compiler that links for it, and the package of that.
+    /// Rust's name, and the C compiler that links for it.
     pub(crate) target: &'static str,
-    pub(crate) linker: (&'static str, &'static str),
+    pub(crate) linker: &'static str,
+    /// What linking takes, each a program or a file and its package: compilers only recommend libraries.
+    pub(crate) linking: &'static [(&'static str, &'static str)],
     /// The emulator, its package, and what machine it shall be.
     pub(crate) qemu: (&'static str, &'static str),
     pub(crate) board: &'static [&'static str],
@@ -31,7 +33,8 @@ pub(crate) const MACHINES: &[Machine] = &[
         flavours: &["cloud-amd64", "amd64"],
         kernels: &["6.1", "6.12"],
         target: "x86_64-unknown-linux-gnu",
-        linker: ("cc", "gcc"),
+        linker: "cc",
+        linking: &[("cc", "gcc"), ("/usr/include/stdlib.h", "libc6-dev")],
         qemu: ("qemu-system-x86_64", "qemu-system-x86"),
         board: &["-machine", "q35"],
         cpu: "max",
@@ -45,7 +48,11 @@ pub(crate) const MACHINES: &[Machine] = &[
         flavours: &["cloud-arm64", "arm64"],
         kernels: &["6.1", "6.12", "6.12-16k"],
         target: "aarch64-unknown-linux-gnu",
-        linker: ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
+        linker: "aarch64-linux-gnu-gcc",
+        linking: &[
+            ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
+            ("/usr/aarch64-linux-gnu/lib/crt1.o", "libc6-dev-arm64-cross"),
+        ],
         qemu: ("qemu-system-aarch64", "qemu-system-arm"),
         board: &["-machine", "virt,gic-version=3"],
         cpu: "max,pauth-impdef=on",
@@ -59,7 +66,14 @@ pub(crate) const MACHINES: &[Machine] = &[
         flavours: &["armmp-lpae"],
         kernels: &["6.1", "6.12"],
         target: "armv7-unknown-linux-gnueabihf",
-        linker: ("arm-linux-gnueabihf-gcc", "gcc-arm-linux-gnueabihf"),
+        linker: "arm-linux-gnueabihf-gcc",
+        linking: &[
+            ("arm-linux-gnueabihf-gcc", "gcc-arm-linux-gnueabihf"),
+            (
+                "/usr/arm-linux-gnueabihf/lib/crt1.o",
+                "libc6-dev-armhf-cross",
+            ),
+        ],
         qemu: ("qemu-system-arm", "qemu-system-arm"),
         board: &["-machine", "virt,highmem=off"],
         cpu: "cortex-a15",
@@ -73,7 +87,14 @@ pub(crate) const MACHINES: &[Machine] = &[
         flavours: &["5kc-malta"],
         kernels: &["6.1"],
         target: "mips64el-unknown-linux-gnuabi64",
-        linker: ("mips64el-linux-gnuabi64-gcc", "gcc-mips64el-linux-gnuabi64"),
+        linker: "mips64el-linux-gnuabi64-gcc",
+        linking: &[
+            ("mips64el-linux-gnuabi64-gcc", "gcc-mips64el-linux-gnuabi64"),
+            (
+                "/usr/mips64el-linux-gnuabi64/lib/crt1.o",
+                "libc6-dev-mips64el-cross",
+            ),
+        ],
         qemu: ("qemu-system-mips64el", "qemu-system-mips"),
         board: &["-machine", "malta"],
         cpu: "5KEc",

@@ -71,7 +71,7 @@ impl Peer {
 
 fn libraries(machine: &Machine) -> String {
     // Debian's name of the machine for its libraries is that of its compilers, which differs from ours for none but armv7.
-    let machine = machine.linker.0.strip_suffix("-gcc");
+    let machine = machine.linker.strip_suffix("-gcc");
     let machine = machine.unwrap_or("x86_64-linux-gnu");
     format!("usr/lib/{machine}")
 }

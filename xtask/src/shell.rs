@@ -55,7 +55,7 @@ pub(crate) fn cargo_program() -> String {
     std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
 }
 
-/// Whether there is such a program in PATH, or where only root looks.
+/// Whether there is such a program in PATH, or where only root looks; or such a file.
 pub(crate) fn has(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)

@@ -110,8 +110,7 @@ fn unpack(machine: &Machine, version: &str, dir: &Path) -> Result<()> {
 
 /// Makes the library out of its source: a crate with nothing in it, built with the standard library.
 fn build(machine: &Machine, compiler: &Path, dir: &Path) -> Result<()> {
-    let (linker, package) = machine.linker;
-    shell::need(&[(linker, package)])?;
+    shell::need(machine.linking)?;
     let work = dir.join("build");
     fs::create_dir_all(work.join("src"))?;
     let manifest = "[package]\nname = \"empty\"\nversion = \"0.0.0\"\nedition = \"2024\"\n[workspace]\n[lib]\n";
