@@ -17,14 +17,14 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::Mode;
 
-use crate::open::Numbers;
+use crate::numbers::Numbers;
 
 /// Descriptors in one message; the kernel takes 253.
 const AT_ONCE: usize = 250;
 /// So many free numbers in a row are filled; what comes behind more of them is moved to its number.
 const GAP: usize = 64;
-/// So many tasks get their files at the same time.
-pub const LANES: usize = 16;
+/// So many tasks at most get their files at the same time.
+const LANES: usize = 16;
 /// Room for the messages of a table.
 const ROOM: usize = 1 << 26;
 const WORD: usize = size_of::<usize>();
@@ -94,8 +94,9 @@ impl Arrivals {
 
 impl Passage {
     pub(crate) fn open(numbers: &mut Numbers) -> Result<Self> {
-        let mut lanes = Vec::with_capacity(LANES);
-        for _ in 0..LANES {
+        let count = LANES.min(numbers.lanes());
+        let mut lanes = Vec::with_capacity(count);
+        for _ in 0..count {
             lanes.push(Lane::open(numbers)?);
         }
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
@@ -105,6 +106,11 @@ impl Passage {
             next: 0,
             filler,
         })
+    }
+
+    /// How many tasks get their files at the same time.
+    pub(crate) fn lanes(&self) -> usize {
+        self.lanes.len()
     }
 
     /// The lane for one more table.
