@@ -107,6 +107,7 @@ mod net {
     pub(crate) mod tcp_listen;
     pub(crate) mod tcp_newcomers;
     pub(crate) mod tcp_options;
+    pub(crate) mod tcp_policy;
     pub(crate) mod tcp_queues;
     pub(crate) mod tcp_states;
     pub(crate) mod udp;
@@ -236,6 +237,7 @@ pub static AREAS: &[Area] = &[
             net::tcp_listen::CASES,
             net::tcp_newcomers::CASES,
             net::tcp_options::CASES,
+            net::tcp_policy::CASES,
             net::tcp_queues::CASES,
             net::tcp_states::CASES,
             net::udp::CASES,

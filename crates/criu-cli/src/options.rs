@@ -13,7 +13,7 @@ use crate::log::{Target, Verbosity};
 use crate::policy::Policy;
 use crate::remap::Remap;
 use crate::scripts::Scripts;
-pub use crate::tcp::{NetworkLock, Tcp};
+pub use crate::tcp::{NetworkLock, Tcp, TcpFate, TcpPolicy, TcpSide};
 use crate::typed::{Typed, bad_value, not_yet};
 use crate::verb::Verb;
 
@@ -228,7 +228,7 @@ impl Tree {
             validation: validation(typed)?,
             cpu_cap: cpu_cap(typed)?,
             tcp: Tcp::read(typed)?,
-            external: texts(typed, "external", |text| External::parse(text, kinds))?,
+            external: typed.texts("external", |text| External::parse(text, kinds))?,
             scripts,
             display_stats: typed.switch("display-stats", false),
             plan: typed.switch("plan", false),
@@ -289,10 +289,10 @@ impl RestoreOptions {
                 .map(|path| tree.common.work.join(path)),
             check_permissions: !typed.switch("skip-file-rwx-check", false),
             verify: typed.switch("verify", true),
-            inherited: texts(typed, "inherit-fd", Inherited::parse)?,
+            inherited: typed.texts("inherit-fd", Inherited::parse)?,
             devices: devices(&tree.external)?,
-            policies: texts(typed, "file-policy", Policy::parse)?,
-            remaps: texts(typed, "tcp-remap", Remap::parse)?,
+            policies: typed.texts("file-policy", Policy::parse)?,
+            remaps: typed.texts("tcp-remap", Remap::parse)?,
             exec: typed.operands.clone(),
             tree,
         })
@@ -362,15 +362,6 @@ fn outside(typed: &Typed, external: &[External]) -> Result<Vec<String>, Failure>
         }
     }
     Ok(keys)
-}
-
-fn texts<T>(
-    typed: &Typed,
-    name: &str,
-    parse: impl Fn(&str) -> Result<T, Failure>,
-) -> Result<Vec<T>, Failure> {
-    let text = |value: &OsStr| parse(value.to_str().ok_or_else(|| bad_value(name, value))?);
-    typed.values(name).map(text).collect()
 }
 
 /// Bytes, with K, M or G behind.

@@ -25,7 +25,7 @@ pub struct End {
 
 impl End {
     /// `10.0.0.1`, `10.0.0.1:80`, `[fe80::1]:80`, `fe80::1` or `:80`.
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         if let Ok(address) = text.parse::<IpAddr>() {
             return Some(Self {
                 address: Some(address),

@@ -175,6 +175,7 @@ pub const OPTIONS: &[(&str, &[Opt])] = &[
     ("Network", &[
         opt("tcp-established",   ' ', Switch,              BOTH,  Works, "Keep established connections"),
         opt("tcp-close",         ' ', Switch,              BOTH,  Works, "Close connections"),
+        opt("tcp-policy",        ' ', Values("WHICH=HOW"), BOTH,  Works, "keep, close, reset or listen-only connections from or to an end: [local:|remote:]ADDRESS, *:PORT or ADDRESS:PORT"),
         opt("skip-in-flight",    ' ', Switch,              BOTH,  Works, "Forget connections not accepted yet"),
         opt("network-lock",      ' ', Value("HOW"),        BOTH,  Works, "Block packets meanwhile by iptables, nftables or skip [iptables]"),
         opt("tcp-remap",         ' ', Values("OLD=NEW"),   BACK,  Works, "Put internet sockets elsewhere: an address, :PORT or ADDRESS:PORT in the place of another"),

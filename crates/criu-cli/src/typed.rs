@@ -92,6 +92,16 @@ impl Typed {
             .map(OsString::as_os_str)
     }
 
+    /// All values of an option, each a text with a meaning of its own.
+    pub(crate) fn texts<T>(
+        &self,
+        name: &str,
+        parse: impl Fn(&str) -> Result<T, Failure>,
+    ) -> Result<Vec<T>, Failure> {
+        let text = |value: &OsStr| parse(value.to_str().ok_or_else(|| bad_value(name, value))?);
+        self.values(name).map(text).collect()
+    }
+
     /// The value as text with a meaning of its own.
     pub fn parsed<T: FromStr>(&self, name: &'static str) -> Result<Option<T>, Failure> {
         let parse = |value: &OsStr| {

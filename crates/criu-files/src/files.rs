@@ -71,6 +71,8 @@ pub struct Files<'s> {
     pub(crate) shared_fds: BTreeMap<(FileId, bool), i32>,
     pub(crate) raised: Raised,
     pub(crate) floor: i32,
+    /// The first descriptor number that is too large.
+    pub(crate) limit: i32,
     pub(crate) passage: Option<Passage>,
     /// What is to be made later, in order.
     pub(crate) late: Vec<Vec<FileId>>,
@@ -124,6 +126,7 @@ impl<'s> Files<'s> {
             shared_fds: BTreeMap::new(),
             raised: Raised::default(),
             floor: 0,
+            limit: 0,
             passage: None,
             late: Vec::new(),
             makers: BTreeSet::new(),

@@ -1,6 +1,6 @@
 //! Everything opened in the tracer, under numbers that no task needs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -11,10 +11,10 @@ use criu_image::pb;
 use criu_kind::{Error, Opened, RestoreCx, Result, Subject, Within};
 use criu_tracee::{Local, Program, Site};
 use nix::fcntl::AT_FDCWD;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::files::{Files, Remap};
+use crate::numbers::Numbers;
 use crate::passage::Passage;
 use crate::{owner, raise};
 
@@ -27,15 +27,13 @@ const ALWAYS: u32 = (libc::O_CLOEXEC | libc::O_NOCTTY).cast_unsigned();
 /// What `F_SETFL` can set; `O_ASYNC` needs the number the task knows, so it comes later.
 const SETTABLE: u32 =
     (libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME).cast_unsigned();
-/// Descriptors that we open besides those of the tasks, at any time.
-const SPARE: usize = 256;
 
 impl Files<'_> {
     /// Opens or makes every file here. The first task has them all until [`Files::leave`]; what it keeps is inherited, under
     /// the number that [`criu_kind::FileFds::fd`] gives.
     pub fn open_all(&mut self) -> Result<()> {
         let mut numbers = Numbers::new(self.numbers(), self.all.len() + self.shared.len())?;
-        self.floor = numbers.next;
+        (self.floor, self.limit) = (numbers.floor(), numbers.limit());
         self.cut()?;
         self.passage = Some(Passage::open(&mut numbers, self.tables.len())?);
         raise::all(self)?;
@@ -189,72 +187,6 @@ impl Order<'_, '_> {
         self.done.insert(first, true);
         self.list.push(group.clone());
         Ok(())
-    }
-}
-
-/// Gives out descriptor numbers that no task needs.
-#[derive(Debug)]
-pub(crate) struct Numbers {
-    used: BTreeSet<i32>,
-    next: i32,
-}
-
-impl Numbers {
-    pub(crate) fn new(used: BTreeSet<i32>, count: usize) -> Result<Self> {
-        let highest = used.last().copied().unwrap_or(-1).max(2);
-        let above = usize::try_from(highest).unwrap_or(0) + 1;
-        let wanted = (above + count + SPARE) as u64;
-        let (soft, hard) =
-            getrlimit(Resource::RLIMIT_NOFILE).map_err(Error::kernel("getrlimit"))?;
-        #[allow(
-            clippy::useless_conversion,
-            reason = "limits have 32 bits on 32-bit machines"
-        )]
-        let (soft, hard) = (u64::from(soft), u64::from(hard));
-        let set = |soft: u64, hard: u64| {
-            let most = nix::sys::resource::RLIM_INFINITY;
-            let [soft, hard] = [soft, hard].map(|limit| limit.try_into().unwrap_or(most));
-            setrlimit(Resource::RLIMIT_NOFILE, soft, hard)
-        };
-        // Kinds make more on the way than there are in the end, so: as many as we may have.
-        let most = wanted.max(hard);
-        let limit = if soft >= most || set(most, most).is_ok() {
-            soft.max(most)
-        } else if soft < wanted {
-            set(hard, hard).map_err(Error::kernel("setrlimit"))?;
-            hard
-        } else {
-            soft
-        };
-        let free = limit.saturating_sub(used.len() as u64);
-        if limit <= highest.cast_unsigned().into() || free < (count + SPARE) as u64 {
-            return Err(Error::unsupported(
-                format!(
-                    "tasks have {} descriptors up to {highest}, and the limit here is {limit}",
-                    used.len()
-                ),
-                format!("raise the limit: `ulimit -Hn {wanted}`"),
-            ));
-        }
-        let next = if limit >= wanted { highest + 1 } else { 0 };
-        Ok(Self { used, next })
-    }
-
-    /// Moves a descriptor to a number that no task needs.
-    pub(crate) fn lift(&mut self, mut fd: i32) -> Result<i32> {
-        loop {
-            while self.used.contains(&self.next) {
-                self.next += 1;
-            }
-            if fd >= self.next && !self.used.contains(&fd) {
-                return Ok(fd);
-            }
-            let mut program = Program::new();
-            let moved = program.fcntl(fd, libc::F_DUPFD_CLOEXEC, self.next);
-            program.close(fd);
-            fd = Local.run(&program)?.fd(moved);
-            self.next = fd;
-        }
     }
 }
 

@@ -17,14 +17,14 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::Mode;
 
-use crate::open::Numbers;
+use crate::numbers::Numbers;
 
 /// Descriptors in one message; the kernel takes 253.
 const AT_ONCE: usize = 250;
 /// So many free numbers in a row are filled; what comes behind more of them is moved to its number.
 const GAP: usize = 64;
-/// So many tasks get their files at the same time.
-pub const LANES: usize = 16;
+/// So many tasks at most get their files at the same time.
+const LANES: usize = 16;
 /// Room for the messages of a table.
 const ROOM: usize = 1 << 26;
 const WORD: usize = size_of::<usize>();
@@ -95,8 +95,9 @@ impl Arrivals {
 impl Passage {
     /// With a lane for each of so many tables, as far as there are.
     pub(crate) fn open(numbers: &mut Numbers, tables: usize) -> Result<Self> {
-        let mut lanes = Vec::with_capacity(LANES);
-        for _ in 0..tables.clamp(1, LANES) {
+        let count = LANES.min(numbers.lanes()).min(tables.max(1));
+        let mut lanes = Vec::with_capacity(count);
+        for _ in 0..count {
             lanes.push(Lane::open(numbers)?);
         }
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
@@ -106,6 +107,11 @@ impl Passage {
             next: 0,
             filler,
         })
+    }
+
+    /// How many tasks get their files at the same time.
+    pub(crate) fn lanes(&self) -> usize {
+        self.lanes.len()
     }
 
     /// The lane for one more table.

@@ -1,17 +1,18 @@
 //! From the numbers of the tracer to the numbers of a task, in one program.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 
 use criu_image::id::{FdTableId, FileId};
 use criu_image::pb;
-use criu_kind::{Error, Opened, Result, Shift};
+use criu_kind::{Error, Opened, Result, Shift, Tie};
 use criu_tracee::{Program, pidfd_open};
 use nix::unistd::Pid;
 
 use crate::files::Files;
 use crate::last::runs;
-use crate::passage::{Arrivals, Lane, Place};
+use crate::numbers::tied_numbers;
+use crate::passage::{Arrivals, Lane, Passage, Place};
 use crate::{locks, owner};
 
 const FD_CLOEXEC: u32 = 1;
@@ -25,10 +26,8 @@ impl Files<'_> {
     }
 
     /// Sends a task its descriptors, and adds the calls that take them and close all others. They run in the task, when it
-    /// needs nothing of what it inherited any more; tables in ascending order, once each, of which up to [`LANES`]
-    /// may run at the same time unless one [needs another](Files::needs_others).
-    ///
-    /// [`LANES`]: crate::LANES
+    /// needs nothing of what it inherited any more; tables in ascending order, once each, of which up to
+    /// [`Files::lanes`] may run at the same time unless one [needs another](Files::needs_others).
     pub fn place(&mut self, table: FdTableId, program: &mut Program) -> Result<Arrivals> {
         let passage = self.passage.take();
         let mut passage = passage.ok_or_else(|| Error::corrupt("files.img", "no file is open"))?;
@@ -65,6 +64,11 @@ impl Files<'_> {
         Ok(arrivals)
     }
 
+    /// How many tasks may be given their descriptors at the same time; after [`Files::open_all`].
+    pub fn lanes(&self) -> usize {
+        self.passage.as_ref().map_or(1, Passage::lanes)
+    }
+
     /// Whether a table has a file that its task takes from another: when that has its own.
     pub fn needs_others(&self, table: FdTableId) -> bool {
         self.entries(table).iter().any(|entry| {
@@ -82,42 +86,39 @@ impl Files<'_> {
         (lane, filler): (&Lane, i32),
         program: &mut Program,
     ) -> Result<Arrivals> {
-        let mut tied = BTreeSet::new();
+        let mut ties: Vec<Tie> = Vec::new();
         let mut tying = Vec::new();
         for id in self.related_in(table) {
             let saved = &self.all[&id];
             let (kind, entry) = (saved.kind, saved.entry.clone());
-            let ties = kind.ties(self, &entry)?;
-            if !ties.is_empty() {
-                tied.extend(ties);
+            let own = kind.ties(self, &entry)?;
+            if !own.is_empty() {
+                ties.extend(own);
                 tying.push((kind, entry));
             }
         }
-        let mut files = Vec::new();
-        for id in tied {
-            files.extend(self.opened_here(id)?.map(|file| (id, file)));
+        let mut files: BTreeMap<FileId, i32> = BTreeMap::new();
+        for (id, _) in &ties {
+            files.extend(self.opened_here(*id)?.map(|file| (*id, file)));
         }
         if files.is_empty() {
             return Ok(Arrivals::default());
         }
+        ties.retain(|(id, _)| files.contains_key(id));
+        let numbers = tied_numbers(&ties, &mut self.spare_numbers(lane.theirs()))?;
         lane.close_others(program);
-        let place = |(number, (id, file)): (i32, &(FileId, i32))| {
+        let place = |(id, number): (&FileId, &i32)| {
             let place = Place {
-                number,
+                number: *number,
                 closes: true,
-                file: Some(*file),
+                file: Some(files[id]),
             };
             (*id, place)
         };
-        let free = (0..).filter(|number| *number != lane.theirs());
-        let places: Vec<(FileId, Place)> = free.zip(&files).map(place).collect();
+        let mut places: Vec<(FileId, Place)> = numbers.iter().map(place).collect();
+        places.sort_unstable_by_key(|(_, place)| place.number);
         let arrivals = self.bring((lane, filler), &places, program)?;
-        let first = places.last().map_or(0, |(_, place)| place.number + 1);
-        let spare = self.spare_numbers(first, lane.theirs(), files.len());
-        for ((_, place), number) in places.iter().zip(&spare) {
-            program.dup3(place.number, *number, O_CLOEXEC);
-        }
-        self.tied = Some(files.iter().map(|(id, _)| *id).zip(spare).collect());
+        self.tied = Some(numbers);
         let related = tying
             .into_iter()
             .try_for_each(|(kind, entry)| kind.relate(self, &entry, program));
@@ -146,14 +147,15 @@ impl Files<'_> {
         if fetched.is_empty() {
             return lane.send(&sent, filler, program);
         }
-        let last = sent.last().map_or(-1, |place| place.number);
-        let number = last + 1 + i32::from(last + 1 == lane.theirs());
+        let number = free_number(&sent, lane.theirs());
         let itself = pidfd_open(Pid::this())?;
-        sent.push(Place {
+        let at = sent.partition_point(|place| place.number < number);
+        let itself_there = Place {
             number,
             closes: true,
             file: Some(itself.as_raw_fd()),
-        });
+        };
+        sent.insert(at, itself_there);
         let arrivals = lane.send(&sent, filler, program)?;
         for (from, place) in fetched {
             let fd = program.pidfd_getfd(number, from, 0);
@@ -166,11 +168,10 @@ impl Files<'_> {
     }
 
     /// Numbers that neither tasks need nor the passage has.
-    fn spare_numbers(&self, first: i32, taken: i32, count: usize) -> Vec<i32> {
+    fn spare_numbers(&self, taken: i32) -> impl Iterator<Item = i32> {
         let used = self.numbers();
-        let free =
-            (first.max(self.floor)..).filter(|number| *number != taken && !used.contains(number));
-        free.take(count).collect()
+        let all = self.floor..self.limit;
+        all.filter(move |number| *number != taken && !used.contains(number))
     }
 
     /// The number of a file here; `None` if it is to be opened in a task.
@@ -356,5 +357,38 @@ impl Files<'_> {
             }
             None => Err(Error::corrupt("fs.img", format!("file {id} is not there"))),
         }
+    }
+}
+
+/// The lowest number that is neither among the places, which are in the order of their numbers, nor taken.
+fn free_number(places: &[Place], taken: i32) -> i32 {
+    let mut number = 0;
+    let mut places = places.iter().map(|place| place.number).peekable();
+    loop {
+        if places.next_if_eq(&number).is_none() && number != taken {
+            return number;
+        }
+        number += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lowest_free_number() {
+        let places = |numbers: &[i32]| -> Vec<Place> {
+            let place = |number: &i32| Place {
+                number: *number,
+                closes: false,
+                file: None,
+            };
+            numbers.iter().map(place).collect()
+        };
+        assert_eq!(free_number(&[], 1), 0);
+        assert_eq!(free_number(&[], 0), 1);
+        assert_eq!(free_number(&places(&[0, 1, 2, 4]), 9), 3);
+        assert_eq!(free_number(&places(&[0, 1, 2, 4]), 3), 5);
     }
 }

@@ -12,13 +12,13 @@ use std::rc::Rc;
 use criu_image::id::{FileId, ShmId, VPid};
 use criu_image::{Desc, ImageId, ImageWriter, Store, pb};
 use criu_proc::Fdinfo;
-use criu_tracee::stat::FileStat;
 use criu_tracee::{Program, Ret, Site};
 use nix::unistd::Pid;
 use prost::{Message, Name};
 
 use crate::entry::FileEntry;
 use crate::error::{Error, Result};
+use crate::inode::Inode;
 
 /// A kernel release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,63 +38,6 @@ pub struct Slot {
     pub pid: Pid,
     /// The number.
     pub fd: i32,
-}
-
-/// What fstat(2) tells, in widths that do not depend on the machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Inode {
-    /// `st_dev`.
-    pub dev: u64,
-    /// `st_ino`.
-    pub ino: u64,
-    /// Type and permissions.
-    pub mode: u32,
-    /// Number of names.
-    pub links: u64,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// `st_rdev`.
-    pub rdev: u64,
-    /// Size in bytes.
-    pub size: u64,
-    /// Allocated blocks of 512 bytes.
-    pub blocks: u64,
-    /// Last access: seconds and nanoseconds.
-    pub atime: (i64, i64),
-    /// Last change of the content.
-    pub mtime: (i64, i64),
-}
-
-impl From<&FileStat> for Inode {
-    fn from(stat: &FileStat) -> Self {
-        Self {
-            dev: stat.st_dev,
-            ino: stat.st_ino,
-            mode: stat.st_mode,
-            links: stat.st_nlink,
-            uid: stat.st_uid,
-            gid: stat.st_gid,
-            rdev: stat.st_rdev,
-            size: stat.st_size,
-            blocks: stat.st_blocks,
-            atime: (stat.st_atime, stat.st_atime_nsec),
-            mtime: (stat.st_mtime, stat.st_mtime_nsec),
-        }
-    }
-}
-
-impl Inode {
-    /// `S_IFMT` of the mode.
-    pub fn format(&self) -> u32 {
-        self.mode & 0o170_000
-    }
-
-    /// Whether both are of one object.
-    pub fn is(&self, other: &Self) -> bool {
-        (self.dev, self.ino) == (other.dev, other.ino)
-    }
 }
 
 /// An open file as the walker found it.
@@ -327,6 +270,9 @@ pub enum Opened {
     There,
 }
 
+/// A file that another one is tied to, and the number under which it is.
+pub type Tie = (FileId, Option<i32>);
+
 /// A kind of open file.
 pub trait FileKind: Sync {
     /// Its message.
@@ -405,14 +351,15 @@ pub trait FileKind: Sync {
         ))
     }
 
-    /// The files that [`FileKind::relate`] needs in a task, itself among them; none if it has nothing to do.
-    fn ties(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Vec<FileId>> {
+    /// The files that [`FileKind::relate`] needs in a task, itself among them; none if it has nothing to do. Each with
+    /// the number that it is to have, if that matters: where it can be, it has that number already.
+    fn ties(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Vec<Tie>> {
         let _nothing = (cx, entry);
         Ok(Vec::new())
     }
 
     /// Ties it to other files. Runs in one task, where those of [`FileKind::ties`] are open under their numbers of
-    /// [`RestoreCx::file`] and all the numbers of the task itself are still free for use.
+    /// [`RestoreCx::file`] and all other numbers of the task itself are still free for use.
     fn relate(
         &self,
         cx: &mut dyn RestoreCx,
@@ -467,7 +414,7 @@ pub trait AnyFileKind: Sync {
     fn numbers(&self, entry: &pb::FileEntry) -> Vec<i32>;
     fn open(&self, cx: &mut dyn RestoreCx, entries: &[&pb::FileEntry]) -> Result<Vec<Opened>>;
     fn open_there(&self, entry: &pb::FileEntry, program: &mut Program) -> Result<Ret>;
-    fn ties(&self, cx: &mut dyn RestoreCx, entry: &pb::FileEntry) -> Result<Vec<FileId>>;
+    fn ties(&self, cx: &mut dyn RestoreCx, entry: &pb::FileEntry) -> Result<Vec<Tie>>;
     fn relate(
         &self,
         cx: &mut dyn RestoreCx,
@@ -568,7 +515,7 @@ impl<K: FileKind> AnyFileKind for K {
     fn open_there(&self, entry: &pb::FileEntry, program: &mut Program) -> Result<Ret> {
         FileKind::open_there(self, member(entry)?, program)
     }
-    fn ties(&self, cx: &mut dyn RestoreCx, entry: &pb::FileEntry) -> Result<Vec<FileId>> {
+    fn ties(&self, cx: &mut dyn RestoreCx, entry: &pb::FileEntry) -> Result<Vec<Tie>> {
         FileKind::ties(self, cx, member(entry)?)
     }
     fn relate(

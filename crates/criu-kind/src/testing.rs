@@ -10,7 +10,8 @@ use criu_tracee::{Dry, Program, Site};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
-use crate::file::{Cache, DumpCx, FileKind, Inode, OpenFile, Opened, RestoreCx, Shift, Slot};
+use crate::file::{Cache, DumpCx, FileKind, OpenFile, Opened, RestoreCx, Shift, Slot};
+use crate::inode::Inode;
 
 /// An open file that is nothing but this link, this mode and this fdinfo.
 ///

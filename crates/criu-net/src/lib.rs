@@ -22,6 +22,7 @@ mod connections {
     pub(crate) mod arrival;
     pub(crate) mod departure;
     pub(crate) mod doors;
+    pub(crate) mod policy;
     pub(crate) mod remap;
 }
 
@@ -49,6 +50,7 @@ mod sockets {
         pub(crate) mod kind;
     }
     pub(crate) mod tcp {
+        pub(crate) mod abort;
         pub(crate) mod options;
         pub(crate) mod rebuild;
         pub(crate) mod repair;
@@ -69,6 +71,7 @@ mod sockets {
 pub use connections::arrival::{Arrival, ArrivalOptions};
 pub use connections::departure::{Departure, DepartureOptions};
 pub use connections::doors::Doors;
+pub use connections::policy::{Fate, Policies, Policy, Side};
 pub use connections::remap::{End, Remap};
 pub use lock::{Connection, Lock, park, unpark};
 pub use preflight::refuse_connections;

@@ -6,12 +6,16 @@ use criu_kind::{Error, Result, Subject};
 use criu_proc::ProcDir;
 use nix::unistd::Pid;
 
+use crate::connections::policy::{Policies, REMEDY};
 use crate::sockets::inet::diag::{InetInfo, InetSockets};
 use crate::sockets::tcp::state::{self, LISTEN};
 
-/// Refuses connections of these processes, each with its descriptor, when they are neither kept nor closed.
-pub fn refuse_connections(pids: &[Pid]) -> Result<()> {
-    let is_connection = |info: &InetInfo| info.state != LISTEN && info.remote.port() != 0;
+/// Refuses connections of these processes, each with its descriptor, of which nobody has said what becomes of them.
+pub fn refuse_connections(pids: &[Pid], policies: &Policies) -> Result<()> {
+    let is_connection = |info: &InetInfo| {
+        let is_one = info.state != LISTEN && info.remote.port() != 0;
+        is_one && !policies.is_known(&info.local, &info.remote)
+    };
     // Most processes have no socket, and the kernel walks through a large table for the answer.
     let mut connections = None;
     let mut refused = Vec::new();
@@ -53,10 +57,7 @@ pub fn refuse_connections(pids: &[Pid]) -> Result<()> {
                 "a TCP connection, {local} - {remote} ({})",
                 state::name(info.state)
             );
-            let error = Error::unsupported(
-                fact,
-                "keep connections with --tcp-established, or close them with --tcp-close",
-            );
+            let error = Error::unsupported(fact, REMEDY);
             let error = within(
                 error,
                 Subject::Fd {

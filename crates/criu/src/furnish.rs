@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use criu_files::{Arrivals, LANES, Sites};
+use criu_files::{Arrivals, Sites};
 use criu_image::id::{FdTableId, VPid};
 use criu_kind::{Result, Within};
 use criu_task::birth;
@@ -110,13 +110,14 @@ impl World<'_> {
         }
         tables.sort_by_key(|(table, ..)| *table);
         self.open_late()?;
+        let lanes = self.files.lanes();
         let mut ready: Vec<Furnishing> = Vec::new();
         for (position, (table, image, here)) in tables.iter().enumerate() {
             let task = self.task(*image);
             let Some(body) = &task.body else { continue };
             // Of those that share a table the last one fills it: nothing of ours is in it then.
             let fills = tables.get(position + 1).map(|(next, ..)| next) != Some(table);
-            if ready.len() == LANES || fills && self.files.needs_others(*table) {
+            if ready.len() == lanes || fills && self.files.needs_others(*table) {
                 self.furnish(&mut ready)?;
             }
             let mut program = Program::new();

@@ -4,11 +4,13 @@ use std::rc::Rc;
 
 use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{Error, Result};
-use criu_net::{Arrival, ArrivalOptions, Departure, DepartureOptions};
+use criu_net::{
+    Arrival, ArrivalOptions, Departure, DepartureOptions, Fate, Policies, Policy, Side,
+};
 use criu_proc::ProcDir;
 use nix::unistd::Pid;
 
-use crate::options::{NetworkLock, Tcp};
+use crate::options::{NetworkLock, Tcp, TcpFate, TcpPolicy, TcpSide};
 use crate::remap::Remap;
 
 /// How inventories count the ways; the RPC counts from 1.
@@ -31,7 +33,7 @@ pub(crate) fn preflight(root: Pid, tcp: &Tcp) -> Result<()> {
     if tcp.established || tcp.close {
         return Ok(());
     }
-    criu_net::refuse_connections(&family(root))
+    criu_net::refuse_connections(&family(root), &policies(tcp))
 }
 
 /// A process and all that come from it, as they are at the moment.
@@ -49,11 +51,33 @@ fn family(root: Pid) -> Vec<Pid> {
 /// The connections of a dump, none of them known yet.
 pub(crate) fn departure(tcp: &Tcp) -> Rc<Departure> {
     Rc::new(Departure::new(DepartureOptions {
-        established: tcp.established,
-        close: tcp.close,
+        policies: policies(tcp),
         skip_in_flight: tcp.skip_in_flight,
         unlocked: tcp.lock == NetworkLock::Skip,
     }))
+}
+
+/// What is said of connections, in the words of `criu-net`.
+fn policies(tcp: &Tcp) -> Policies {
+    let policy = |one: &TcpPolicy| Policy {
+        side: match one.side {
+            TcpSide::Either => Side::Either,
+            TcpSide::Local => Side::Local,
+            TcpSide::Remote => Side::Remote,
+        },
+        end: (one.end.address, one.end.port),
+        fate: match one.fate {
+            TcpFate::Keep => Fate::Keep,
+            TcpFate::Close => Fate::Close,
+            TcpFate::Reset => Fate::Reset,
+            TcpFate::ListenOnly => Fate::ListenOnly,
+        },
+    };
+    Policies {
+        each: tcp.policies.iter().map(policy).collect(),
+        established: tcp.established,
+        close: tcp.close,
+    }
 }
 
 /// How packets are kept away, as the inventory has it.
@@ -76,8 +100,7 @@ pub(crate) fn arrival(tcp: &Tcp, remaps: &[Remap], store: &dyn Store) -> Result<
         ));
     }
     let options = ArrivalOptions {
-        established: tcp.established,
-        close: tcp.close,
+        policies: policies(tcp),
         unlocked: tcp.lock == NetworkLock::Skip,
         by_iptables: inventory.network_lock_method.unwrap_or(BY_IPTABLES) == BY_IPTABLES,
         remaps: remaps

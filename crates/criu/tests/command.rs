@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn criu(dir: &Path, args: &[&str]) -> io::Result<Output> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_criu"));
@@ -144,6 +144,45 @@ fn a_cpu_is_like_itself() -> io::Result<()> {
         criu(dir.path(), &["cpuinfo", "check", "--cpu-cap=all"])?
             .status
             .success()
+    );
+    Ok(())
+}
+
+#[test]
+fn only_connections_of_which_nothing_is_said_are_refused() -> io::Result<()> {
+    use std::net::{TcpListener, TcpStream};
+    let dir = tempfile::tempdir()?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let one = TcpStream::connect(listener.local_addr()?)?;
+    let other = TcpStream::connect(listener.local_addr()?)?;
+    let ends = [one.local_addr()?, other.local_addr()?].map(|end| end.to_string());
+    let stdio = |stream: TcpStream| Stdio::from(std::os::fd::OwnedFd::from(stream));
+    let mut child = Command::new("sleep")
+        .arg("60")
+        .stdin(stdio(one))
+        .stdout(stdio(other))
+        .stderr(Stdio::null())
+        .spawn()?;
+    let pid = child.id().to_string();
+    let policy = format!("--tcp-policy=local:{}=close", ends[0]);
+    let refused = criu(dir.path(), &["dump", "-t", &pid, &policy]);
+    let both = criu(dir.path(), &["dump", "-t", &pid]);
+    child.kill()?;
+    child.wait()?;
+    for (output, known) in [(refused?, true), (both?, false)] {
+        assert_eq!(output.status.code(), Some(1));
+        let error = text(&output.stderr);
+        assert_eq!(!error.contains(&ends[0]), known, "{error}");
+        assert!(
+            error.contains(&ends[1]) && error.contains("--tcp-policy"),
+            "{error}"
+        );
+    }
+    let wrong = criu(dir.path(), &["restore", "--tcp-policy", "*:80=drop"])?;
+    let error = text(&wrong.stderr);
+    assert!(
+        error.contains("--tcp-policy") && error.contains("*:80=drop"),
+        "{error}"
     );
     Ok(())
 }

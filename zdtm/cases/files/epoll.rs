@@ -15,6 +15,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("epoll-duplicates", duplicates),
     Case::new("epoll-shared", shared),
     Case::new("epoll-many", many),
+    Case::new("epoll-most", most),
 ];
 
 /// What is ready now, as (data, events), by data.
@@ -182,5 +183,30 @@ fn many() -> Result<()> {
         .map(|data| (data, EpollFlags::EPOLLIN))
         .collect();
     check!(ready(&epoll)? == wanted);
+    Ok(())
+}
+
+/// More targets than there are free numbers.
+fn most() -> Result<()> {
+    let limit = zdtm::descriptors(20_000)?;
+    let epoll = new()?;
+    let mut counters = Vec::new();
+    for data in 0..limit * 3 / 4 {
+        let counter = EventFd::from_value(u32::from(data % 1000 == 7))?;
+        epoll.add(&counter, EpollEvent::new(EpollFlags::EPOLLIN, data.into()))?;
+        counters.push(counter);
+    }
+    zdtm::checkpoint()?;
+    let wanted: Vec<_> = (0..limit * 3 / 4)
+        .filter(|data| data % 1000 == 7)
+        .map(|data| (data.into(), EpollFlags::EPOLLIN))
+        .collect();
+    check_eq!(ready(&epoll)?, wanted);
+    let last = counters.len() - 1;
+    counters[last].write(1)?;
+    check_eq!(
+        ready(&epoll)?.last(),
+        Some(&(last as u64, EpollFlags::EPOLLIN))
+    );
     Ok(())
 }

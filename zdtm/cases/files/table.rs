@@ -12,6 +12,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("fds-1000", thousand),
     Case::new("fd-numbers", || numbers(1 << 14)),
     Case::new("fd-numbers-limit", || numbers(1 << 30)),
+    Case::new("fds-full", full),
     Case::new("fd-cloexec", cloexec),
     Case::new("fd-owner", owner),
     Case::new("fd-own-by-thread", owner_thread),
@@ -49,6 +50,35 @@ fn thousand() -> Result<()> {
     for (position, file) in (0..).zip(&mut files) {
         check_eq!(file.stream_position()?, position * 3);
     }
+    Ok(())
+}
+
+/// A table of which hardly a number is free, most of them files of their own: as many as a driver with the same limit can
+/// open.
+fn full() -> Result<()> {
+    const FREE: c_int = 8;
+    let limit = zdtm::descriptors(20_000)?;
+    let mut files = Vec::new();
+    let path = zdtm::dir().join("file");
+    std::fs::write(&path, [1])?;
+    for position in 0..limit * 4 / 5 {
+        let mut file = File::open(&path)?;
+        file.seek(SeekFrom::Start(position.into()))?;
+        files.push(file);
+    }
+    let last = File::open("/dev/null")?;
+    let mut copies = Vec::new();
+    for number in last.as_raw_fd() + 1..c_int::try_from(limit)? - FREE {
+        copies.push(dup_to(&last, number)?);
+    }
+    zdtm::checkpoint()?;
+    for (position, file) in (0..).zip(&mut files) {
+        check_eq!(file.stream_position()?, position);
+    }
+    check_eq!(
+        raw_fcntl(&copies[copies.len() - 1], libc::F_GETFL, 0)? & libc::O_ACCMODE,
+        libc::O_RDONLY
+    );
     Ok(())
 }
 

@@ -37,5 +37,5 @@ pub use memory::{Mapping, PAGE, checksum, fill, huge_pages, page_size, pattern, 
 pub use process::{Child, children, exit_code, exit_signal, wait_exit};
 pub use procfs::{proc_text, stat_field, status_field};
 pub use protocol::{checkpoint, dir, over, over_word, ready, wait};
-pub use sys::{ret, syscall};
+pub use sys::{descriptors, ret, syscall};
 pub use threads::Team;

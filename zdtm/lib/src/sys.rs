@@ -25,3 +25,12 @@ pub unsafe fn syscall(number: libc::c_long, arguments: [usize; 6]) -> io::Result
     )]
     Ok(value.into())
 }
+
+/// Lets this process have as many descriptors as it may, but no more than `most`; how many that are.
+pub fn descriptors(most: u32) -> crate::Result<u32> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let limit = hard.min(most.into());
+    setrlimit(Resource::RLIMIT_NOFILE, limit, hard)?;
+    Ok(u32::try_from(limit)?)
+}

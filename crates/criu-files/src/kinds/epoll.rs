@@ -8,7 +8,7 @@
 
 use criu_image::id::FileId;
 use criu_image::{Store, StoreExt, desc, pb};
-use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
+use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result, Tie};
 use criu_tracee::Program;
 use std::collections::HashMap;
 
@@ -116,11 +116,11 @@ impl FileKind for Epoll {
         Ok(Opened::Here(cx.here().run(&program)?.fd(fd)))
     }
 
-    fn ties(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Vec<FileId>> {
-        let targets = targets(cx, entry)?.into_iter().map(|(file, _)| file);
-        let mut ties: Vec<FileId> = targets.collect();
+    fn ties(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Vec<Tie>> {
+        let targets = targets(cx, entry)?.into_iter();
+        let mut ties: Vec<Tie> = targets.map(|(file, number)| (file, Some(number))).collect();
         if !ties.is_empty() {
-            ties.push(FileId::new(entry.id));
+            ties.push((FileId::new(entry.id), None));
         }
         Ok(ties)
     }
@@ -138,7 +138,9 @@ impl FileKind for Epoll {
             let file = cx
                 .file(file)?
                 .ok_or_else(|| missing(&format!("its target {number} is not open yet")))?;
-            program.dup3(file, number, libc::O_CLOEXEC);
+            if file != number {
+                program.dup3(file, number, libc::O_CLOEXEC);
+            }
             let event = program.bytes(event(target.events, target.data));
             program.epoll_ctl(set, EPOLL_CTL_ADD, number, event);
         }

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, IntoRawFd};
 
 use criu_image::id::FileId;
 use criu_image::pb;
-use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result, Slot};
+use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result, Slot, Tie};
 use criu_proc::{Fdinfo, ProcDir, unescape};
 use criu_tracee::{
     Program, RingState, RingTraits, Sysno, make_ring, ring_layout, ring_state, ring_traits,
@@ -138,13 +138,13 @@ impl FileKind for IoUring {
         Ok(Opened::Here(ring.into_raw_fd()))
     }
 
-    fn ties(&self, _: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Vec<FileId>> {
+    fn ties(&self, _: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Vec<Tie>> {
         let files = entry.files.iter().map(|file| file.file_id);
         let mut ties: Vec<u32> = files.chain(entry.eventfd_id).collect();
         if entry.files_size.is_some_and(|size| size > 0) || entry.eventfd_id.is_some() {
             ties.push(entry.id);
         }
-        Ok(ties.into_iter().map(FileId::new).collect())
+        Ok(ties.into_iter().map(|id| (FileId::new(id), None)).collect())
     }
 
     fn relate(

@@ -9,21 +9,21 @@ use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{Error, Result};
 use criu_tracee::{Local, Program, Site};
 
+use crate::connections::policy::{Fate, Policies, REMEDY};
 use crate::connections::remap::{Remap, remapped};
 use crate::iptables;
 use crate::lock::{self, Connection, Lock};
 use crate::sockets::inet::address::{of_words, on_the_wire};
 use crate::sockets::inet::sort::Sort;
 use crate::sockets::message::set_at;
+use crate::sockets::tcp::abort::reset;
 use crate::sockets::tcp::repair::{OFF, OFF_QUIETLY, enter, leave};
 
 /// What a restore does about connections.
 #[derive(Clone, Debug, Default)]
 pub struct ArrivalOptions {
-    /// They are kept (`--tcp-established`).
-    pub established: bool,
-    /// They are closed (`--tcp-close`).
-    pub close: bool,
+    /// What becomes of them; their ends as the images have them.
+    pub policies: Policies,
     /// No packet is kept away (`--network-lock skip`).
     pub unlocked: bool,
     /// The dump has had iptables(8) keep packets away.
@@ -44,7 +44,12 @@ struct Ready {
 #[derive(Debug, Default)]
 pub struct Arrival {
     options: ArrivalOptions,
+    /// How many the images have.
+    count: usize,
+    /// Those that there are again, be it only to end.
     connections: Vec<Connection>,
+    /// Those of which nobody has said what becomes of them.
+    unknown: Vec<Connection>,
     /// Ends of connections that are in the images: those who have the other end have to follow them.
     ours: HashSet<SocketAddr>,
     /// Protocol and port of sockets that others may share a port with.
@@ -53,6 +58,8 @@ pub struct Arrival {
     run: Option<String>,
     lock: RefCell<Option<Lock>>,
     ready: RefCell<Vec<Ready>>,
+    /// Those that end as soon as the other ends can hear of it.
+    doomed: RefCell<Vec<OwnedFd>>,
 }
 
 impl Arrival {
@@ -84,8 +91,14 @@ impl Arrival {
             }
         }
         for entry in entries.iter().filter(|entry| is_connection(entry)) {
-            let (local, remote) = arrival.ends(entry)?;
-            arrival.connections.push(Connection::new(&local, &remote));
+            let (local, remote) = ends(entry)?;
+            arrival.count += 1;
+            if !arrival.options.policies.is_known(&local, &remote) {
+                arrival.unknown.push(Connection::new(&local, &remote));
+            } else if matches!(arrival.fate(entry)?, Fate::Keep | Fate::Reset) {
+                let (local, remote) = arrival.ends(entry)?;
+                arrival.connections.push(Connection::new(&local, &remote));
+            }
         }
         Ok(arrival)
     }
@@ -107,33 +120,42 @@ impl Arrival {
         !is_connection(entry) && self.shared.contains(&(entry.proto, entry.src_port))
     }
 
-    /// How many there are.
+    /// How many the images have.
     pub fn count(&self) -> usize {
-        self.connections.len()
+        self.count
     }
 
-    pub(crate) fn options(&self) -> &ArrivalOptions {
-        &self.options
+    /// What becomes of the connection of an entry.
+    pub(crate) fn fate(&self, entry: &pb::InetSkEntry) -> Result<Fate> {
+        let (local, remote) = ends(entry)?;
+        let policies = &self.options.policies;
+        if !policies.is_known(&local, &remote) {
+            let fact = format!("a TCP connection, {local} - {remote}");
+            return Err(Error::unsupported(fact, REMEDY));
+        }
+        let of_all = if policies.close {
+            Fate::Close
+        } else {
+            Fate::Keep
+        };
+        Ok(policies.own(&local, &remote).unwrap_or(of_all))
     }
 
-    /// Whether connections are wanted.
+    /// Whether it is said of all connections what becomes of them.
     pub fn check(&self) -> Result<()> {
-        if self.options.close || self.options.established || self.connections.is_empty() {
+        if self.unknown.is_empty() {
             return Ok(());
         }
-        let list: Vec<String> = self.connections.iter().map(Connection::to_string).collect();
+        let list: Vec<String> = self.unknown.iter().map(Connection::to_string).collect();
         Err(Error::unsupported(
             format!("the images have TCP connections: {}", list.join(", ")),
-            "keep them with --tcp-established, or close them with --tcp-close",
+            REMEDY,
         ))
     }
 
     /// Whether their addresses are here. A script may bring them when the connections are locked: whoever answers
     /// before their sockets are there, breaks them.
     pub fn check_addresses(&self) -> Result<()> {
-        if self.options.close || self.connections.is_empty() {
-            return Ok(());
-        }
         let mut addresses: Vec<_> = self.connections.iter().map(|one| one.local.ip()).collect();
         addresses.sort();
         addresses.dedup();
@@ -162,7 +184,7 @@ impl Arrival {
     /// Locks them. Where the dump has parked them, they stay so until all has gone well: whoever tries again after a
     /// failure finds them as they were.
     pub fn lock(&self) -> Result<()> {
-        if !self.connections.is_empty() && !self.goes_unlocked() {
+        if !self.goes_unlocked() {
             let run = self.run.as_deref().unwrap_or_default();
             let name = format!("criu-rs-restore-{}-{run}", std::process::id());
             let lock = Lock::new(&name, &self.connections)?;
@@ -172,13 +194,13 @@ impl Arrival {
     }
 
     fn goes_unlocked(&self) -> bool {
-        self.options.unlocked || self.options.close
+        self.options.unlocked || self.connections.is_empty()
     }
 
     /// Takes them from where the dump has parked them. Also those who restore without a lock, or without connections,
     /// do not want that.
     fn unpark(&self) -> Result<()> {
-        if self.connections.is_empty() {
+        if self.count == 0 {
             return Ok(());
         }
         let unparked = lock::unpark(self.run.as_deref().unwrap_or_default());
@@ -216,6 +238,11 @@ impl Arrival {
         });
     }
 
+    /// A socket that nobody has but us, in repair mode: it only tells the other end that there is none any more.
+    pub(crate) fn doom(&self, socket: OwnedFd) {
+        self.doomed.borrow_mut().push(socket);
+    }
+
     /// Takes them out of repair mode, still locked: their tasks may go on at any moment.
     pub fn ready(&self) -> Result<()> {
         let ready = self.ready.borrow();
@@ -233,6 +260,10 @@ impl Arrival {
     /// Lets them go, also while tasks run: from here on the other ends hear of us again.
     pub fn go(&self) -> Result<()> {
         self.unlock()?;
+        for socket in self.doomed.borrow_mut().drain(..) {
+            leave(&socket, OFF_QUIETLY, 0)?;
+            reset(&socket)?;
+        }
         for one in self.ready.borrow_mut().drain(..) {
             // They have left repair mode, but only this asks the other end for news.
             leave(&one.socket, OFF, one.reuse.into())?;
@@ -272,9 +303,12 @@ mod tests {
     use nix::sched::{CloneFlags, unshare};
 
     use super::*;
+    use crate::connections::policy::{Policy, Side};
+    use crate::sockets::inet::address::words;
 
     fn arrival(run: &str, connection: Connection) -> Arrival {
         Arrival {
+            count: 1,
             connections: vec![connection],
             run: Some(run.to_owned()),
             ..Arrival::default()
@@ -295,6 +329,70 @@ mod tests {
         good.go()?;
         assert!(!lock::unpark("a-run")?, "a good one takes it away");
         Ok(())
+    }
+
+    /// Entries of connections from 10.0.0.1 to these.
+    fn images(remotes: &[&str]) -> criu_image::Memory {
+        let store = criu_image::Memory::new();
+        let mut files = Vec::new();
+        for (id, remote) in (1..).zip(remotes) {
+            let remote: SocketAddr = remote.parse().expect("an address");
+            let socket = pb::InetSkEntry {
+                id,
+                family: libc::AF_INET.cast_unsigned(),
+                r#type: libc::SOCK_STREAM.cast_unsigned(),
+                proto: libc::IPPROTO_TCP.cast_unsigned(),
+                state: 1,
+                src_port: 1000 + id,
+                dst_port: remote.port().into(),
+                src_addr: words("10.0.0.1".parse().expect("an address")),
+                dst_addr: words(remote.ip()),
+                ..pb::InetSkEntry::default()
+            };
+            files.push(pb::FileEntry {
+                r#type: pb::FdTypes::Inetsk.into(),
+                id,
+                isk: Some(Box::new(socket)),
+                ..pb::FileEntry::default()
+            });
+        }
+        let written = store.write_entries(desc::FILES, (), &files);
+        written.and_then(|()| store.finish()).expect("memory");
+        store
+    }
+
+    #[test]
+    fn each_connection_is_what_is_said_of_it() {
+        let store = images(&["10.0.0.5:1", "10.0.0.6:1", "10.0.0.7:1", "10.0.0.8:1"]);
+        let policy = |address: &str, fate| Policy {
+            side: Side::Remote,
+            end: (Some(address.parse().expect("an address")), None),
+            fate,
+        };
+        let mut options = ArrivalOptions::default();
+        options.policies.each = vec![
+            policy("10.0.0.5", Fate::Keep),
+            policy("10.0.0.6", Fate::Close),
+            policy("10.0.0.7", Fate::Reset),
+        ];
+        let arrival = Arrival::load(options.clone(), &store, None).expect("well formed");
+        let refusal = arrival.check().expect_err("one too many").to_string();
+        assert!(
+            refusal.ends_with("connections: 10.0.0.1:1004 - 10.0.0.8:1"),
+            "{refusal}"
+        );
+        let kept = |options: &ArrivalOptions| {
+            let arrival = Arrival::load(options.clone(), &store, None).expect("well formed");
+            arrival.check().expect("all is said");
+            assert_eq!(arrival.count(), 4);
+            let remotes = arrival.connections.iter().map(|one| one.remote.to_string());
+            remotes.collect::<Vec<_>>()
+        };
+        // What is reset must be there first.
+        options.policies.established = true;
+        assert_eq!(kept(&options), ["10.0.0.5:1", "10.0.0.7:1", "10.0.0.8:1"]);
+        options.policies.close = true;
+        assert_eq!(kept(&options), ["10.0.0.5:1", "10.0.0.7:1"]);
     }
 
     #[test]

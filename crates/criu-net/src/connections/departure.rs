@@ -5,29 +5,37 @@
 //! connections alone.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use criu_kind::Result;
 
 use crate::connections::doors::{self, Doors, Listener};
+use crate::connections::policy::Policies;
 use crate::lock::{self, Connection, Lock};
+use crate::sockets::tcp::abort::{Abrupt, abrupt, gentle};
 use crate::sockets::tcp::repair::{OFF_QUIETLY, Repair, leave};
 
 /// What a dump does about connections.
-#[derive(Clone, Copy, Debug, Default)]
-#[allow(
-    clippy::struct_excessive_bools,
-    reason = "each is an option of the command line"
-)]
+#[derive(Clone, Debug, Default)]
 pub struct DepartureOptions {
-    /// They are kept (`--tcp-established`).
-    pub established: bool,
-    /// They are closed (`--tcp-close`).
-    pub close: bool,
+    /// What becomes of them.
+    pub policies: Policies,
     /// Those that nobody has accepted are forgotten (`--skip-in-flight`).
     pub skip_in_flight: bool,
     /// No packet is kept away (`--network-lock skip`).
     pub unlocked: bool,
+}
+
+/// How a connection ends here when its process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Without a word, to go on elsewhere.
+    Kept,
+    /// Without a word.
+    Silent,
+    /// By a RST.
+    Reset,
 }
 
 /// The connections of a dump: made by the driver, known to the kinds.
@@ -36,27 +44,29 @@ pub struct Departure {
     options: DepartureOptions,
     connections: RefCell<Vec<Connection>>,
     listeners: RefCell<Vec<Listener>>,
+    /// Of connections that this process has a hand in, by inode: how they end.
+    ending: RefCell<HashMap<u32, Ending>>,
+    /// Those that are to end without a word.
     sockets: RefCell<Vec<OwnedFd>>,
+    /// Those whose other end is to be told.
+    told: RefCell<Vec<OwnedFd>>,
     lock: RefCell<Option<Lock>>,
     /// Those in repair mode: `SO_REUSEADDR` of each.
     held: RefCell<Vec<(OwnedFd, u32)>>,
+    /// Those that end by a RST.
+    armed: RefCell<Vec<(OwnedFd, Abrupt)>>,
 }
 
 impl Departure {
     /// None yet.
     pub fn new(options: DepartureOptions) -> Self {
-        Self {
-            options,
-            connections: RefCell::default(),
-            listeners: RefCell::default(),
-            sockets: RefCell::default(),
-            lock: RefCell::default(),
-            held: RefCell::default(),
-        }
+        let mut departure = Self::default();
+        departure.options = options;
+        departure
     }
 
-    pub(crate) fn options(&self) -> DepartureOptions {
-        self.options
+    pub(crate) fn policies(&self) -> &Policies {
+        &self.options.policies
     }
 
     pub(crate) fn add(&self, connection: Connection) {
@@ -67,8 +77,24 @@ impl Departure {
         self.listeners.borrow_mut().push(listener);
     }
 
+    /// How a connection ends here when its process does.
+    pub(crate) fn ends(&self, inode: u32, how: Ending) {
+        self.ending.borrow_mut().insert(inode, how);
+    }
+
+    /// The same, if it is not the kernel's business.
+    pub(crate) fn ending(&self, inode: u32) -> Option<Ending> {
+        self.ending.borrow().get(&inode).copied()
+    }
+
+    /// A socket whose other end is to be told nothing when its process ends.
     pub(crate) fn keep(&self, socket: OwnedFd) {
         self.sockets.borrow_mut().push(socket);
+    }
+
+    /// A socket that is to end by a RST.
+    pub(crate) fn reset(&self, socket: OwnedFd) {
+        self.told.borrow_mut().push(socket);
     }
 
     /// How many there are.
@@ -109,8 +135,12 @@ impl Departure {
         Ok(())
     }
 
-    /// Brings all into repair mode: what is killed now goes silently.
+    /// Brings all into repair mode: what is killed now goes silently. And the others, those whose other end is told.
     pub fn hold(&self) -> Result<()> {
+        for socket in self.told.borrow_mut().drain(..) {
+            let former = abrupt(&socket)?;
+            self.armed.borrow_mut().push((socket, former));
+        }
         for socket in self.sockets.borrow_mut().drain(..) {
             let reuse = Repair::enter(&socket)?.stay();
             self.held.borrow_mut().push((socket, reuse));
@@ -126,6 +156,8 @@ impl Departure {
         }
         self.held.borrow_mut().clear();
         self.sockets.borrow_mut().clear();
+        // Nobody else has them any more, and that is their end.
+        self.armed.borrow_mut().clear();
         self.lock.take();
         Ok(())
     }
@@ -137,6 +169,11 @@ impl Drop for Departure {
         for (socket, reuse) in self.held.borrow_mut().drain(..) {
             if let Err(error) = leave(&socket, OFF_QUIETLY, reuse) {
                 tracing::error!(%error, "a connection could not be let out of repair mode");
+            }
+        }
+        for (socket, former) in self.armed.borrow_mut().drain(..) {
+            if let Err(error) = gentle(&socket, &former) {
+                tracing::error!(%error, "a connection has lost its SO_LINGER");
             }
         }
     }

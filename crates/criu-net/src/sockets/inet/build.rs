@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use crate::connections::arrival::{Arrival, is_connection};
+use crate::connections::policy::Fate;
 use crate::sockets::inet::address::encode;
 use crate::sockets::inet::sort::Sort;
 use crate::sockets::inet::{datagrams, ip, more, multicast};
@@ -39,33 +40,27 @@ pub(crate) fn build(cx: &mut dyn RestoreCx, entry: &pb::InetSkEntry) -> Result<O
     sort.check()?;
     let arrival = arrival(cx)?;
     let (local, remote) = arrival.ends(entry)?;
-    let chosen = arrival.options();
-    let is_connection = is_connection(entry);
+    let fate = is_connection(entry)
+        .then(|| arrival.fate(entry))
+        .transpose()?;
     let more = more::Facts::of(cx, entry.id)?;
+    if fate == Some(Fate::Reset) {
+        // The program has a socket that never was connected, and this one ends as the connection.
+        let doomed = make(cx, &sort)?;
+        place(cx, doomed, entry, &sort, &more, (local, remote))?;
+        arrival.doom(copy(doomed)?);
+        let mut program = Program::new();
+        program.close(doomed);
+        cx.here().run(&program)?;
+    }
     let fd = make(cx, &sort)?;
-    if is_connection && chosen.close {
+    if matches!(fate, None | Some(Fate::Keep)) {
+        place(cx, fd, entry, &sort, &more, (local, remote))?;
+    } else {
         let mut program = Program::new();
         program.shutdown(fd, libc::SHUT_RDWR);
         program.tolerate();
         cx.here().run(&program)?;
-    } else {
-        let mut program = Program::new();
-        before_bind(&mut program, fd, &sort, entry);
-        if entry.opts.so_reuseport() || arrival.shares_port(entry) {
-            set(&mut program, fd, libc::SO_REUSEPORT, 1);
-        }
-        if is_connection {
-            // From here on the kernel lets it share an address with anybody: `SK_FORCE_REUSE`.
-            set_at(&mut program, fd, REPAIR, ON);
-        }
-        cx.here().run(&program)?;
-        more::write(cx, fd, &more, true)?;
-        bind(cx, fd, &sort, entry, &local)?;
-        if is_connection {
-            connection(cx, fd, entry, local, remote)?;
-        } else {
-            connect(cx, fd, entry, &remote)?;
-        }
     }
     let mut program = Program::new();
     if datagrams::waits(cx, entry.id)? {
@@ -79,7 +74,7 @@ pub(crate) fn build(cx: &mut dyn RestoreCx, entry: &pb::InetSkEntry) -> Result<O
         tcp_options::write(&mut program, fd, options);
     }
     if let Some(how @ 1..=3) = entry.shutdown
-        && !is_connection
+        && fate.is_none()
     {
         program.shutdown(fd, how - 1);
         // A socket that is not connected is shut all the same.
@@ -89,6 +84,34 @@ pub(crate) fn build(cx: &mut dyn RestoreCx, entry: &pb::InetSkEntry) -> Result<O
     more::write(cx, fd, &more, false)?;
     multicast::join(cx, fd, &sort, &more.groups)?;
     Ok(Opened::Here(fd))
+}
+
+/// Gives it its ends.
+fn place(
+    cx: &mut dyn RestoreCx,
+    fd: i32,
+    entry: &pb::InetSkEntry,
+    sort: &Sort,
+    more: &pb::SocketExtEntry,
+    (local, remote): (SocketAddr, SocketAddr),
+) -> Result<()> {
+    let mut program = Program::new();
+    before_bind(&mut program, fd, sort, entry);
+    if entry.opts.so_reuseport() || arrival(cx)?.shares_port(entry) {
+        set(&mut program, fd, libc::SO_REUSEPORT, 1);
+    }
+    if is_connection(entry) {
+        // From here on the kernel lets it share an address with anybody: `SK_FORCE_REUSE`.
+        set_at(&mut program, fd, REPAIR, ON);
+    }
+    cx.here().run(&program)?;
+    more::write(cx, fd, more, true)?;
+    bind(cx, fd, sort, entry, &local)?;
+    if is_connection(entry) {
+        connection(cx, fd, entry, local, remote)
+    } else {
+        connect(cx, fd, entry, &remote)
+    }
 }
 
 fn make(cx: &mut dyn RestoreCx, sort: &Sort) -> Result<i32> {
@@ -201,12 +224,6 @@ fn connection(
     local: SocketAddr,
     remote: SocketAddr,
 ) -> Result<()> {
-    if !arrival(cx)?.options().established {
-        return Err(Error::unsupported(
-            format!("a TCP connection, {local} - {remote}"),
-            "keep it with --tcp-established, or close it with --tcp-close",
-        ));
-    }
     let stream = cx
         .store()
         .entry::<pb::TcpStreamEntry>(desc::TCP_STREAM, entry.ino)?;
@@ -235,13 +252,8 @@ fn connection(
 pub(crate) fn last(cx: &mut dyn RestoreCx, entry: &pb::InetSkEntry, fd: i32) -> Result<Program> {
     let mut program = Program::new();
     let arrival = arrival(cx)?;
-    if is_connection(entry) && !arrival.options().close {
-        let copy: Option<OwnedFd> = fetch_fd(&pidfd_open(Pid::this())?, fd)?;
-        let copy = copy.ok_or(Error::Kernel {
-            call: "pidfd_getfd",
-            errno: Errno::EBADF,
-        })?;
-        arrival.add(copy, entry);
+    if is_connection(entry) && arrival.fate(entry)? == Fate::Keep {
+        arrival.add(copy(fd)?, entry);
         return Ok(program);
     }
     if !entry.opts.reuseaddr() {
@@ -251,4 +263,13 @@ pub(crate) fn last(cx: &mut dyn RestoreCx, entry: &pb::InetSkEntry, fd: i32) -> 
         set(&mut program, fd, libc::SO_REUSEPORT, 0);
     }
     Ok(program)
+}
+
+/// The same socket under another number.
+fn copy(fd: i32) -> Result<OwnedFd> {
+    let copy: Option<OwnedFd> = fetch_fd(&pidfd_open(Pid::this())?, fd)?;
+    copy.ok_or(Error::Kernel {
+        call: "pidfd_getfd",
+        errno: Errno::EBADF,
+    })
 }

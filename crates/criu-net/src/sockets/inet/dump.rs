@@ -5,8 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use criu_image::{desc, pb};
 use criu_kind::{DumpCx, Error, OpenFile, Result};
 
-use crate::connections::departure::Departure;
+use crate::connections::departure::{Departure, Ending};
 use crate::connections::doors::Listener;
+use crate::connections::policy::{Fate, REMEDY};
 use crate::lock::Connection;
 use crate::sockets::inet::diag::{InetInfo, InetSockets};
 use crate::sockets::inet::sort::{self, Sort};
@@ -92,7 +93,7 @@ fn tcp(
     remote: &SocketAddr,
 ) -> Result<()> {
     let departure = departure(cx)?;
-    let chosen = departure.options();
+    let policies = departure.policies();
     if entry.state == LISTEN {
         let info = known.ok_or_else(|| {
             Error::unsupported(
@@ -101,6 +102,9 @@ fn tcp(
             )
         })?;
         entry.backlog = info.sent;
+        if policies.listens_only(local) {
+            return Ok(());
+        }
         departure.listens(Listener {
             local: *local,
             both: entry.v6only == Some(false),
@@ -111,13 +115,25 @@ fn tcp(
     if remote.port() == 0 {
         return Ok(());
     }
-    if !chosen.established && !chosen.close {
+    match policies.own(local, remote) {
+        None | Some(Fate::Keep) => {}
+        Some(fate) => {
+            match fate {
+                Fate::Close => departure.ends(entry.ino, Ending::Silent),
+                Fate::Reset => departure.ends(entry.ino, Ending::Reset),
+                Fate::Keep | Fate::ListenOnly => {}
+            }
+            closed(entry);
+            return Ok(());
+        }
+    }
+    if !policies.is_known(local, remote) {
         return Err(Error::unsupported(
             format!(
                 "a TCP connection, {local} - {remote} ({})",
                 state::name(entry.state)
             ),
-            "keep it with --tcp-established, or close it with --tcp-close",
+            REMEDY,
         ));
     }
     if known.is_some_and(|info| info.signed) {
@@ -140,10 +156,22 @@ fn tcp(
             "close it before the dump",
         ));
     }
-    if chosen.established && !chosen.close {
+    if policies.keeps(local, remote) {
         departure.add(Connection::new(local, remote));
+        departure.ends(entry.ino, Ending::Kept);
     }
     Ok(())
+}
+
+/// What is left of a connection that ends: whoever reads the images finds a socket that has never had one, and is shut.
+fn closed(entry: &mut pb::InetSkEntry) {
+    let nothing = |address: &[u32]| vec![0; address.len()];
+    entry.state = CLOSE;
+    (entry.src_port, entry.dst_port) = (0, 0);
+    entry.src_addr = nothing(&entry.src_addr);
+    entry.dst_addr = nothing(&entry.dst_addr);
+    entry.ifname = None;
+    entry.shutdown = Some(pb::SkShutdown::Both.into());
 }
 
 fn departure(cx: &mut dyn DumpCx) -> Result<std::rc::Rc<Departure>> {
@@ -161,14 +189,52 @@ pub(crate) fn finish(
         return datagrams::keep(cx, file, entry);
     }
     let departure = departure(cx)?;
-    let chosen = departure.options();
-    if !sort.is_tcp() || entry.state == LISTEN || entry.dst_port == 0 || chosen.close {
-        return Ok(());
+    let copy = || file.fd.try_clone().map_err(Error::io("dup"));
+    match departure.ending(entry.ino) {
+        Some(Ending::Kept) => {}
+        Some(Ending::Silent) => {
+            departure.keep(copy()?);
+            return Ok(());
+        }
+        Some(Ending::Reset) => {
+            departure.reset(copy()?);
+            return Ok(());
+        }
+        None => return Ok(()),
     }
     let saved = save::save(&file.fd)?;
     entry.state = saved.state;
     cx.append(desc::TCP_STREAM, entry.ino, &saved.entry, &saved.queues)?;
     cx.close_image(desc::TCP_STREAM, entry.ino.into())?;
-    departure.keep(file.fd.try_clone().map_err(Error::io("dup"))?);
+    departure.keep(copy()?);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_is_a_socket_that_never_was_connected() {
+        let mut entry = pb::InetSkEntry {
+            ino: 7,
+            state: state::ESTABLISHED,
+            src_port: 1,
+            dst_port: 2,
+            src_addr: vec![1, 2, 3, 4],
+            dst_addr: vec![5, 6, 7, 8],
+            ifname: Some(b"lo".to_vec()),
+            ..pb::InetSkEntry::default()
+        };
+        closed(&mut entry);
+        let wanted = pb::InetSkEntry {
+            ino: 7,
+            state: CLOSE,
+            src_addr: vec![0; 4],
+            dst_addr: vec![0; 4],
+            shutdown: Some(3),
+            ..pb::InetSkEntry::default()
+        };
+        assert_eq!(entry, wanted);
+    }
 }
