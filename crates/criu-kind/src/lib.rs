@@ -8,6 +8,7 @@ mod aspect;
 mod entry;
 mod error;
 mod file;
+mod kernel;
 mod mapped;
 pub mod testing;
 
@@ -15,6 +16,7 @@ pub use aspect::{Answer, Aspect, Draft, Now, Saved, ThreadView};
 pub use entry::FileEntry;
 pub use error::{Error, Result, Subject, Within};
 pub use file::{
-    AnyFileKind, Cache, DumpCx, FileKind, Inode, Kernel, OpenFile, Opened, RestoreCx, Shift, Slot,
+    AnyFileKind, Cache, DumpCx, FileKind, Inode, OpenFile, Opened, RestoreCx, Shift, Slot,
 };
+pub use kernel::Kernel;
 pub use mapped::{FileFds, MappedFiles};
