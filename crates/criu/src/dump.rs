@@ -247,6 +247,10 @@ impl<'s> Survey<'s> {
         }
         // Without the address spaces of all it is not known who has attached what.
         if survey.spaces.len() == tracees.len() {
+            for (space, tracee) in survey.spaces.iter_mut().zip(tracees) {
+                let mapped = space.map_as_files(tracee.pid(), &mut survey.files);
+                survey.problems.extend(mapped.err());
+            }
             match Ipc::of(tree, &survey.spaces) {
                 Ok(ipc) => survey.ipc = Some(ipc),
                 Err(error) => survey.problems.push(error),
