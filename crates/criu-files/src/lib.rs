@@ -29,6 +29,7 @@ mod make;
 mod map_files;
 mod open;
 mod options;
+mod overflow;
 mod owner;
 mod passage;
 mod path;

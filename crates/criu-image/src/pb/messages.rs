@@ -2727,6 +2727,9 @@ pub struct FilesExtEntry {
     pub signalfd: ::core::option::Option<SignalfdExtEntry>,
     #[prost(message, optional, tag = "9")]
     pub fanotify: ::core::option::Option<FanotifyExtEntry>,
+    /// A fanotify entry whose group had events waiting; they are replaced by one that says so.
+    #[prost(uint32, optional, tag = "12")]
+    pub fanotify_lost: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "6")]
     pub unix: ::core::option::Option<UnixExtEntry>,
     #[prost(message, optional, tag = "7")]

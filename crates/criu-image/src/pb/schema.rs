@@ -458,6 +458,7 @@ Field { number: 8, name: "signalfd", label: Optional, ty: Message("signalfd_ext_
 Field { number: 9, name: "fanotify", label: Optional, ty: Message("fanotify_ext_entry"), display: Plain },
 Field { number: 10, name: "socket", label: Optional, ty: Message("socket_ext_entry"), display: Plain },
 Field { number: 11, name: "datagram", label: Optional, ty: Message("datagram_entry"), display: Plain },
+Field { number: 12, name: "fanotify_lost", label: Optional, ty: Uint32, display: Plain },
 ] },
 Message { name: "fown_entry", file: "fown", fields: &[
 Field { number: 1, name: "uid", label: Required, ty: Uint32, display: Plain },
