@@ -322,9 +322,9 @@ impl<'s> Collector<'s> {
         };
         let entry = if memfd::is_memfd(&file) {
             FileKind::dump(&Memfd, self, &file)?.into_file()
-        } else if memfd::is_shared_memory(&file) {
+        } else if memfd::is_segment(&file) {
             return Err(Error::unsupported(
-                "shared memory mapped privately, as a file",
+                "System V shared memory mapped privately, as a file",
                 "unmap it before the dump",
             ));
         } else {
@@ -448,6 +448,10 @@ impl criu_kind::MappedFiles for Collector<'_> {
             libc::O_RDONLY
         };
         self.single(pid, fd, link, flags.cast_unsigned())
+    }
+
+    fn keeps_as_file(&self, ino: u64) -> bool {
+        self.seen.contains(&(Memfd::NAME, ino))
     }
 
     fn exe(&mut self, pid: Pid) -> Result<FileId> {

@@ -30,6 +30,7 @@ mod map_files;
 mod numbers;
 mod open;
 mod options;
+mod overflow;
 mod owner;
 mod passage;
 mod path;

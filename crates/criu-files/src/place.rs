@@ -1,9 +1,9 @@
 //! From the numbers of the tracer to the numbers of a task, in one program.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsRawFd;
 
-use criu_image::id::{FdTableId, FileId};
+use criu_image::id::{FdTableId, FileId, VPid};
 use criu_image::pb;
 use criu_kind::{Error, Opened, Result, Shift, Tie};
 use criu_tracee::{Program, pidfd_open};
@@ -317,6 +317,39 @@ impl Files<'_> {
     pub fn arm(&mut self, table: FdTableId, program: &mut Program) -> Result<()> {
         let files: Vec<(FileId, i32)> = self.at_home(table).collect();
         for (id, number) in files {
+            let saved = &self.all[&id];
+            let (kind, entry) = (saved.kind, saved.entry.clone());
+            if kind.armed_by(&entry).is_none() {
+                kind.arm(self, &entry, number, program)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The processes in which files are armed that no other process may arm.
+    pub fn armers(&self) -> BTreeSet<VPid> {
+        let all = self.all.values();
+        all.filter_map(|saved| saved.kind.armed_by(&saved.entry))
+            .collect()
+    }
+
+    /// Adds the calls with which such a process arms its files, of which it has this table.
+    pub fn arm_own(&mut self, pid: VPid, table: FdTableId, program: &mut Program) -> Result<()> {
+        let own = self.all.iter().filter(|(_, saved)| {
+            let by = saved.kind.armed_by(&saved.entry);
+            by == Some(pid)
+        });
+        let own: Vec<FileId> = own.map(|(id, _)| *id).collect();
+        for id in own {
+            let entries = self.entries(table).iter();
+            let number = entries
+                .filter(|entry| entry.id == id.get())
+                .map(|entry| entry.fd.cast_signed())
+                .next();
+            let number = number.ok_or_else(|| {
+                let why = format!("process {pid} is to arm file {id}, which it does not have");
+                Error::corrupt("files.img", why)
+            })?;
             let saved = &self.all[&id];
             let (kind, entry) = (saved.kind, saved.entry.clone());
             kind.arm(self, &entry, number, program)?;

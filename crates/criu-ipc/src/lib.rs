@@ -2,7 +2,7 @@
 //!
 //! Knows no ptrace, no address space and no order of stages. Invariants:
 //! * objects are looked at and made through a [`criu_tracee::Site`] inside of their namespace: the driver, or a task of the tree;
-//! * a dump changes nothing: not a value, not a time, not a pid;
+//! * a dump changes nothing of System V objects: not a value, not a time, not a pid; what it takes out of a POSIX queue it puts back;
 //! * in a namespace that others use too, only what the tree uses is taken, and nothing of others is touched;
 //! * objects outlive processes, so a restore that fails removes what it made.
 //!
@@ -12,16 +12,19 @@
 
 mod mqueue;
 mod msg;
+mod notify;
 mod objects;
 mod perm;
 mod sem;
 pub mod shm;
 mod survey;
 mod sysvipc;
+mod turn_over;
 mod undo;
 pub mod var;
 
 pub use mqueue::Mqueue;
+pub use notify::Notifications;
 pub use objects::Objects;
 pub use perm::Creator;
 pub use shm::Segment;

@@ -1,19 +1,22 @@
 //! POSIX message queues: mq_open(3).
 //!
 //! A queue is an inode, opened any number of times. Messages can only be taken out, so a dump takes them out and puts them
-//! back: by a process of its own, which does so even if the driver is killed meanwhile. A queue that is to tell somebody of its next message
-//! is refused: what it would tell cannot be read. Not preserved: the times of the last calls.
+//! back: by a process of its own, which does so even if the driver is killed meanwhile. Of a queue that is to tell a process of
+//! its next message (`notify.rs`) that process takes them out. Not preserved: the times of the last calls.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
+use criu_image::id::VPid;
 use criu_image::pb;
-use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
+use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result, Slot};
 use criu_tracee::{Local, Program, Site, sheltered};
 use nix::errno::Errno;
 use nix::sys::statfs::{FsType, fstatfs};
+
+use crate::notify::{Notifications, Told};
+use crate::turn_over::event;
 
 /// `MQUEUE_MAGIC` of `ipc/mqueue.c`.
 const MAGIC: FsType = FsType(0x1980_0202);
@@ -44,8 +47,65 @@ impl FileKind for Mqueue {
             flags: file.flags(),
             fown: file.owner,
             queue_id: file.inode.ino,
-            queue: if new { Some(read(file)?) } else { None },
+            queue: if new { Some(read(cx, file)?) } else { None },
+            notify: None,
         })
+    }
+
+    const RELATES: bool = true;
+
+    /// Only when the processes were asked it is known what they are told.
+    fn relations(
+        &self,
+        cx: &mut dyn DumpCx,
+        file: &OpenFile,
+        entry: &mut Self::Entry,
+    ) -> Result<()> {
+        let all = cx.cached(|| Ok(Notifications::default()))?;
+        let Some(answer) = all.answer(entry.queue_id) else {
+            return Ok(());
+        };
+        let (pid, fd) = (answer.pid, answer.fd);
+        if let Some(queue) = &mut entry.queue {
+            queue.messages = answer.messages;
+        }
+        let own = cx.find(pid, fd, None, &mut |slot| Ok(slot == Slot { pid, fd }))?;
+        let (own, _) = own.ok_or_else(|| {
+            let why = format!(
+                "it is to tell task {pid} of its next message, which shares its descriptors with another process"
+            );
+            Error::unsupported(
+                why,
+                "let the task call mq_notify(queue, NULL) before the dump",
+            )
+        })?;
+        if own == file.id {
+            entry.notify = Some(pb::MqueueNotifyEntry {
+                pid: cx.vpid(pid).as_raw().cast_unsigned(),
+                how: answer.how,
+                signal: answer.signal,
+                value: answer.value,
+            });
+        }
+        Ok(())
+    }
+
+    fn armed_by(&self, entry: &Self::Entry) -> Option<VPid> {
+        entry.notify.as_ref().map(|told| VPid::new(told.pid))
+    }
+
+    fn arm(
+        &self,
+        _: &mut dyn RestoreCx,
+        entry: &Self::Entry,
+        fd: i32,
+        program: &mut Program,
+    ) -> Result<()> {
+        if let Some(told) = &entry.notify {
+            let event = program.bytes(event(told.how, told.signal, told.value));
+            program.mq_notify(fd, event);
+        }
+        Ok(())
     }
 
     fn twins(&self, entry: &Self::Entry) -> Option<u64> {
@@ -97,33 +157,29 @@ fn is_queue(file: &OpenFile) -> bool {
     file.inode.format() == libc::S_IFREG && file.inode.size == STATUS && on_queues()
 }
 
-/// A queue with its messages. They are back in it afterwards.
-fn read(file: &OpenFile) -> Result<pb::MqueueEntry> {
+/// A queue with its messages. They are back in it afterwards, or stay there if the process is to be asked that is told of the next.
+fn read(cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::MqueueEntry> {
     let path = format!("/proc/self/fd/{}", file.fd.as_raw_fd());
-    let mut queue = File::options()
+    let queue = File::options()
         .read(true)
         .write(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
         .map_err(Error::io("openat(mqueue)"))?;
-    let mut status = String::new();
-    queue
-        .read_to_string(&mut status)
-        .map_err(Error::io("read(mqueue)"))?;
-    let told = field(&status, "NOTIFY_PID:");
-    if told != 0 {
-        return Err(Error::unsupported(
-            format!(
-                "it is to tell task {told} of its next message, and what it would tell cannot be read"
-            ),
-            "let the task call mq_notify(queue, NULL) before the dump",
-        ));
-    }
     let (name, unlinked) = match file.link.strip_suffix(b" (deleted)") {
         Some(name) if file.inode.links == 0 => (name, Some(true)),
         _ => (file.link.as_slice(), None),
     };
     let [_, maxmsg, msgsize, count] = attributes(&queue)?;
+    let messages = match Told::of(&queue)? {
+        None => messages(&queue, msgsize, count)?,
+        Some(told) => {
+            let all = cx.cached(|| Ok(Notifications::default()))?;
+            let object = (file.inode, file.link_text());
+            all.add(told, object, queue, (msgsize, count), cx.tree())?;
+            Vec::new()
+        }
+    };
     Ok(pb::MqueueEntry {
         name: name
             .rsplit(|byte| *byte == b'/')
@@ -135,15 +191,9 @@ fn read(file: &OpenFile) -> Result<pb::MqueueEntry> {
         gid: file.inode.gid,
         maxmsg,
         msgsize,
-        messages: messages(&queue, msgsize, count)?,
+        messages,
         unlinked,
     })
-}
-
-fn field(status: &str, name: &str) -> u64 {
-    let words = status.split_once(name).map(|(_, rest)| rest);
-    let word = words.and_then(|rest| rest.split_whitespace().next());
-    word.and_then(|word| word.parse().ok()).unwrap_or(0)
 }
 
 /// Flags, how many messages, of what size, how many there are.
@@ -367,11 +417,31 @@ mod tests {
     }
 
     #[test]
-    fn what_a_queue_says_of_itself() {
-        let status = "QSIZE:5          NOTIFY:0     SIGNO:10    NOTIFY_PID:4711  \n";
-        assert_eq!(
-            (field(status, "QSIZE:"), field(status, "NOTIFY_PID:")),
-            (5, 4711)
-        );
+    fn somebody_is_to_be_told() {
+        let entry = pb::MqueueFileEntry {
+            id: 1,
+            queue: Some(pb::MqueueEntry::default()),
+            notify: Some(pb::MqueueNotifyEntry {
+                pid: 42,
+                how: 0,
+                signal: 10,
+                value: 0x1_0000_0007,
+            }),
+            ..pb::MqueueFileEntry::default()
+        };
+        assert_eq!(FileKind::armed_by(&Mqueue, &entry), Some(VPid::new(42)));
+        let mut program = Program::new();
+        let mut paper = Paper::default();
+        FileKind::arm(&Mqueue, &mut paper, &entry, 3, &mut program).expect("armed");
+        let listing = program.to_string();
+        let listing = listing
+            .strip_prefix("$0 = mq_notify(3, <")
+            .expect("one call");
+        let start = if size_of::<usize>() == 8 {
+            "07000000010000000a00000000000000"
+        } else {
+            "070000000a00000000000000"
+        };
+        assert!(listing.starts_with(start), "{listing}");
     }
 }

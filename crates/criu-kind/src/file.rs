@@ -19,17 +19,7 @@ use prost::{Message, Name};
 use crate::entry::FileEntry;
 use crate::error::{Error, Result};
 use crate::inode::Inode;
-
-/// A kernel release.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Kernel(pub u16, pub u16, pub u16);
-
-impl Kernel {
-    /// `Kernel::new(2, 6, 22)`.
-    pub const fn new(major: u16, minor: u16, patch: u16) -> Self {
-        Self(major, minor, patch)
-    }
-}
+use crate::kernel::Kernel;
 
 /// A descriptor of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -382,6 +372,12 @@ pub trait FileKind: Sync {
         Ok(())
     }
 
+    /// The process in which [`FileKind::arm`] is to run, if that may be no other.
+    fn armed_by(&self, entry: &Self::Entry) -> Option<VPid> {
+        let _nothing = entry;
+        None
+    }
+
     /// What is left to do here with the file, open as `fd`, when tasks have all they had and everything else
     /// that was opened here is closed again. The program closes what this opens for it.
     fn last(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry, fd: i32) -> Result<Program> {
@@ -428,6 +424,7 @@ pub trait AnyFileKind: Sync {
         fd: i32,
         program: &mut Program,
     ) -> Result<()>;
+    fn armed_by(&self, entry: &pb::FileEntry) -> Option<VPid>;
     fn last(&self, cx: &mut dyn RestoreCx, entry: &pb::FileEntry, fd: i32) -> Result<Program>;
     fn flags(&self, entry: &pb::FileEntry) -> Option<u32>;
     fn owner(&self, entry: &pb::FileEntry) -> Option<pb::FownEntry>;
@@ -534,6 +531,9 @@ impl<K: FileKind> AnyFileKind for K {
         program: &mut Program,
     ) -> Result<()> {
         FileKind::arm(self, cx, member(entry)?, fd, program)
+    }
+    fn armed_by(&self, entry: &pb::FileEntry) -> Option<VPid> {
+        K::Entry::of(entry).and_then(|entry| FileKind::armed_by(self, entry))
     }
     fn last(&self, cx: &mut dyn RestoreCx, entry: &pb::FileEntry, fd: i32) -> Result<Program> {
         FileKind::last(self, cx, member(entry)?, fd)

@@ -9,6 +9,7 @@ mod entry;
 mod error;
 mod file;
 mod inode;
+mod kernel;
 mod mapped;
 pub mod testing;
 
@@ -16,7 +17,8 @@ pub use aspect::{Answer, Aspect, Draft, Now, Saved, ThreadView};
 pub use entry::FileEntry;
 pub use error::{Error, Result, Subject, Within};
 pub use file::{
-    AnyFileKind, Cache, DumpCx, FileKind, Kernel, OpenFile, Opened, RestoreCx, Shift, Slot, Tie,
+    AnyFileKind, Cache, DumpCx, FileKind, OpenFile, Opened, RestoreCx, Shift, Slot, Tie,
 };
 pub use inode::Inode;
+pub use kernel::Kernel;
 pub use mapped::{FileFds, MappedFiles};

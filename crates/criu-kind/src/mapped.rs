@@ -13,6 +13,13 @@ pub trait MappedFiles {
     /// may become writable, so the file must be opened for writing at restore.
     fn mapped(&mut self, pid: Pid, range: Range<u64>, writable: bool) -> Result<FileId>;
 
+    /// Whether anonymous shared memory of this inode is kept as a file, for somebody has it open: then that is what its
+    /// mappings are of. Known when all files of all processes are.
+    fn keeps_as_file(&self, ino: u64) -> bool {
+        let _ = ino;
+        false
+    }
+
     /// The file behind `/proc/PID/exe`.
     fn exe(&mut self, pid: Pid) -> Result<FileId>;
 }

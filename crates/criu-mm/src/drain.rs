@@ -16,11 +16,10 @@ use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{Error, Result, Subject, Within};
 use criu_proc::ProcDir;
 use criu_tracee::arch::Regs;
-use criu_tracee::{Job, Outcome, Program, Ret, Tracee, run_all};
+use criu_tracee::{Job, Outcome, Program, Ret, Tracee, hand_over, run_all};
 
 use crate::bits::status;
 use crate::page_size;
-use crate::passage::hand_over;
 use crate::scan::{Run, Scanner, Walk, push_guard};
 use crate::survey::Space;
 use crate::transfer::{Direction, Piece, Transfer, transfers};

@@ -21,7 +21,6 @@ mod inherit;
 mod mm_map;
 mod page;
 mod pages;
-mod passage;
 mod ring;
 mod scan;
 mod segment;

@@ -15,6 +15,7 @@ use criu_tracee::stat::{fstat, fstatat};
 use criu_tracee::{Blob, Native, Outcome, Program, Ret, Tracee};
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::Pid;
 
 use crate::bits::{map, prot, status};
 use crate::page_size;
@@ -171,6 +172,34 @@ pub fn survey(
 }
 
 impl Space {
+    /// Makes mappings of anonymous shared memory that is kept as a file mappings of that file: when the files of all processes
+    /// are known, and before anything of ours is in the process.
+    pub fn map_as_files(&mut self, pid: Pid, files: &mut dyn MappedFiles) -> Result<()> {
+        for vma in &mut self.mm.vmas {
+            let is_segment = vma.status & status::SYSVIPC != 0;
+            let is_huge = vma.flags & map::HUGETLB != 0;
+            if vma.status & status::ANON_SHARED == 0 || is_segment || is_huge {
+                continue;
+            }
+            let object = vma.shmid;
+            if !files.keeps_as_file(object) {
+                continue;
+            }
+            let mode = vma.fdflags.unwrap_or(libc::O_RDWR.cast_unsigned());
+            let writable = mode == libc::O_RDWR.cast_unsigned();
+            let file = files.mapped(pid, vma.start..vma.end, writable)?;
+            vma.shmid = file.get().into();
+            vma.status = vma.status & !status::ANON_SHARED | status::MEMFD | status::FILE_SHARED;
+            vma.flags &= !map::ANONYMOUS;
+            vma.fdflags = Some(mode);
+            let id = ShmId::new(object);
+            self.areas.retain(
+                |area| !matches!(area.kind, AreaKind::Shared { id: known, .. } if known == id),
+            );
+        }
+        Ok(())
+    }
+
     /// The System V segments that are attached, with their ids; one whose parts differ in protection is
     /// there several times.
     pub fn segments(&self) -> impl Iterator<Item = (ShmId, Range<u64>)> {

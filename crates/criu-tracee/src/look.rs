@@ -129,8 +129,8 @@ pub(crate) fn already_traced(tid: Pid, error: Error) -> Error {
 /// A signal that does nothing by default and that the process neither handles nor has pending.
 ///
 /// `SIGCONT` is one too, as long as nobody is stopped or about to be. If all are taken, a process whose
-/// tracer dies may see a `SIGURG` that nobody sent.
-pub(crate) fn closing_signal(status: &str, stop: Stop) -> i32 {
+/// tracer dies may see a `SIGURG` that nobody sent. `but` is left to others.
+pub(crate) fn closing_signal(status: &str, stop: Stop, but: Option<i32>) -> i32 {
     const STOPS: [i32; 4] = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
     let set = |name| u64::from_str_radix(field(status, name), 16).unwrap_or(0);
     let pending = set("ShdPnd") | set("SigPnd");
@@ -141,7 +141,7 @@ pub(crate) fn closing_signal(status: &str, stop: Stop) -> i32 {
     [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD]
         .into_iter()
         .chain(may_continue.then_some(libc::SIGCONT))
-        .find(|signal| !has(busy, *signal))
+        .find(|signal| !has(busy, *signal) && Some(*signal) != but)
         .unwrap_or(libc::SIGURG)
 }
 

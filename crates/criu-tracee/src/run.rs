@@ -7,6 +7,7 @@ use syscalls::Sysno;
 
 use crate::encode::{Chunk, Progress, failure};
 use crate::error::{CallError, Error, Result};
+use crate::look::closing_signal;
 use crate::native::Native;
 use crate::program::{Blob, Program};
 use crate::site::Outcome;
@@ -192,15 +193,35 @@ pub(crate) fn once(
     }
 }
 
-/// Where a blob of a program's first batch will lie in the leader's room.
-pub(crate) fn address_of(
-    workplace: &Workplace,
-    program: &Program,
-    blob: Blob,
-) -> Result<Option<u64>> {
-    let (base, size) = batch_room(workplace, 0, 0);
-    let chunk = Progress::new(program).chunk(base, size)?;
-    Ok(chunk.and_then(|chunk| Some(base + chunk.offset_of(blob)? as u64)))
+impl Tracee {
+    /// Ends batches with this signal from now on: one that the process does not have pending.
+    pub fn close_with(&mut self, signal: i32) {
+        self.signal = signal;
+    }
+
+    /// Ends batches with another signal than this one from now on, if there is another.
+    pub fn close_with_other(&mut self, than: i32) -> Result<bool> {
+        if self.signal == than {
+            let leader = &self.threads()[0];
+            let (status, stop) = (leader.status_text(), leader.stop);
+            self.signal = closing_signal(&status, stop, Some(than));
+            // Those that have run something for us block the one, and let the other through.
+            let mask = all_but(self.signal);
+            let mut hijacked = self.threads().iter().filter(|thread| thread.hijacked);
+            hijacked.try_for_each(|thread| thread.stopped()?.set_mask(&mask))?;
+        }
+        Ok(self.signal != than)
+    }
+
+    /// Where a blob will lie when the leader runs this program, which must fit one batch: for a
+    /// [`Tracee::set_undo`] that has to know what the program will have written there.
+    pub fn address_of(&mut self, program: &Program, blob: Blob) -> Result<Option<u64>> {
+        self.install()?;
+        let workplace = self.workplace.ok_or(Error::NoPlace(self.pid()))?;
+        let (base, size) = batch_room(&workplace, 0, 0);
+        let chunk = Progress::new(program).chunk(base, size)?;
+        Ok(chunk.and_then(|chunk| Some(base + chunk.offset_of(blob)? as u64)))
+    }
 }
 
 /// Where a thread's batches lie in the room of `place`, and how large they may be.
@@ -226,7 +247,7 @@ pub(crate) fn undo(program: &Program, at: u64) -> Result<Option<Vec<u8>>> {
 /// Points a thread at the stub and lets it run.
 fn enter(tracee: &mut Tracee, index: usize, code: u64, job: StubJob) -> Result<Running> {
     let heal = tracee.heal_at(index);
-    let signal = tracee.signal();
+    let signal = tracee.signal;
     let tgid = tracee.vpid().as_raw().cast_unsigned();
     let hold = tracee.hold();
     let thread = tracee.thread_mut(index);
@@ -258,7 +279,7 @@ fn enter(tracee: &mut Tracee, index: usize, code: u64, job: StubJob) -> Result<R
 }
 
 /// Every signal but the one that closes a batch.
-fn all_but(signal: i32) -> Vec<u8> {
+pub(crate) fn all_but(signal: i32) -> Vec<u8> {
     let mut mask = vec![0xff; Native::SIGSET];
     let bit = usize::try_from(signal - 1).unwrap_or(0);
     mask[bit / 8] &= !(1 << (bit % 8));
@@ -273,7 +294,7 @@ fn wait_end(
     running: Running,
     alone: bool,
 ) -> Result<()> {
-    let closing = tracee.signal();
+    let closing = tracee.signal;
     let end = code + Native::STUB.stopped as u64;
     let (pid, vpid) = (tracee.pid(), tracee.vpid().as_raw());
     let thread = tracee.thread_mut(index);
@@ -330,7 +351,7 @@ fn is_fault(signal: i32) -> bool {
 /// the exit of the call: at such an exit some kernels would take the new registers for the result of
 /// `munmap` and issue that again if they look so.
 pub(crate) fn vanish(tracee: &mut Tracee, workplace: Workplace) -> Result<()> {
-    let signal = tracee.signal();
+    let signal = tracee.signal;
     let tgid = tracee.vpid().as_raw().cast_unsigned();
     let pid = tracee.pid();
     let start = workplace.code.min(workplace.rooms);

@@ -13,7 +13,7 @@ use crate::look;
 use crate::memory::Memory;
 use crate::native::{Native, NativeRegs};
 use crate::place::Place;
-use crate::program::{Blob, Program, numbered};
+use crate::program::{Program, numbered};
 use crate::ptrace;
 use crate::run::{self, Workplace};
 use crate::site::{Outcome, Site, word};
@@ -43,7 +43,7 @@ pub struct Tracee {
     memory: Memory,
     place: Option<Place>,
     pub(crate) workplace: Option<Workplace>,
-    signal: i32,
+    pub(crate) signal: i32,
     tail: Option<Tail>,
 }
 
@@ -117,7 +117,7 @@ impl Tracee {
                 gone_is_fine(thread.look_at_status(pid))?;
                 gone_is_fine(thread.look_at_rseq(&memory))?;
             }
-            let signal = look::closing_signal(&threads[0].status_text(), threads[0].stop);
+            let signal = look::closing_signal(&threads[0].status_text(), threads[0].stop, None);
             let vpid = threads[0].vtid;
             all.push(Self {
                 pid,
@@ -204,10 +204,6 @@ impl Tracee {
         self.place.as_ref().map(Place::before)
     }
 
-    pub(crate) fn signal(&self) -> i32 {
-        self.signal
-    }
-
     pub(crate) fn hold(&self) -> Hold {
         self.hold
     }
@@ -223,11 +219,6 @@ impl Tracee {
             if_allowed(thread.stopped()?.suspend_seccomp(self.hold))?;
         }
         Ok(())
-    }
-
-    /// Ends batches with this signal from now on: one that the process does not have pending.
-    pub fn close_with(&mut self, signal: i32) {
-        self.signal = signal;
     }
 
     /// A thread other than the leader as a site.
@@ -306,14 +297,6 @@ impl Tracee {
             undo = at;
         }
         self.write_heal(0, self.heal_at(0), self.unmap(), undo)
-    }
-
-    /// Where a blob will lie when the leader runs this program, which must fit one batch: for a
-    /// [`Tracee::set_undo`] that has to know what the program will have written there.
-    pub fn address_of(&mut self, program: &Program, blob: Blob) -> Result<Option<u64>> {
-        self.install()?;
-        let workplace = self.workplace.ok_or(Error::NoPlace(self.pid))?;
-        run::address_of(&workplace, program, blob)
     }
 
     pub(crate) fn heal_at(&self, index: usize) -> u64 {

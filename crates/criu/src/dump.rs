@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use criu_files::{Collector, Looked, Memory, Names, Validation, look};
 use criu_image::{Directory, Durability, Store, StoreExt};
+use criu_ipc::Notifications;
 use criu_kind::{Error, Result, Subject, Within};
 use criu_mm::{DrainOptions, Space, SurveyOptions};
 use criu_net::{Departure, Doors};
@@ -199,6 +200,8 @@ struct Survey<'s> {
     identities: Identities,
     /// `None` if it cannot be dumped.
     ipc: Option<Ipc>,
+    /// Who is to be told of messages.
+    notifications: Rc<Notifications>,
     /// What they show to the tree while it is held.
     clocks: Option<Clocks>,
     problems: Vec<Error>,
@@ -220,6 +223,7 @@ impl<'s> Survey<'s> {
             files: Collector::new(files, store, tables::kinds()),
             identities,
             ipc: None,
+            notifications: Rc::default(),
             clocks: None,
             problems: inventory::shell_job(tree, options.tree.shell_job)
                 .err()
@@ -227,6 +231,7 @@ impl<'s> Survey<'s> {
                 .collect(),
         };
         survey.files.lend(departure);
+        survey.files.lend(survey.notifications.clone());
         let mut alive: Vec<(usize, &Node)> = tree
             .nodes
             .iter()
@@ -242,6 +247,10 @@ impl<'s> Survey<'s> {
         }
         // Without the address spaces of all it is not known who has attached what.
         if survey.spaces.len() == tracees.len() {
+            for (space, tracee) in survey.spaces.iter_mut().zip(tracees) {
+                let mapped = space.map_as_files(tracee.pid(), &mut survey.files);
+                survey.problems.extend(mapped.err());
+            }
             match Ipc::of(tree, &survey.spaces) {
                 Ok(ipc) => survey.ipc = Some(ipc),
                 Err(error) => survey.problems.push(error),
@@ -315,6 +324,12 @@ impl<'s> Survey<'s> {
             Some(root) if !self.identities.same_clocks() => Clocks::of(&mut tracees[root])?,
             _ => Clocks::of(&mut Local)?,
         });
+        for node in &tree.nodes {
+            if let Some(held) = node.tracee.filter(|_| self.notifications.asks(node.pid)) {
+                let asked = self.notifications.ask(&mut tracees[held]);
+                asked.within(|| node.subject())?;
+            }
+        }
         let ipc = self.ipc.as_mut();
         ipc.map_or(Ok(()), |ipc| ipc.ask(tree, tracees))
     }

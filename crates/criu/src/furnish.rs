@@ -138,6 +138,7 @@ impl World<'_> {
             }
         }
         self.furnish(&mut ready)?;
+        let everybody = tables.clone();
         tables.dedup_by_key(|(table, ..)| *table);
         for (here, pid) in std::mem::take(&mut self.helpers).into_iter().rev() {
             debug_assert_eq!(here, self.held.len() - 1);
@@ -162,6 +163,18 @@ impl World<'_> {
             if program.is_empty() {
                 continue;
             }
+            self.held[*here]
+                .run(&program)
+                .within(|| self.model.tasks[*image].subject())?;
+        }
+        let armers = self.files.armers();
+        for (table, image, here) in &everybody {
+            let pid = VPid::new(self.model.tasks[*image].entry.pid);
+            if !armers.contains(&pid) {
+                continue;
+            }
+            let mut program = Program::new();
+            self.files.arm_own(pid, *table, &mut program)?;
             self.held[*here]
                 .run(&program)
                 .within(|| self.model.tasks[*image].subject())?;

@@ -17,7 +17,10 @@ pub(crate) const CASES: &[Case] = &[
         .stays("its file system goes with the kernel that has it"),
     Case::new("fanotify-names", names),
     Case::new("fanotify-unlinked", unlinked).options(&["--link-remap"]),
-    Case::new("fanotify-queued", queued).refused("events wait in the queue"),
+    Case::new("fanotify-queued", queued),
+    Case::new("fanotify-queued-names", queued_names),
+    Case::new("fanotify-queued-unlimited", queued_unlimited)
+        .refused("it is never told that some were lost"),
 ];
 
 fn path(name: &str) -> PathBuf {
@@ -215,9 +218,58 @@ fn unlinked() -> Result<()> {
     Ok(())
 }
 
+/// What has happened is told, or that something has.
 fn queued() -> Result<()> {
     fs::write(path("file"), "")?;
     let group = group!(InitFlags::FAN_CLASS_NOTIF);
+    mark!(
+        group,
+        MarkFlags::empty(),
+        MaskFlags::FAN_CLOSE_WRITE,
+        path("file")
+    );
+    fs::write(path("file"), "x")?;
+    zdtm::checkpoint()?;
+    let found = events(&group);
+    let kept = (MaskFlags::FAN_CLOSE_WRITE, Some(path("file")));
+    let lost = (MaskFlags::FAN_Q_OVERFLOW, None);
+    check!(found == [kept] || found == [lost], "{found:?}");
+    check_eq!(events(&group), []);
+    heard(&group, "file")
+}
+
+/// The same of a group that is told names.
+fn queued_names() -> Result<()> {
+    fs::create_dir(path("directory"))?;
+    let flags = InitFlags::FAN_CLASS_NOTIF | InitFlags::from_bits_retain(0x200 | 0x400 | 0x800);
+    let group = group!(flags);
+    let mask = MaskFlags::FAN_CREATE | MaskFlags::FAN_ONDIR;
+    mark!(group, MarkFlags::empty(), mask, path("directory"));
+    File::create(path("directory/old"))?;
+    zdtm::checkpoint()?;
+    let read = || -> Result<(u64, String)> {
+        let mut buffer = [0u8; 4096];
+        let length = nix::unistd::read(&group, &mut buffer)?;
+        let mask = u64::from_ne_bytes(buffer[8..16].try_into()?);
+        Ok((
+            mask,
+            String::from_utf8_lossy(&buffer[24..length]).into_owned(),
+        ))
+    };
+    let (mask, name) = read()?;
+    let lost = mask == MaskFlags::FAN_Q_OVERFLOW.bits();
+    check!(lost || name.contains("old"), "{mask:#x} {name:?}");
+    check!(read().is_err(), "no more");
+    File::create(path("directory/new"))?;
+    let (_, name) = read()?;
+    check!(name.contains("new"), "{name:?}");
+    Ok(())
+}
+
+/// A group that wants to hear of all, however much it is.
+fn queued_unlimited() -> Result<()> {
+    fs::write(path("file"), "")?;
+    let group = group!(InitFlags::FAN_CLASS_NOTIF | InitFlags::FAN_UNLIMITED_QUEUE);
     mark!(
         group,
         MarkFlags::empty(),

@@ -1,7 +1,7 @@
 //! Memory shared by processes: anonymous, memfd, and pages shared until written to.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
@@ -12,6 +12,9 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("shared-anon", anonymous),
     Case::new("shared-anon-part", part),
     Case::new("shared-anon-holes", holes),
+    Case::new("shared-anon-opened", opened),
+    Case::new("shared-anon-cut", cut),
+    Case::new("shared-anon-private", privately),
     Case::new("memfd-mapped", memfd),
     Case::new("memfd-private", memfd_private),
     Case::new("cow", cow),
@@ -40,6 +43,97 @@ fn anonymous() -> Result<()> {
     verify(area.part(0, PAGE).bytes(), 1)?;
     child.finish()?;
     verify(area.part(3 * PAGE, PAGE).bytes(), 3)
+}
+
+/// The object behind a mapping, as a file: `/proc/PID/map_files`.
+fn open(area: Mapping) -> Result<File> {
+    let bytes = area.bytes().as_ptr_range();
+    let (start, end) = (bytes.start.addr(), bytes.end.addr());
+    let path = format!("/proc/self/map_files/{start:x}-{end:x}");
+    match File::options().read(true).write(true).open(path) {
+        Ok(file) => Ok(file),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            skip("it may not be opened through /proc/PID/map_files")
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// It is open as a file, too: what is written there is seen in the mappings, and the other way round.
+fn opened() -> Result<()> {
+    let area = Mapping::shared(8 * PAGE)?;
+    fill(area.bytes(), 1);
+    let file = open(area)?;
+    let child = Child::spawn("child", move || {
+        Child::checkpoint();
+        verify(area.part(PAGE, PAGE).bytes(), 2)?;
+        verify(area.part(0, PAGE).bytes(), 1)
+    })?;
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    zdtm::checkpoint()?;
+    check_eq!(
+        std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?,
+        link
+    );
+    let mut page = [0; PAGE];
+    fill(&mut page, 2);
+    file.write_all_at(&page, PAGE as u64)?;
+    child.finish()?;
+    fill(area.part(2 * PAGE, PAGE).bytes(), 3);
+    file.read_exact_at(&mut page, 2 * PAGE as u64)?;
+    verify(&page, 3)
+}
+
+/// Nobody maps it any more, and it has a size that no mapping has.
+fn cut() -> Result<()> {
+    let area = Mapping::shared(PAGE)?;
+    let mut file = open(area)?;
+    file.set_len(0)?;
+    area.unmap()?;
+    file.write_all(b"hello")?;
+    file.seek(SeekFrom::Start(3))?;
+    zdtm::checkpoint()?;
+    check_eq!(file.stream_position()?, 3);
+    check_eq!(file.metadata()?.len(), 5);
+    let mut text = [0; 5];
+    file.read_exact_at(&mut text, 0)?;
+    check_eq!(&text, b"hello");
+    Ok(())
+}
+
+/// Another mapping of it is private, and the file is closed: what is not written there is the object's.
+fn privately() -> Result<()> {
+    let area = Mapping::shared(5 * PAGE)?;
+    for page in 0..5 {
+        fill(area.part(page * PAGE, PAGE).bytes(), page as u64);
+    }
+    let file = open(area)?;
+    let (own, other) = (
+        Mapping::new(
+            3 * PAGE,
+            READ_WRITE,
+            MAP_PRIVATE,
+            file.as_raw_fd(),
+            PAGE as i64,
+        )?,
+        Mapping::new(
+            3 * PAGE,
+            READ_WRITE,
+            MAP_SHARED,
+            file.as_raw_fd(),
+            2 * PAGE as i64,
+        )?,
+    );
+    drop(file);
+    fill(own.part(PAGE, PAGE).bytes(), 22);
+    zdtm::checkpoint()?;
+    verify(own.part(PAGE, PAGE).bytes(), 22)?;
+    verify(own.part(0, PAGE).bytes(), 1)?;
+    verify(other.part(0, PAGE).bytes(), 2)?;
+    fill(other.part(0, PAGE).bytes(), 33);
+    verify(area.part(2 * PAGE, PAGE).bytes(), 33)?;
+    fill(area.part(3 * PAGE, PAGE).bytes(), 44);
+    verify(own.part(2 * PAGE, PAGE).bytes(), 44)
 }
 
 /// The parent has unmapped the beginning, the child the end; the middle is shared.

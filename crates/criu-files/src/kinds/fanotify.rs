@@ -1,11 +1,14 @@
 //! Groups that hear of events in file systems: fanotify(7).
 //!
 //! A group has marks on files, mounts and file systems, each with a mask of what is heard and a mask of what is
-//! not. Marks are set here, last of all: nobody hears what the restore itself opens. Events that wait are
-//! refused with their number: they hold open files, and nothing could take their place. CRIU has no marks
-//! on file systems. Not preserved: that a group was made without privilege, and therefore is told less.
+//! not. Marks are set here, last of all: nobody hears what the restore itself opens. CRIU has no marks on file systems.
+//!
+//! Events that wait cannot be taken: they hold open files, and whoever reads them has read them. In their place is one
+//! that says that some were lost, `FAN_Q_OVERFLOW`, which programs must expect anyway; but not those that asked for a
+//! queue without a limit, which are refused with the number of their events. Not preserved: that a group was made without privilege,
+//! and therefore is told less.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 
 use criu_image::id::FileId;
@@ -14,12 +17,16 @@ use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Re
 use criu_proc::{InfoLine, Mount, ProcDir};
 use criu_tracee::{Program, Sysno};
 
-use crate::handle;
 use crate::watched::{self, Place};
+use crate::{handle, overflow};
 
 // `include/uapi/linux/fanotify.h`.
 const FAN_CLOEXEC: u32 = 1;
 const CLASSES: u32 = 0xc;
+const UNLIMITED_QUEUE: u32 = 0x10;
+/// Those whose queue can be filled with events that bring no more than a file: not `FAN_REPORT_PIDFD`, and none of
+/// mounts or that is not known.
+const FILLABLE: u32 = 0xf | 0x20 | 0x40 | 0x100 | 0x200 | 0x400 | 0x800 | 0x1000;
 const MARK_ADD: u32 = 1;
 const MARK_MOUNT: u32 = 0x10;
 const MARK_IGNORED_MASK: u32 = 0x20;
@@ -44,7 +51,7 @@ impl FileKind for Fanotify {
         file.is_anon_inode("[fanotify]")
     }
 
-    fn dump(&self, _: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
+    fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
         let mut lines = file.info.lines_of("fanotify");
         let head = lines.next().ok_or_else(|| {
             Error::unsupported(
@@ -60,7 +67,7 @@ impl FileKind for Fanotify {
             evflags: head.hex("event-flags")?,
             mark: lines.map(|line| mark(file, line)).collect::<Result<_>>()?,
         };
-        refuse_events(file, &entry)?;
+        note_events(cx, file, &entry)?;
         Ok(entry)
     }
 
@@ -70,6 +77,8 @@ impl FileKind for Fanotify {
         file: &OpenFile,
         entry: &mut Self::Entry,
     ) -> Result<()> {
+        // Others, the dump among them, may have made some meanwhile.
+        note_events(cx, file, entry)?;
         let mounts = ProcDir::open(file.pid)?.mountinfo()?;
         for (index, mark) in entry.mark.iter_mut().enumerate() {
             if let Some(place) = inode(mark) {
@@ -115,7 +124,11 @@ impl FileKind for Fanotify {
         let mut program = Program::new();
         let args = [(entry.faflags | FAN_CLOEXEC).into(), entry.evflags.into()];
         let fd = program.call(Sysno::fanotify_init, args);
-        Ok(Opened::Here(cx.here().run(&program)?.fd(fd)))
+        let fd = cx.here().run(&program)?.fd(fd);
+        if cx.cached(Notes::load)?.lost.contains(&entry.id) {
+            overflow::leave(cx, fd)?;
+        }
+        Ok(Opened::Here(fd))
     }
 
     fn last(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry, fd: i32) -> Result<Program> {
@@ -126,7 +139,7 @@ impl FileKind for Fanotify {
             let index = u32::try_from(index).unwrap_or(u32::MAX);
             let (on, target) = match inode(mark) {
                 Some(place) => {
-                    let file = notes.0.get(&(entry.id, index)).copied();
+                    let file = notes.files.get(&(entry.id, index)).copied();
                     (0, watched::open(cx, file, &place)?)
                 }
                 None => mounted(cx, mark)?,
@@ -210,12 +223,29 @@ fn inode(mark: &pb::FanotifyMarkEntry) -> Option<Place<'_>> {
     })
 }
 
-/// Refuses a group that somebody waits for, or that has events.
-fn refuse_events(file: &OpenFile, entry: &pb::FanotifyFileEntry) -> Result<()> {
+/// Says that the events of a group are lost, if there are any.
+fn note_events(cx: &mut dyn DumpCx, file: &OpenFile, entry: &pb::FanotifyFileEntry) -> Result<()> {
+    if !waits(file, entry)? || !cx.first("events of fanotify", entry.id.into()) {
+        return Ok(());
+    }
+    let ext = pb::FilesExtEntry {
+        fanotify_lost: Some(entry.id),
+        ..pb::FilesExtEntry::default()
+    };
+    cx.append(desc::FILES_EXT, (), &ext, &[])
+}
+
+/// Whether a group has events that can be replaced. Refuses one with others, and one that somebody waits for.
+fn waits(file: &OpenFile, entry: &pb::FanotifyFileEntry) -> Result<bool> {
     let waiting = watched::bytes_wait(file)?.div_ceil(EVENT);
-    if waiting > 0 {
+    if waiting > 0 && entry.faflags & !FILLABLE != 0 {
+        let why = if entry.faflags & UNLIMITED_QUEUE != 0 {
+            "it is never told that some were lost (FAN_UNLIMITED_QUEUE)"
+        } else {
+            "its queue cannot be filled to say that some were lost"
+        };
         return Err(Error::unsupported(
-            format!("{waiting} of its events wait to be read, and they hold files open"),
+            format!("{waiting} of its events wait to be read, and {why}"),
             "try again when the program has read its events",
         ));
     }
@@ -230,7 +260,7 @@ fn refuse_events(file: &OpenFile, entry: &pb::FanotifyFileEntry) -> Result<()> {
             "try again when the program has answered",
         ));
     }
-    Ok(())
+    Ok(waiting > 0)
 }
 
 /// Tasks of this machine that wait for an answer of somebody's to a permission event.
@@ -260,19 +290,27 @@ fn blocked() -> Result<usize> {
     Ok(count)
 }
 
-/// Files of marks, by group and index.
-struct Notes(HashMap<(u32, u32), FileId>);
+/// What the images say beyond CRIU's fields.
+#[derive(Default)]
+struct Notes {
+    /// Files of marks, by group and index.
+    files: HashMap<(u32, u32), FileId>,
+    /// Groups that have lost events.
+    lost: HashSet<u32>,
+}
 
 impl Notes {
     fn load(store: &dyn Store) -> Result<Self> {
+        let mut notes = Self::default();
         let entries = store.entries::<pb::FilesExtEntry>(desc::FILES_EXT, ())?;
-        let notes = entries.unwrap_or_default().into_iter();
-        let notes = notes.filter_map(|entry| entry.message.fanotify);
-        Ok(Self(
-            notes
-                .map(|note| ((note.fanotify_id, note.index), FileId::new(note.file_id)))
-                .collect(),
-        ))
+        for entry in entries.unwrap_or_default() {
+            notes.lost.extend(entry.message.fanotify_lost);
+            if let Some(note) = entry.message.fanotify {
+                let mark = (note.fanotify_id, note.index);
+                notes.files.insert(mark, FileId::new(note.file_id));
+            }
+        }
+        Ok(notes)
     }
 }
 

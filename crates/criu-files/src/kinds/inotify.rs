@@ -55,9 +55,7 @@ impl FileKind for Inotify {
             })
         });
         let wd = wd.collect::<Result<Vec<_>>>()?;
-        if watched::bytes_wait(file)? != 0 {
-            note(cx, file.number(), |ext| ext.events_lost = Some(true))?;
-        }
+        note_events(cx, file)?;
         Ok(pb::InotifyFileEntry {
             id: file.number(),
             flags: file.flags(),
@@ -72,6 +70,8 @@ impl FileKind for Inotify {
         file: &OpenFile,
         entry: &mut Self::Entry,
     ) -> Result<()> {
+        // Others, the dump among them, may have made some meanwhile.
+        note_events(cx, file)?;
         for watch in &mut entry.wd {
             let (id, path) = watched::describe(cx, file.pid, &Place::of(watch))?;
             watch.f_handle.path = Some(path);
@@ -124,6 +124,15 @@ impl<'e> Place<'e> {
             handle: &watch.f_handle,
         }
     }
+}
+
+/// Says that the events that wait are lost, if there are any.
+fn note_events(cx: &mut dyn DumpCx, file: &OpenFile) -> Result<()> {
+    let id = file.number();
+    if watched::bytes_wait(file)? == 0 || !cx.first("events of inotify", id.into()) {
+        return Ok(());
+    }
+    note(cx, id, |ext| ext.events_lost = Some(true))
 }
 
 fn note(

@@ -4,23 +4,32 @@
 //! `memfd.img`, its pages are where those of shared memory are. Seals come last, after the content
 //! and the mappings. Not preserved: which control group pays for the pages; which huge pages are there and
 //! hold nothing.
+//!
+//! Anonymous shared memory that is open, or mapped privately, by way of `/proc/PID/map_files`, is kept as CRIU keeps all of
+//! it: as a memfd by the name that `/proc` shows, with the seal that it is born with. It is made as what it was.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd};
 
 use criu_image::id::ShmId;
 use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
-use criu_tracee::{Local, Program, Site};
+use criu_tracee::stat::fstat;
+use criu_tracee::{Local, Program, Site, shared_anonymous};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, fstatfs};
+use nix::unistd::{SysconfVar, sysconf};
 
 use crate::describe::reopen;
 use crate::kinds::regular::copy_given;
 
 const PREFIX: &[u8] = b"/memfd:";
+/// What `/proc` calls anonymous shared memory, and the seal that it has from the start.
+const ZERO: &[u8] = b"/dev/zero";
+const F_SEAL_SEAL: u32 = 1;
 const DELETED: &[u8] = b" (deleted)";
 const MODE_BITS: u32 = 0o7777;
 const O_PATH: u32 = libc::O_PATH.cast_unsigned();
@@ -42,17 +51,27 @@ const F_SEAL_EXEC: u32 = 32;
 #[derive(Debug)]
 pub struct Memfd;
 
-/// Whether a file is a memfd.
+/// Whether a file is a memfd, or anonymous shared memory.
 pub(crate) fn is_memfd(file: &OpenFile) -> bool {
-    file.inode.format() == libc::S_IFREG && file.inode.links == 0 && name(&file.link).is_some()
+    let has_name = || match name(&file.link) {
+        Some(ZERO) => is_of_kernel(file),
+        name => name.is_some(),
+    };
+    file.inode.format() == libc::S_IFREG && file.inode.links == 0 && has_name()
 }
 
-/// Whether a file is shared memory of another kind, through `/proc/PID/map_files`: to keep it as a file of its
-/// own would part it from those who map it.
-pub(crate) fn is_shared_memory(file: &OpenFile) -> bool {
-    let link = file.link.as_slice();
-    let named = link == b"/dev/zero (deleted)" || link.starts_with(b"/SYSV");
-    file.inode.format() == libc::S_IFREG && file.inode.links == 0 && named
+/// Whether a file is of the file system that the kernel keeps such memory in, and not one at `/dev/zero`.
+fn is_of_kernel(file: &OpenFile) -> bool {
+    let probe = memfd_create("probe", MFdFlags::MFD_CLOEXEC);
+    let stat = probe.and_then(|probe| fstat(&probe));
+    stat.is_ok_and(|stat| stat.st_dev == file.inode.dev)
+}
+
+/// Whether a file is System V shared memory, through `/proc/PID/map_files`: to keep it as a file of its own would part it
+/// from those who attach it.
+pub(crate) fn is_segment(file: &OpenFile) -> bool {
+    let is_file = file.inode.format() == libc::S_IFREG && file.inode.links == 0;
+    is_file && file.link.starts_with(b"/SYSV")
 }
 
 /// Whether a file is memory that nobody but who maps it may read: memfd_secret(2).
@@ -64,7 +83,21 @@ pub(crate) fn is_secret(file: &OpenFile) -> bool {
 }
 
 fn name(link: &[u8]) -> Option<&[u8]> {
-    link.strip_prefix(PREFIX)?.strip_suffix(DELETED)
+    let link = link.strip_suffix(DELETED)?;
+    match link {
+        ZERO => Some(ZERO),
+        _ => link.strip_prefix(PREFIX),
+    }
+}
+
+/// Whether it is no memfd, but anonymous shared memory.
+fn is_anonymous(inode: &pb::MemfdInodeEntry) -> bool {
+    inode.name == ZERO && inode.seals == F_SEAL_SEAL && inode.hugetlb_flag.is_none()
+}
+
+/// The seals that it has to be given.
+fn seals(inode: &pb::MemfdInodeEntry) -> u32 {
+    if is_anonymous(inode) { 0 } else { inode.seals }
 }
 
 impl FileKind for Memfd {
@@ -114,7 +147,7 @@ impl FileKind for Memfd {
         if let Some(mode) = inode.mode {
             program.fchmod(made, mode & MODE_BITS);
         }
-        if inode.seals != 0 && !entries.iter().any(|entry| writes(entry)) {
+        if seals(&inode) != 0 && !entries.iter().any(|entry| writes(entry)) {
             // Nobody else could add them later.
             program.fcntl(made, libc::F_ADD_SEALS, inode.seals);
         }
@@ -152,7 +185,7 @@ impl FileKind for Memfd {
     /// When it is mapped: a seal against writing would forbid to map it for that.
     fn last(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry, fd: i32) -> Result<Program> {
         let mut program = Program::new();
-        let seals = inode_of(cx, entry)?.seals;
+        let seals = seals(&inode_of(cx, entry)?);
         let sealed = cx.cached(|_| Ok(Sealed::default()))?;
         if seals != 0 && writes(entry) && sealed.0.borrow_mut().insert(entry.inode_id) {
             program.fcntl(fd, libc::F_ADD_SEALS, seals);
@@ -218,6 +251,15 @@ fn inode_id(file: &OpenFile) -> Result<u32> {
 
 /// Makes the inode, empty.
 fn create(cx: &mut dyn RestoreCx, inode: &pb::MemfdInodeEntry) -> Result<i32> {
+    if is_anonymous(inode) {
+        let page = page_size()?;
+        let object = shared_anonymous(inode.size.next_multiple_of(page).max(page), false, None)?;
+        let object = object.into_raw_fd();
+        let mut program = Program::new();
+        program.ftruncate(object, inode.size);
+        cx.here().run(&program)?;
+        return Ok(object);
+    }
     let huge = inode.hugetlb_flag();
     if huge & !(libc::MFD_HUGETLB | HUGE_MASK) != 0 {
         return Err(Error::corrupt(
@@ -265,6 +307,13 @@ fn inode_of(cx: &mut dyn RestoreCx, entry: &pb::MemfdFileEntry) -> Result<pb::Me
     })
 }
 
+fn page_size() -> Result<u64> {
+    let size = sysconf(SysconfVar::PAGE_SIZE).map_err(Error::kernel("sysconf"))?;
+    Ok(size
+        .and_then(|size| u64::try_from(size).ok())
+        .unwrap_or(4096))
+}
+
 /// Inodes by id.
 struct Inodes(HashMap<u64, pb::MemfdInodeEntry>);
 
@@ -292,7 +341,6 @@ mod tests {
     use criu_image::Memory;
     use criu_kind::testing::{Paper, dumped_on, open_file, restored_with};
     use expect_test::expect;
-    use nix::sys::memfd::{MFdFlags, memfd_create};
 
     use super::*;
 
@@ -335,6 +383,30 @@ mod tests {
         let mut paper = Paper::default();
         paper.images = images;
         restored_with(&Memfd, entries, paper)
+    }
+
+    /// Only on the kernel's own file system it is shared memory.
+    #[test]
+    fn what_is_called_zero() {
+        let real = shared_anonymous(page_size().expect("a size"), false, None).expect("made");
+        let mut file = open_file("/dev/zero (deleted)", 0o100_777, INFO);
+        file.inode.links = 0;
+        assert!(!is_memfd(&file));
+        file.inode.dev = fstat(&real).expect("open").st_dev;
+        assert!(is_memfd(&file));
+        file.link = b"/dev/zero".to_vec();
+        assert!(!is_memfd(&file));
+        let inode = pb::MemfdInodeEntry {
+            name: ZERO.into(),
+            seals: F_SEAL_SEAL,
+            ..pb::MemfdInodeEntry::default()
+        };
+        assert_eq!(seals(&inode), 0, "it has it already");
+        let sealed = pb::MemfdInodeEntry {
+            seals: F_SEAL_SEAL | 2,
+            ..inode
+        };
+        assert_eq!(seals(&sealed), 3, "a memfd by that name");
     }
 
     #[test]

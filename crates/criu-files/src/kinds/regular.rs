@@ -27,7 +27,7 @@ impl FileKind for Regular {
     const SINCE: Kernel = Kernel::new(2, 6, 0);
 
     fn claims(&self, file: &OpenFile) -> bool {
-        let memory = memfd::is_memfd(file) || memfd::is_shared_memory(file);
+        let memory = memfd::is_memfd(file) || memfd::is_segment(file);
         if !file.link.starts_with(b"/") || memory || memfd::is_secret(file) {
             return false;
         }
@@ -141,7 +141,7 @@ mod tests {
         assert!(!FileKind::claims(&Regular, &file("socket:[7]", 0o140_777)));
         assert!(!FileKind::claims(&Regular, &file("/f", 0o010_644)));
         assert!(!FileKind::claims(&Regular, &file("/dev/pts/3", 0o020_620)));
-        for link in ["/memfd:x (deleted)", "/dev/zero (deleted)"] {
+        for link in ["/memfd:x (deleted)", "/SYSV00000007 (deleted)"] {
             let mut memory = file(link, 0o100_777);
             memory.inode.links = 0;
             assert!(!FileKind::claims(&Regular, &memory));

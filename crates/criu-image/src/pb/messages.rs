@@ -2727,6 +2727,9 @@ pub struct FilesExtEntry {
     pub signalfd: ::core::option::Option<SignalfdExtEntry>,
     #[prost(message, optional, tag = "9")]
     pub fanotify: ::core::option::Option<FanotifyExtEntry>,
+    /// A fanotify entry whose group had events waiting; they are replaced by one that says so.
+    #[prost(uint32, optional, tag = "12")]
+    pub fanotify_lost: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "6")]
     pub unix: ::core::option::Option<UnixExtEntry>,
     #[prost(message, optional, tag = "7")]
@@ -3007,6 +3010,30 @@ impl ::prost::Name for MqueueEntry {
         "/mqueue_entry".into()
     }
 }
+/// Who is to be told of the next message: mq_notify(3).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MqueueNotifyEntry {
+    /// The process, which has this opening.
+    #[prost(uint32, required, tag = "1")]
+    pub pid: u32,
+    /// SIGEV_SIGNAL or SIGEV_NONE.
+    #[prost(uint32, required, tag = "2")]
+    pub how: u32,
+    #[prost(uint32, required, tag = "3")]
+    pub signal: u32,
+    #[prost(uint64, required, tag = "4")]
+    pub value: u64,
+}
+impl ::prost::Name for MqueueNotifyEntry {
+    const NAME: &'static str = "mqueue_notify_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "mqueue_notify_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/mqueue_notify_entry".into()
+    }
+}
 /// An opening.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MqueueFileEntry {
@@ -3021,6 +3048,9 @@ pub struct MqueueFileEntry {
     pub queue_id: u64,
     #[prost(message, optional, tag = "5")]
     pub queue: ::core::option::Option<MqueueEntry>,
+    /// In one entry of the queue at most.
+    #[prost(message, optional, tag = "6")]
+    pub notify: ::core::option::Option<MqueueNotifyEntry>,
 }
 impl ::prost::Name for MqueueFileEntry {
     const NAME: &'static str = "mqueue_file_entry";

@@ -458,6 +458,7 @@ Field { number: 8, name: "signalfd", label: Optional, ty: Message("signalfd_ext_
 Field { number: 9, name: "fanotify", label: Optional, ty: Message("fanotify_ext_entry"), display: Plain },
 Field { number: 10, name: "socket", label: Optional, ty: Message("socket_ext_entry"), display: Plain },
 Field { number: 11, name: "datagram", label: Optional, ty: Message("datagram_entry"), display: Plain },
+Field { number: 12, name: "fanotify_lost", label: Optional, ty: Uint32, display: Plain },
 ] },
 Message { name: "fown_entry", file: "fown", fields: &[
 Field { number: 1, name: "uid", label: Required, ty: Uint32, display: Plain },
@@ -782,10 +783,17 @@ Field { number: 2, name: "flags", label: Required, ty: Uint32, display: Plain },
 Field { number: 3, name: "fown", label: Required, ty: Message("fown_entry"), display: Plain },
 Field { number: 4, name: "queue_id", label: Required, ty: Uint64, display: Plain },
 Field { number: 5, name: "queue", label: Optional, ty: Message("mqueue_entry"), display: Plain },
+Field { number: 6, name: "notify", label: Optional, ty: Message("mqueue_notify_entry"), display: Plain },
 ] },
 Message { name: "mqueue_message", file: "criu-rs-mqueue", fields: &[
 Field { number: 1, name: "priority", label: Required, ty: Uint32, display: Plain },
 Field { number: 2, name: "text", label: Required, ty: Bytes, display: Plain },
+] },
+Message { name: "mqueue_notify_entry", file: "criu-rs-mqueue", fields: &[
+Field { number: 1, name: "pid", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "how", label: Required, ty: Uint32, display: Plain },
+Field { number: 3, name: "signal", label: Required, ty: Uint32, display: Plain },
+Field { number: 4, name: "value", label: Required, ty: Uint64, display: Plain },
 ] },
 Message { name: "multicast_entry", file: "criu-rs-files", fields: &[
 Field { number: 1, name: "index", label: Required, ty: Uint32, display: Plain },

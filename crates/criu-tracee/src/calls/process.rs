@@ -17,6 +17,8 @@ super::calls! {
     rt_sigqueueinfo(tgid, signal, info);
     /// `rt_tgsigqueueinfo(2)`.
     rt_tgsigqueueinfo(tgid, tid, signal, info);
+    /// `rt_sigtimedwait(2)`.
+    rt_sigtimedwait(set, info, timeout, size);
     /// `rt_sigaction(2)`.
     rt_sigaction(signal, new, old, size);
     /// `rt_sigprocmask(2)`.
