@@ -12,7 +12,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("cc", "gcc"),
     ("git", "git"),
     ("objcopy", "binutils"),
-    ("python3", "python3-minimal"),
+    ("ip", "iproute2"),
+    ("python3", "python3"),
     ("setsid", "util-linux"),
 ];
 
@@ -44,7 +45,8 @@ const STEPS: &[Step] = &[
             "--known=zdtm/known/criu-rs".to_owned(),
         ])
     }),
-    ("kill", kill),
+    ("kill", || again(&["kill", "--times=40"])),
+    ("network", || again(&["network", "--times=40"])),
     ("guests", guests),
 ];
 
@@ -77,11 +79,10 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The driver dies at some moments. In a process of its own: who has once unshared a pid namespace starts nobody when
-/// the first in there is dead.
-fn kill() -> Result<()> {
+/// A verb in a process of its own: who has once unshared a pid namespace starts nobody when the first in there is dead.
+fn again(words: &[&str]) -> Result<()> {
     let own = std::env::current_exe()?;
-    shell::run(&own.to_string_lossy(), &["kill", "--times=40"])
+    shell::run(&own.to_string_lossy(), words)
 }
 
 /// Some of the suite under the kernels and on the machines that this one is not.
