@@ -3,7 +3,7 @@
 //! Every task has a line in the file `diary`: its name, how often it has looked, and what it found. What is looked at:
 //! memory of its own, memory that a child shares with its parent until somebody writes, memory shared for good,
 //! floating-point registers, sleeps that must not end early, reads that must not fail, descriptors and what waits in
-//! them. When there is a file `finish` it looks at everything once more, ends, and leaves a file `finished`.
+//! them, semaphores of System V. When there is a file `finish` it looks at everything once more, ends, and leaves a file `finished`.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
@@ -16,6 +16,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use criu_tracee::{Local, Program, Site};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -30,6 +31,10 @@ const STRIPE: usize = 256 << 10;
 const PENDING: usize = 1000;
 const OFFSET: u64 = 1234;
 const COUNTER: u64 = 77;
+// `include/uapi/linux/{ipc,sem}.h`.
+const IPC_CREAT: i32 = 0o1000;
+const GETVAL: i32 = 12;
+const SETVAL: i32 = 16;
 /// In place of a tick: look once more, and end.
 const FINISH: u64 = u64::MAX;
 /// Bytes of a line of the diary.
@@ -51,6 +56,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         children.push((child, from_child, to_child));
     }
     let state = State::new(inherited, 1)?;
+    let semaphores = Semaphores::new()?;
     let over = Arc::new(AtomicBool::new(false));
     let mut threads = vec![spawn(&diary, 1, "sleeper", &over, sleeper)];
     threads.push(spawn(&diary, 2, "floats", &over, floats()));
@@ -61,6 +67,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let own = Arc::clone(&diary);
     live(&own, 0, "root", |tick| {
         state.look(tick)?;
+        semaphores.look()?;
         for (index, (_, from, to)) in children.iter().enumerate() {
             put(to, tick)?;
             ensure!(get(from)? == tick, "child {index} answers something else");
@@ -176,6 +183,30 @@ impl State {
         zdtm::verify(&bytes[..PENDING], self.seed)?;
         let counter = self.event.read()?;
         ensure!(counter == COUNTER, "the event counter is {counter}");
+        Ok(())
+    }
+}
+
+/// A set of semaphores, which outlives the process.
+struct Semaphores(i64);
+
+impl Semaphores {
+    fn new() -> anyhow::Result<Self> {
+        let mut program = Program::new();
+        let set = program.semget(0, 1, 0o600 | IPC_CREAT);
+        program.semctl(set, 0, SETVAL, COUNTER);
+        // Whoever has operated it last uses it.
+        let plus_one: [u16; 3] = [0, 1, 0];
+        let operation = program.bytes(plus_one.map(u16::to_ne_bytes).concat());
+        program.semop(set, operation, 1);
+        Ok(Self(Local.run(&program)?.get(set)?))
+    }
+
+    fn look(&self) -> anyhow::Result<()> {
+        let mut program = Program::new();
+        let value = program.semctl(self.0, 0, GETVAL, 0);
+        let value = Local.run(&program)?.value(value);
+        ensure!(value == COUNTER as i64 + 1, "a semaphore is at {value}");
         Ok(())
     }
 }

@@ -65,7 +65,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("zdtm-cases", &["zdtm"]),
     ("zdtm-init", &[]),
     ("zdtm-runner", &[]),
-    ("benches", &["zdtm"]),
+    ("benches", &["zdtm", "criu-tracee"]),
     ("xtask", &["zdtm-runner", "criu-image"]),
 ];
 

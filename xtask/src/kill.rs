@@ -340,6 +340,8 @@ fn restores(options: &mut Options) -> Result<u32> {
     let target = start(options)?;
     let dir = target.dir.clone();
     let images = image_of(options, target)?;
+    // The dump leaves them.
+    room::remove_objects()?;
     let mut times = Vec::new();
     for _ in 0..5 {
         let work = room::fresh("work")?;
@@ -350,6 +352,7 @@ fn restores(options: &mut Options) -> Result<u32> {
         }
         going_on(&dir).context("undisturbed")?;
         room::empty()?;
+        room::remove_objects()?;
         times.push(took);
     }
     let undisturbed = median(times);
@@ -369,11 +372,15 @@ fn restores(options: &mut Options) -> Result<u32> {
         let verdict = nothing_or_all(&dir);
         room::empty()?;
         let verdict = verdict.and_then(|all| {
+            if all > 0 {
+                room::remove_objects()?;
+            }
             before.compare(&Surroundings::new(&images, &dir)?)?;
             restored(options, &images, &dir).context("the next restore")?;
             Ok(all)
         });
         room::empty()?;
+        room::remove_objects()?;
         tally.add("restore", moment, end, verdict);
     }
     println!(
@@ -435,6 +442,8 @@ fn names() -> Result<String> {
 struct Surroundings {
     files: BTreeSet<PathBuf>,
     mounts: BTreeSet<String>,
+    /// Of System V.
+    objects: BTreeSet<String>,
 }
 
 impl Surroundings {
@@ -454,7 +463,16 @@ impl Surroundings {
         }
         let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
         let mounts = mounts.lines().map(str::to_owned).collect();
-        Ok(Self { files, mounts })
+        let mut objects = BTreeSet::new();
+        for kind in ["shm", "sem", "msg"] {
+            let list = std::fs::read_to_string(format!("/proc/sysvipc/{kind}"))?;
+            objects.extend(list.lines().skip(1).map(|line| format!("{kind} {line}")));
+        }
+        Ok(Self {
+            files,
+            mounts,
+            objects,
+        })
     }
 
     fn compare(&self, after: &Self) -> Result<()> {
@@ -462,6 +480,8 @@ impl Surroundings {
         ensure!(files.is_empty(), "files came or went: {files:?}");
         let mounts: Vec<_> = after.mounts.symmetric_difference(&self.mounts).collect();
         ensure!(mounts.is_empty(), "mounts came or went: {mounts:?}");
+        let objects: Vec<_> = after.objects.symmetric_difference(&self.objects).collect();
+        ensure!(objects.is_empty(), "objects came or went: {objects:?}");
         Ok(())
     }
 }

@@ -86,6 +86,13 @@ pub(crate) fn empty() -> Result<()> {
     bail!("processes would not die: {:?}", others()?)
 }
 
+/// Inside: removes all objects of System V, which outlive processes.
+pub(crate) fn remove_objects() -> Result<()> {
+    let status = Command::new("ipcrm").arg("--all").status()?;
+    anyhow::ensure!(status.success(), "ipcrm --all: {status}");
+    Ok(())
+}
+
 /// Inside: reaps all who are dead but one, whom somebody else waits for.
 pub(crate) fn bury(but: Pid) -> Result<()> {
     let dead = |pid: &Pid| *pid != but && matches!(target::state(*pid), Some('Z' | 'X'));

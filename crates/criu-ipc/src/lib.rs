@@ -25,7 +25,7 @@ pub mod var;
 
 pub use mqueue::Mqueue;
 pub use notify::Notifications;
-pub use objects::Objects;
+pub use objects::{Made, Objects};
 pub use perm::Creator;
 pub use shm::Segment;
 pub use survey::{Scope, Survey, Task, Users, survey};

@@ -10,6 +10,7 @@
 use criu_image::{Bytes, ImageReader, Store, StoreExt, desc, pb};
 use criu_kind::{Error, Result, Within};
 use criu_tracee::{Local, Program, Site};
+use nix::errno::Errno;
 
 use crate::msg::{Message, Queue};
 use crate::perm::Creator;
@@ -27,7 +28,7 @@ pub struct Objects {
     queues: Vec<Queue>,
     var: Option<pb::IpcVarEntry>,
     /// What is to be removed if the restore fails: which kind, and the id.
-    made: Vec<(&'static str, u32)>,
+    made: Vec<Made>,
 }
 
 impl Objects {
@@ -179,25 +180,38 @@ impl Objects {
             .map_or(Ok(()), |var| var::write(site, var))
     }
 
+    /// What [`Objects::make`] is going to make.
+    pub fn absent(&self) -> Vec<Made> {
+        let segments = self.segments.iter().filter(|one| !one.there);
+        let sets = self.sets.iter().filter(|one| !one.there);
+        let queues = self.queues.iter().filter(|one| !one.there);
+        let segments = segments.map(|one| Made("shm", one.entry.desc.id));
+        let sets = sets.map(|one| Made("sem", one.entry.desc.id));
+        let queues = queues.map(|one| Made("msg", one.entry.desc.id));
+        segments.chain(sets).chain(queues).collect()
+    }
+
     /// Makes everything that is not there; the content of segments is still to be brought in.
     pub fn make(&mut self, site: &mut dyn Site, creator: Creator) -> Result<()> {
         for segment in self.segments.iter().filter(|segment| !segment.there) {
             let desc = &segment.entry.desc;
             let made = segment.make(site, creator);
             made.within(|| subject("shared memory", desc.id, desc.key))?;
-            self.made.push(("shm", desc.id));
+            self.made.push(Made("shm", desc.id));
         }
         for set in &self.sets {
             let desc = &set.entry.desc;
             let made = set.make(site, creator);
             made.within(|| subject("semaphores", desc.id, desc.key))?;
-            self.made.extend((!set.there).then_some(("sem", desc.id)));
+            self.made
+                .extend((!set.there).then_some(Made("sem", desc.id)));
         }
         for queue in &self.queues {
             let desc = &queue.entry.desc;
             let made = queue.make(site, creator);
             made.within(|| subject("message queue", desc.id, desc.key))?;
-            self.made.extend((!queue.there).then_some(("msg", desc.id)));
+            self.made
+                .extend((!queue.there).then_some(Made("msg", desc.id)));
         }
         Ok(())
     }
@@ -231,16 +245,31 @@ impl Objects {
 
 impl Drop for Objects {
     fn drop(&mut self) {
-        for (what, id) in self.made.drain(..).rev() {
-            let mut program = Program::new();
-            match what {
-                "shm" => program.shmctl(id, libc::IPC_RMID, 0),
-                "sem" => program.semctl(id, 0, libc::IPC_RMID, 0),
-                _ => program.msgctl(id, libc::IPC_RMID, 0),
-            };
-            if let Err(error) = Local.run(&program) {
+        for made in self.made.drain(..).rev() {
+            made.remove();
+        }
+    }
+}
+
+/// An object that a restore makes: which kind, and the id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Made(&'static str, u32);
+
+impl Made {
+    /// Removes it, as the restore has failed, if it is there.
+    pub fn remove(self) {
+        let Self(what, id) = self;
+        let mut program = Program::new();
+        match what {
+            "shm" => program.shmctl(id, libc::IPC_RMID, 0),
+            "sem" => program.semctl(id, 0, libc::IPC_RMID, 0),
+            _ => program.msgctl(id, libc::IPC_RMID, 0),
+        };
+        match Local.run(&program) {
+            Err(error) if !matches!(error.errno(), Some(Errno::EINVAL | Errno::EIDRM)) => {
                 tracing::error!(what, id, %error, "an object of a failed restore stays");
             }
+            _ => {}
         }
     }
 }

@@ -11,23 +11,23 @@ use nix::unistd::Pid;
 use crate::world::World;
 
 impl World<'_> {
-    /// Lets all go together: if the driver dies meanwhile, either all end or all go on. With several processes, or
-    /// with connections, somebody else sees to that.
+    /// Lets all go together: if the driver dies meanwhile, either all end or all go on. With several processes, with
+    /// connections or with objects that outlive processes, somebody else sees to that.
     pub(crate) fn wake(mut self, stopped: bool, arrival: &Arrival) -> Result<()> {
-        self.ipc.keep();
         let processes: Vec<Pid> = self.held.iter().map(Tracee::pid).collect();
         let mut heir = None;
-        if processes.len() > 1 || arrival.count() > 0 {
+        if processes.len() > 1 || arrival.count() > 0 || self.ipc.has_made() {
             let or_say = |done: Result<()>| {
                 if let Err(error) = done {
                     tracing::error!(%error, "the driver has died, and its connections are left as they are");
                 }
             };
-            heir = Some(Heir::appoint(
-                &processes,
-                || or_say(arrival.recall()),
-                || or_say(arrival.go()),
-            )?);
+            let undo = || {
+                or_say(arrival.recall());
+                self.ipc.undo();
+            };
+            heir = Some(Heir::appoint(&processes, undo, || or_say(arrival.go()))?);
+            self.ipc.hand_over()?;
         }
         let order = self.prepare(stopped)?;
         arrival.ready()?;
@@ -37,6 +37,7 @@ impl World<'_> {
             }
             heir.commit()?;
         }
+        self.ipc.keep();
         arrival.go()?;
         if let Some(heir) = &mut heir {
             heir.dismiss()?;
