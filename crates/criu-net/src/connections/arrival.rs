@@ -44,8 +44,8 @@ struct Ready {
 #[derive(Debug, Default)]
 pub struct Arrival {
     options: ArrivalOptions,
-    /// How many the images have.
-    count: usize,
+    /// Those of the images, as the dump had them.
+    all: Vec<Connection>,
     /// Those that there are again, be it only to end.
     connections: Vec<Connection>,
     /// Those of which nobody has said what becomes of them.
@@ -92,7 +92,7 @@ impl Arrival {
         }
         for entry in entries.iter().filter(|entry| is_connection(entry)) {
             let (local, remote) = ends(entry)?;
-            arrival.count += 1;
+            arrival.all.push(Connection::new(&local, &remote));
             if !arrival.options.policies.is_known(&local, &remote) {
                 arrival.unknown.push(Connection::new(&local, &remote));
             } else if matches!(arrival.fate(entry)?, Fate::Keep | Fate::Reset) {
@@ -122,7 +122,7 @@ impl Arrival {
 
     /// How many the images have.
     pub fn count(&self) -> usize {
-        self.count
+        self.all.len()
     }
 
     /// What becomes of the connection of an entry.
@@ -200,7 +200,7 @@ impl Arrival {
     /// Takes them from where the dump has parked them. Also those who restore without a lock, or without connections,
     /// do not want that.
     fn unpark(&self) -> Result<()> {
-        if self.count == 0 {
+        if self.all.is_empty() {
             return Ok(());
         }
         let unparked = lock::unpark(self.run.as_deref().unwrap_or_default());
@@ -218,7 +218,7 @@ impl Arrival {
         if !self.options.by_iptables {
             return Ok(());
         }
-        let count = iptables::remove(&self.connections)?;
+        let count = iptables::remove(&self.all)?;
         tracing::debug!(count, "rules of iptables were removed");
         if count == 0 && iptables::has_hidden() {
             tracing::warn!(
@@ -308,7 +308,7 @@ mod tests {
 
     fn arrival(run: &str, connection: Connection) -> Arrival {
         Arrival {
-            count: 1,
+            all: vec![connection],
             connections: vec![connection],
             run: Some(run.to_owned()),
             ..Arrival::default()
