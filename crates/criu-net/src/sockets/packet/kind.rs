@@ -1,7 +1,7 @@
 //! Packet sockets: packet(7), with filters, memberships, fanout groups and rings.
 //!
-//! Not preserved: packets that wait, and what is in a ring; what passed while nobody was there. A ring that is mapped
-//! is refused where mappings are looked at.
+//! Not preserved: packets that wait, and what is in a ring, which begins with its first frame; what passed while nobody
+//! was there.
 
 use criu_image::pb;
 use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
@@ -88,6 +88,13 @@ impl FileKind for Packet {
         })
     }
 
+    /// Both rings, one after the other.
+    fn mapped(&self, entry: &Self::Entry) -> Option<u64> {
+        let rings = [&entry.rx_ring, &entry.tx_ring];
+        let sizes = rings.into_iter().flatten().map(size);
+        sizes.reduce(|one, other| one + other)
+    }
+
     fn open(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Opened> {
         let more = more::Facts::of(cx, entry.id)?;
         let mut program = Program::new();
@@ -133,6 +140,11 @@ impl FileKind for Packet {
         more::write(cx, fd, &more, false)?;
         Ok(Opened::Here(fd))
     }
+}
+
+/// Bytes of a ring.
+fn size(ring: &pb::PacketRing) -> u64 {
+    u64::from(ring.block_size) * u64::from(ring.block_nr)
 }
 
 impl Packet {
@@ -208,4 +220,62 @@ fn join(cx: &mut dyn RestoreCx, fd: i32, one: &pb::PacketMclist) -> Result<()> {
     program.setsockopt(fd, SOL_PACKET, ADD_MEMBERSHIP, request, length);
     cx.here().run(&program)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use criu_kind::testing::restored;
+    use expect_test::expect;
+
+    use super::*;
+
+    fn ring(block_nr: u32) -> pb::PacketRing {
+        pb::PacketRing {
+            block_size: 4096,
+            block_nr,
+            frame_size: 2048,
+            frame_nr: 2 * block_nr,
+            retire_tmo: 60,
+            sizeof_priv: 8,
+            features: 1,
+        }
+    }
+
+    fn entry(rx: Option<u32>, tx: Option<u32>, version: u32) -> pb::PacketSockEntry {
+        pb::PacketSockEntry {
+            id: 7,
+            r#type: libc::SOCK_RAW.cast_unsigned(),
+            version,
+            rx_ring: rx.map(ring),
+            tx_ring: tx.map(ring),
+            ..pb::PacketSockEntry::default()
+        }
+    }
+
+    #[test]
+    fn both_rings_are_one_mapping() {
+        let mapped = |rx, tx| FileKind::mapped(&Packet, &entry(rx, tx, 1));
+        assert_eq!(mapped(Some(4), None), Some(4 << 12));
+        assert_eq!(mapped(Some(4), Some(2)), Some(6 << 12));
+        assert_eq!(mapped(None, None), None);
+    }
+
+    #[test]
+    fn the_version_comes_before_the_ring_it_is_of() {
+        let rings = |version| {
+            let listing = restored(&Packet, &entry(Some(4), None, version)).expect("a program");
+            let lines = listing.lines().filter(|line| line.contains(", 263, "));
+            lines.collect::<Vec<_>>().join("\n")
+        };
+        let (two, three) = (rings(1), rings(2));
+        if cfg!(target_endian = "little") {
+            expect![[r#"
+                $0 = setsockopt(100, 263, 10, <01000000>, 4)
+                $1 = setsockopt(100, 263, 5, <00100000040000000008000008000000>, 16)"#]]
+            .assert_eq(&two);
+            expect![[r#"
+                $0 = setsockopt(100, 263, 10, <02000000>, 4)
+                $1 = setsockopt(100, 263, 5, <001000000400000000080000080000003c0000000800000001000000>, 28)"#]].assert_eq(&three);
+        }
+    }
 }

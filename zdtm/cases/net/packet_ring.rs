@@ -1,0 +1,220 @@
+//! Rings of packet sockets: memory through which packets come (PACKET_RX_RING) and go (PACKET_TX_RING).
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use zdtm::{Case, Child, Mapping, Result, check, check_eq, ret};
+
+use super::packet::{SOL_PACKET, bound};
+use super::tcp_options::{get, set};
+
+pub(crate) const CASES: &[Case] = &[
+    Case::new("packet-ring-mapped", mapped).exclusive(),
+    Case::new("packet-ring-both", both).exclusive(),
+    Case::new("packet-ring-inherited", inherited).exclusive(),
+    Case::new("packet-ring-part", part)
+        .refused("a ring can be mapped only as a whole")
+        .exclusive(),
+    Case::new("packet-ring-fanout", fanout).exclusive(),
+];
+
+/// An ethernet protocol for experiments, in the order of the network: nobody else has it.
+const OURS: i32 = 0x88b5u16.to_be() as i32;
+const VERSION: i32 = 10;
+const RX_RING: i32 = 5;
+const TX_RING: i32 = 13;
+const FANOUT: i32 = 18;
+const BLOCK: usize = 4096;
+const FRAME: usize = 2048;
+/// What a program says of a frame that the kernel may have, and the other way round.
+const KERNEL: u32 = 0;
+const USER: u32 = 1;
+const SEND_REQUEST: u32 = 1;
+
+/// A ring of this many frames, of TPACKET_V2.
+fn ring(socket: &OwnedFd, name: i32, frames: usize) -> Result<()> {
+    if get(socket, SOL_PACKET, VERSION)? != 1 {
+        set(socket, SOL_PACKET, VERSION, 1)?;
+    }
+    let words = [BLOCK, frames * FRAME / BLOCK, FRAME, frames];
+    let words = words.map(|word| u32::try_from(word).expect("small"));
+    // SAFETY: `struct tpacket_req`: four words.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            SOL_PACKET,
+            name,
+            words.as_ptr().cast(),
+            16,
+        )
+    };
+    Ok(ret(set).map(drop)?)
+}
+
+fn map(socket: &OwnedFd, frames: usize) -> Result<Mapping> {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    Mapping::new(
+        frames * FRAME,
+        access,
+        libc::MAP_SHARED,
+        socket.as_raw_fd(),
+        0,
+    )
+}
+
+/// `tp_status` of `struct tpacket2_hdr`.
+fn status(ring: &Mapping, frame: usize) -> &AtomicU32 {
+    &ring.words()[frame * FRAME / 4]
+}
+
+/// What is in a frame that the kernel gives, within some seconds; it gets the frame back.
+fn received(ring: &Mapping, frame: usize) -> Result<Vec<u8>> {
+    for _ in 0..2000 {
+        let now = status(ring, frame).load(Ordering::Acquire);
+        if now & USER != 0 {
+            let bytes = &ring.bytes()[frame * FRAME..][..FRAME];
+            let half = |at: usize| usize::from(u16::from_ne_bytes([bytes[at], bytes[at + 1]]));
+            let length = u32::from_ne_bytes(bytes[8..12].try_into()?);
+            // `tp_net` of the header: where the packet begins behind what the device put before it.
+            let packet = bytes[half(14)..][..usize::try_from(length)?].to_vec();
+            status(ring, frame).store(KERNEL, Ordering::Release);
+            return Ok(packet);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    zdtm::bail!("nothing comes in frame {frame}")
+}
+
+/// `struct sockaddr_ll` of the loopback.
+fn loopback() -> Result<[u8; 20]> {
+    let mut address = [0u8; 20];
+    address[..2].copy_from_slice(&17u16.to_ne_bytes());
+    address[2..4].copy_from_slice(&u16::try_from(OURS)?.to_ne_bytes());
+    address[4..8].copy_from_slice(&1u32.to_ne_bytes());
+    address[11] = 6;
+    Ok(address)
+}
+
+/// Sends a packet over the loopback.
+fn send(word: &[u8]) -> Result<()> {
+    let socket = bound(0)?;
+    let address = loopback()?;
+    // SAFETY: bytes and an address, as long as said.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            word.as_ptr().cast(),
+            word.len(),
+            0,
+            address.as_ptr().cast(),
+            20,
+        )
+    };
+    Errno::result(sent)?;
+    Ok(())
+}
+
+/// Whatever comes after the restore is in the memory.
+fn mapped() -> Result<()> {
+    let socket = bound(OURS)?;
+    ring(&socket, RX_RING, 8)?;
+    let memory = map(&socket, 8)?;
+    zdtm::checkpoint()?;
+    for frame in 0..20 {
+        let word = format!("packet {frame}");
+        send(word.as_bytes())?;
+        check_eq!(received(&memory, frame % 8)?, word.as_bytes());
+    }
+    Ok(())
+}
+
+/// One to receive and one to send, in one mapping.
+fn both() -> Result<()> {
+    let (socket, listener) = (bound(0)?, bound(OURS)?);
+    ring(&socket, RX_RING, 4)?;
+    ring(&socket, TX_RING, 6)?;
+    ring(&listener, RX_RING, 2)?;
+    let memory = map(&socket, 10)?;
+    let heard = map(&listener, 2)?;
+    zdtm::checkpoint()?;
+    let sending = memory.part(4 * FRAME, 6 * FRAME);
+    for frame in 0..9 {
+        let word = format!("packet {frame}");
+        let at = frame % 6 * FRAME;
+        sending.bytes()[at + 4..at + 8].copy_from_slice(&u32::try_from(word.len())?.to_ne_bytes());
+        // Behind the header, `TPACKET2_HDRLEN - sizeof(struct sockaddr_ll)`.
+        sending.bytes()[at + 32..][..word.len()].copy_from_slice(word.as_bytes());
+        status(&sending, frame % 6).store(SEND_REQUEST, Ordering::Release);
+        let address = loopback()?;
+        // SAFETY: no bytes, and an address as long as said.
+        let sent = unsafe {
+            libc::sendto(
+                socket.as_raw_fd(),
+                std::ptr::null(),
+                0,
+                0,
+                address.as_ptr().cast(),
+                20,
+            )
+        };
+        check_eq!(Errno::result(sent)?, isize::try_from(word.len())?);
+        check_eq!(received(&heard, frame % 2)?, word.as_bytes());
+    }
+    Ok(())
+}
+
+/// A child has the memory, but not the socket.
+fn inherited() -> Result<()> {
+    let socket = bound(OURS)?;
+    ring(&socket, RX_RING, 4)?;
+    let memory = map(&socket, 4)?;
+    let (number, view) = (socket.as_raw_fd(), memory.part(0, 4 * FRAME));
+    let child = Child::spawn("child", move || {
+        nix::unistd::close(number)?;
+        Child::checkpoint();
+        check_eq!(received(&view, 0)?, b"to both");
+        Ok(())
+    })?;
+    zdtm::checkpoint()?;
+    send(b"to both")?;
+    child.finish()?;
+    send(b"to one")?;
+    check_eq!(received(&memory, 1)?, b"to one");
+    Ok(())
+}
+
+/// A part of the memory is read only, and so a mapping of its own.
+fn part() -> Result<()> {
+    let socket = bound(OURS)?;
+    ring(&socket, RX_RING, 4)?;
+    let memory = map(&socket, 4)?;
+    memory.part(0, BLOCK).protect(libc::PROT_READ)?;
+    zdtm::checkpoint()?;
+    send(b"it goes on")?;
+    check!(status(&memory, 0).load(Ordering::Acquire) & USER != 0);
+    Ok(())
+}
+
+/// Two that share what comes, each with a ring.
+fn fanout() -> Result<()> {
+    let mut members = Vec::new();
+    for _ in 0..2 {
+        let socket = bound(OURS)?;
+        ring(&socket, RX_RING, 4)?;
+        let memory = map(&socket, 4)?;
+        // `PACKET_FANOUT_LB`: in turn.
+        set(&socket, SOL_PACKET, FANOUT, 1 << 16 | 4711)?;
+        members.push((socket, memory));
+    }
+    zdtm::checkpoint()?;
+    for word in [b"one", b"two", b"six", b"ten"] {
+        send(word)?;
+    }
+    for (_, memory) in &members {
+        check_eq!(received(memory, 0)?.len(), 3);
+        check_eq!(received(memory, 1)?.len(), 3);
+    }
+    Ok(())
+}
