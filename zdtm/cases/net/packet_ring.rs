@@ -12,6 +12,10 @@ use super::tcp_options::{get, set};
 
 pub(crate) const CASES: &[Case] = &[
     Case::new("packet-ring-mapped", mapped).exclusive(),
+    Case::new("packet-ring-turned", turned).exclusive(),
+    Case::new("packet-ring-round", round).exclusive(),
+    Case::new("packet-ring-full", full).exclusive(),
+    Case::new("packet-ring-blocks", blocks).exclusive(),
     Case::new("packet-ring-both", both).exclusive(),
     Case::new("packet-ring-inherited", inherited).exclusive(),
     Case::new("packet-ring-part", part)
@@ -126,6 +130,138 @@ fn mapped() -> Result<()> {
         let word = format!("packet {frame}");
         send(word.as_bytes())?;
         check_eq!(received(&memory, frame % 8)?, word.as_bytes());
+    }
+    Ok(())
+}
+
+/// Somewhere in the middle, with some that nobody has read yet.
+fn turned() -> Result<()> {
+    go_on(8, 5)
+}
+
+/// It has gone round more than once.
+fn round() -> Result<()> {
+    go_on(6, 15)
+}
+
+/// So many are read before; two more wait meanwhile, and the next come behind them.
+fn go_on(frames: usize, before: usize) -> Result<()> {
+    let socket = bound(OURS)?;
+    ring(&socket, RX_RING, frames)?;
+    let memory = map(&socket, frames)?;
+    let word = |index: usize| format!("packet {index}");
+    for index in 0..before {
+        send(word(index).as_bytes())?;
+        check_eq!(received(&memory, index % frames)?, word(index).as_bytes());
+    }
+    for index in before..before + 2 {
+        send(word(index).as_bytes())?;
+    }
+    let others: Vec<u32> = (0..frames)
+        .map(|frame| status(&memory, frame).load(Ordering::Acquire) & USER)
+        .collect();
+    zdtm::checkpoint()?;
+    let after: Vec<u32> = (0..frames)
+        .map(|frame| status(&memory, frame).load(Ordering::Acquire) & USER)
+        .collect();
+    check_eq!(after, others);
+    for index in before..before + 2 {
+        check_eq!(received(&memory, index % frames)?, word(index).as_bytes());
+    }
+    for index in before + 2..before + 20 {
+        send(word(index).as_bytes())?;
+        check_eq!(received(&memory, index % frames)?, word(index).as_bytes());
+    }
+    Ok(())
+}
+
+/// All wait to be read, and the one that comes next finds no room.
+fn full() -> Result<()> {
+    let socket = bound(OURS)?;
+    ring(&socket, RX_RING, 4)?;
+    let memory = map(&socket, 4)?;
+    for word in [b"one", b"two"] {
+        send(word)?;
+    }
+    check_eq!(received(&memory, 0)?, b"one");
+    check_eq!(received(&memory, 1)?, b"two");
+    for word in [b"six", b"ten", b"old", b"new"] {
+        send(word)?;
+    }
+    zdtm::checkpoint()?;
+    for (frame, word) in [(2, b"six"), (3, b"ten"), (0, b"old"), (1, b"new")] {
+        check_eq!(received(&memory, frame)?, word);
+    }
+    send(b"end")?;
+    check_eq!(received(&memory, 2)?, b"end");
+    Ok(())
+}
+
+/// A ring of TPACKET_V3: blocks of packets, which the kernel closes after a while.
+fn blocks() -> Result<()> {
+    const BLOCKS: usize = 5;
+    const SIZE: usize = 4096 * 4;
+    let socket = bound(OURS)?;
+    set(&socket, SOL_PACKET, VERSION, 2)?;
+    // `struct tpacket_req3`: a block is closed after 20 ms.
+    let words = [SIZE, BLOCKS, 2048, BLOCKS * SIZE / 2048, 20, 0, 0];
+    let words = words.map(|word| u32::try_from(word).expect("small"));
+    // SAFETY: seven words.
+    let made = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            SOL_PACKET,
+            RX_RING,
+            words.as_ptr().cast(),
+            28,
+        )
+    };
+    ret(made)?;
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let memory = Mapping::new(
+        BLOCKS * SIZE,
+        access,
+        libc::MAP_SHARED,
+        socket.as_raw_fd(),
+        0,
+    )?;
+    let field = |block: usize, at: usize| &memory.words()[(block * SIZE + at) / 4];
+    // The first packet of a block that the kernel has closed; it gets it back.
+    let received = |block: usize| {
+        for _ in 0..3000 {
+            if field(block, 8).load(Ordering::Acquire) & USER != 0 {
+                let first = block * SIZE + field(block, 16).load(Ordering::Relaxed) as usize;
+                let bytes = &memory.bytes()[first..];
+                let length = u32::from_ne_bytes(bytes[12..16].try_into()?) as usize;
+                let net = usize::from(u16::from_ne_bytes([bytes[26], bytes[27]]));
+                let packet = bytes[net..][..length].to_vec();
+                field(block, 8).store(KERNEL, Ordering::Release);
+                return Ok(packet);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        zdtm::bail!("block {block} is not closed")
+    };
+    for block in 0..7 {
+        send(format!("block {block}").as_bytes())?;
+        check_eq!(
+            received(block % BLOCKS)?,
+            format!("block {block}").as_bytes()
+        );
+    }
+    send(b"unread")?;
+    let open = 7 % BLOCKS;
+    while field(open, 8).load(Ordering::Acquire) & USER == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    zdtm::checkpoint()?;
+    check_eq!(received(open)?, b"unread");
+    for block in 8..15 {
+        send(format!("block {block}").as_bytes())?;
+        check_eq!(
+            received(block % BLOCKS)?,
+            format!("block {block}").as_bytes()
+        );
     }
     Ok(())
 }

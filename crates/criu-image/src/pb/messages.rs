@@ -2711,6 +2711,47 @@ impl ::prost::Name for DatagramEntry {
         "/datagram_entry".into()
     }
 }
+/// Where the ring of a packet socket is to which packets come.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PacketRingEntry {
+    /// The socket.
+    #[prost(uint32, required, tag = "1")]
+    pub socket_id: u32,
+    /// The frame that the kernel fills next, or, of TPACKET_V3, the block that it is filling.
+    #[prost(uint32, required, tag = "2")]
+    pub head: u32,
+}
+impl ::prost::Name for PacketRingEntry {
+    const NAME: &'static str = "packet_ring_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "packet_ring_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/packet_ring_entry".into()
+    }
+}
+/// A frame or a block of such a ring that the program has not given back yet.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PacketFrameEntry {
+    /// The socket.
+    #[prost(uint32, required, tag = "1")]
+    pub socket_id: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub index: u32,
+    #[prost(bytes = "vec", required, tag = "3")]
+    pub content: ::prost::alloc::vec::Vec<u8>,
+}
+impl ::prost::Name for PacketFrameEntry {
+    const NAME: &'static str = "packet_frame_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "packet_frame_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/packet_frame_entry".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FilesExtEntry {
     #[prost(message, optional, tag = "1")]
@@ -2735,6 +2776,10 @@ pub struct FilesExtEntry {
     pub socket: ::core::option::Option<SocketExtEntry>,
     #[prost(message, optional, tag = "11")]
     pub datagram: ::core::option::Option<DatagramEntry>,
+    #[prost(message, optional, tag = "12")]
+    pub packet_ring: ::core::option::Option<PacketRingEntry>,
+    #[prost(message, optional, tag = "13")]
+    pub packet_frame: ::core::option::Option<PacketFrameEntry>,
 }
 impl ::prost::Name for FilesExtEntry {
     const NAME: &'static str = "files_ext_entry";

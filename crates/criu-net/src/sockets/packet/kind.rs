@@ -1,7 +1,9 @@
 //! Packet sockets: packet(7), with filters, memberships, fanout groups and rings.
 //!
-//! Not preserved: packets that wait, and what is in a ring, which begins with its first frame; what passed while nobody
-//! was there.
+//! Not preserved: packets that wait elsewhere than in a ring, and where a ring is from which packets go, which begins
+//! with its first frame; what passed while nobody was there.
+
+use std::os::fd::AsFd;
 
 use criu_image::pb;
 use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
@@ -10,9 +12,10 @@ use nix::errno::Errno;
 use nix::net::if_::if_indextoname;
 
 use crate::sockets::inet::{more, sort};
-use crate::sockets::message::set_at;
+use crate::sockets::message::{copy, set_at};
 use crate::sockets::options;
 use crate::sockets::packet::diag::PacketSockets;
+use crate::sockets::packet::ring;
 
 const NEW: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 // `include/uapi/linux/if_packet.h`.
@@ -33,8 +36,9 @@ const TIMESTAMP: i32 = 17;
 const FANOUT: i32 = 18;
 /// No fanout, in images.
 const ALONE: u32 = u32::MAX;
-/// `TPACKET_V3`, whose rings are described by more words.
-const V3: u32 = 2;
+/// `TPACKET_V1`, and `TPACKET_V3`, whose rings are described by more words.
+pub(crate) const V1: u32 = 0;
+pub(crate) const V3: u32 = 2;
 // `include/uapi/linux/packet_diag.h`.
 const HAS_AUXDATA: u32 = 2;
 const HAS_ORIGDEV: u32 = 4;
@@ -64,7 +68,7 @@ impl FileKind for Packet {
         })?;
         more::keep(cx, file, sort, file.number())?;
         let [index, version, reserve, copy_thresh, timestamp, flags] = info.words;
-        Ok(pb::PacketSockEntry {
+        let entry = pb::PacketSockEntry {
             id: file.number(),
             r#type: sort.kind.cast_unsigned(),
             protocol: info.protocol,
@@ -85,7 +89,9 @@ impl FileKind for Packet {
             rx_ring: info.rx_ring,
             tx_ring: info.tx_ring,
             ns_id: cx.namespace("net", netns),
-        })
+        };
+        ring::keep(cx, &file.fd, &entry, entry.tx_ring.as_ref().map_or(0, size))?;
+        Ok(entry)
     }
 
     /// Both rings, one after the other.
@@ -125,7 +131,14 @@ impl FileKind for Packet {
                 self.ring(&mut program, fd, name, ring, entry.version);
             }
         }
+        cx.here().run(&program)?;
+        if hears(entry) {
+            let socket = copy(fd)?;
+            let others = entry.tx_ring.as_ref().map_or(0, size);
+            ring::restore(cx, fd, socket.as_fd(), entry, others)?;
+        }
         // Before the first packet comes.
+        let mut program = Program::new();
         options::write(&mut program, fd, &entry.opts);
         cx.here().run(&program)?;
         bind(cx, fd, entry)?;
@@ -163,6 +176,11 @@ impl Packet {
         let bytes = program.bytes(bytes);
         program.setsockopt(fd, SOL_PACKET, name, bytes, length);
     }
+}
+
+/// Whether it has been told what to listen to.
+fn hears(entry: &pb::PacketSockEntry) -> bool {
+    entry.rx_ring.is_some() && entry.protocol != 0
 }
 
 /// `struct sockaddr_ll`, for most: protocol and device say what it hears.
