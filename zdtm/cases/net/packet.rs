@@ -24,7 +24,7 @@ pub(crate) const SOL_PACKET: i32 = 263;
 /// `ETH_P_ALL`, in the order of the network.
 const ALL: i32 = 0x0003u16.to_be() as i32;
 
-fn made(protocol: i32) -> Result<OwnedFd> {
+pub(crate) fn made(protocol: i32) -> Result<OwnedFd> {
     let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
     // SAFETY: numbers; what it gives is ours alone.
     unsafe {

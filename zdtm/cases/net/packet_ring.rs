@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use zdtm::{Case, Child, Mapping, Result, check, check_eq, ret};
 
-use super::packet::{SOL_PACKET, bound};
+use super::packet::{SOL_PACKET, bound, made};
 use super::tcp_options::{get, set};
 
 pub(crate) const CASES: &[Case] = &[
@@ -17,6 +17,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("packet-ring-full", full).exclusive(),
     Case::new("packet-ring-blocks", blocks).exclusive(),
     Case::new("packet-ring-both", both).exclusive(),
+    Case::new("packet-ring-unsent", unsent).exclusive(),
     Case::new("packet-ring-inherited", inherited).exclusive(),
     Case::new("packet-ring-part", part)
         .refused("a ring can be mapped only as a whole")
@@ -136,19 +137,18 @@ fn mapped() -> Result<()> {
 
 /// Somewhere in the middle, with some that nobody has read yet.
 fn turned() -> Result<()> {
-    go_on(8, 5)
+    go_on(&bound(OURS)?, 8, 5)
 }
 
-/// It has gone round more than once.
+/// It has gone round more than once, and is bound to no device.
 fn round() -> Result<()> {
-    go_on(6, 15)
+    go_on(&made(OURS)?, 6, 15)
 }
 
 /// So many are read before; two more wait meanwhile, and the next come behind them.
-fn go_on(frames: usize, before: usize) -> Result<()> {
-    let socket = bound(OURS)?;
-    ring(&socket, RX_RING, frames)?;
-    let memory = map(&socket, frames)?;
+fn go_on(socket: &OwnedFd, frames: usize, before: usize) -> Result<()> {
+    ring(socket, RX_RING, frames)?;
+    let memory = map(socket, frames)?;
     let word = |index: usize| format!("packet {index}");
     for index in 0..before {
         send(word(index).as_bytes())?;
@@ -266,28 +266,42 @@ fn blocks() -> Result<()> {
     Ok(())
 }
 
-/// One to receive and one to send, in one mapping.
-fn both() -> Result<()> {
-    let (socket, listener) = (bound(0)?, bound(OURS)?);
-    ring(&socket, RX_RING, 4)?;
-    ring(&socket, TX_RING, 6)?;
-    ring(&listener, RX_RING, 2)?;
-    let memory = map(&socket, 10)?;
-    let heard = map(&listener, 2)?;
-    zdtm::checkpoint()?;
-    let sending = memory.part(4 * FRAME, 6 * FRAME);
-    for frame in 0..9 {
-        let word = format!("packet {frame}");
-        let at = frame % 6 * FRAME;
-        sending.bytes()[at + 4..at + 8].copy_from_slice(&u32::try_from(word.len())?.to_ne_bytes());
+/// Frames of a ring to send.
+struct Sending {
+    socket: OwnedFd,
+    frames: Mapping,
+}
+
+impl Sending {
+    const FRAMES: usize = 6;
+
+    /// One to receive, in which nothing comes, and one to send, in one mapping.
+    fn new() -> Result<Self> {
+        let socket = bound(0)?;
+        ring(&socket, RX_RING, 4)?;
+        ring(&socket, TX_RING, Self::FRAMES)?;
+        let memory = map(&socket, 4 + Self::FRAMES)?;
+        let frames = memory.part(4 * FRAME, Self::FRAMES * FRAME);
+        Ok(Self { socket, frames })
+    }
+
+    fn fill(&self, index: usize) -> Result<Vec<u8>> {
+        let word = format!("packet {index}").into_bytes();
+        let frame = &mut self.frames.bytes()[index % Self::FRAMES * FRAME..][..FRAME];
+        frame[4..8].copy_from_slice(&u32::try_from(word.len())?.to_ne_bytes());
         // Behind the header, `TPACKET2_HDRLEN - sizeof(struct sockaddr_ll)`.
-        sending.bytes()[at + 32..][..word.len()].copy_from_slice(word.as_bytes());
-        status(&sending, frame % 6).store(SEND_REQUEST, Ordering::Release);
+        frame[32..][..word.len()].copy_from_slice(&word);
+        status(&self.frames, index % Self::FRAMES).store(SEND_REQUEST, Ordering::Release);
+        Ok(word)
+    }
+
+    /// Sends what is filled; how many bytes that were.
+    fn send(&self) -> Result<usize> {
         let address = loopback()?;
         // SAFETY: no bytes, and an address as long as said.
         let sent = unsafe {
             libc::sendto(
-                socket.as_raw_fd(),
+                self.socket.as_raw_fd(),
                 std::ptr::null(),
                 0,
                 0,
@@ -295,8 +309,43 @@ fn both() -> Result<()> {
                 20,
             )
         };
-        check_eq!(Errno::result(sent)?, isize::try_from(word.len())?);
-        check_eq!(received(&heard, frame % 2)?, word.as_bytes());
+        Ok(usize::try_from(Errno::result(sent)?)?)
+    }
+}
+
+/// One to receive and one to send, in one mapping: the next frame is the next one afterwards.
+fn both() -> Result<()> {
+    let (sending, listener) = (Sending::new()?, bound(OURS)?);
+    ring(&listener, RX_RING, 2)?;
+    let heard = map(&listener, 2)?;
+    let go_on = |indices: std::ops::Range<usize>| {
+        for index in indices {
+            let word = sending.fill(index)?;
+            check_eq!(sending.send()?, word.len());
+            check_eq!(received(&heard, index % 2)?, word);
+        }
+        Ok(())
+    };
+    go_on(0..9)?;
+    zdtm::checkpoint()?;
+    go_on(9..20)
+}
+
+/// What the program has filled, but not sent.
+fn unsent() -> Result<()> {
+    let (sending, listener) = (Sending::new()?, bound(OURS)?);
+    ring(&listener, RX_RING, 8)?;
+    let heard = map(&listener, 8)?;
+    for index in 0..4 {
+        let word = sending.fill(index)?;
+        check_eq!(sending.send()?, word.len());
+        check_eq!(received(&heard, index)?, word);
+    }
+    let words = [4, 5, 6].map(|index| sending.fill(index));
+    zdtm::checkpoint()?;
+    check_eq!(sending.send()?, 3 * "packet 4".len());
+    for (index, word) in (4..).zip(words) {
+        check_eq!(received(&heard, index)?, word?);
     }
     Ok(())
 }

@@ -2711,15 +2711,18 @@ impl ::prost::Name for DatagramEntry {
         "/datagram_entry".into()
     }
 }
-/// Where the ring of a packet socket is to which packets come.
+/// Where the rings of a packet socket are.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PacketRingEntry {
     /// The socket.
     #[prost(uint32, required, tag = "1")]
     pub socket_id: u32,
     /// The frame that the kernel fills next, or, of TPACKET_V3, the block that it is filling.
-    #[prost(uint32, required, tag = "2")]
-    pub head: u32,
+    #[prost(uint32, optional, tag = "2")]
+    pub head: ::core::option::Option<u32>,
+    /// The frame that the kernel sends next.
+    #[prost(uint32, optional, tag = "3")]
+    pub send_head: ::core::option::Option<u32>,
 }
 impl ::prost::Name for PacketRingEntry {
     const NAME: &'static str = "packet_ring_entry";
@@ -2731,7 +2734,7 @@ impl ::prost::Name for PacketRingEntry {
         "/packet_ring_entry".into()
     }
 }
-/// A frame or a block of such a ring that the program has not given back yet.
+/// A frame or a block of such a ring that the program has not given back yet, or one that is to be sent.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PacketFrameEntry {
     /// The socket.
@@ -2741,6 +2744,9 @@ pub struct PacketFrameEntry {
     pub index: u32,
     #[prost(bytes = "vec", required, tag = "3")]
     pub content: ::prost::alloc::vec::Vec<u8>,
+    /// It is to be sent.
+    #[prost(bool, optional, tag = "4")]
+    pub sends: ::core::option::Option<bool>,
 }
 impl ::prost::Name for PacketFrameEntry {
     const NAME: &'static str = "packet_frame_entry";

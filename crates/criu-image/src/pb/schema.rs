@@ -877,6 +877,7 @@ Message { name: "packet_frame_entry", file: "criu-rs-files", fields: &[
 Field { number: 1, name: "socket_id", label: Required, ty: Uint32, display: Plain },
 Field { number: 2, name: "index", label: Required, ty: Uint32, display: Plain },
 Field { number: 3, name: "content", label: Required, ty: Bytes, display: Plain },
+Field { number: 4, name: "sends", label: Optional, ty: Bool, display: Plain },
 ] },
 Message { name: "packet_mclist", file: "packet-sock", fields: &[
 Field { number: 1, name: "index", label: Required, ty: Uint32, display: Plain },
@@ -894,7 +895,8 @@ Field { number: 7, name: "features", label: Required, ty: Uint32, display: Plain
 ] },
 Message { name: "packet_ring_entry", file: "criu-rs-files", fields: &[
 Field { number: 1, name: "socket_id", label: Required, ty: Uint32, display: Plain },
-Field { number: 2, name: "head", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "head", label: Optional, ty: Uint32, display: Plain },
+Field { number: 3, name: "send_head", label: Optional, ty: Uint32, display: Plain },
 ] },
 Message { name: "packet_sock_entry", file: "packet-sock", fields: &[
 Field { number: 1, name: "id", label: Required, ty: Uint32, display: Plain },

@@ -1,9 +1,6 @@
 //! Packet sockets: packet(7), with filters, memberships, fanout groups and rings.
 //!
-//! Not preserved: packets that wait elsewhere than in a ring, and where a ring is from which packets go, which begins
-//! with its first frame; what passed while nobody was there.
-
-use std::os::fd::AsFd;
+//! Not preserved: packets that wait elsewhere than in a ring; what passed while nobody was there.
 
 use criu_image::pb;
 use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
@@ -12,7 +9,7 @@ use nix::errno::Errno;
 use nix::net::if_::if_indextoname;
 
 use crate::sockets::inet::{more, sort};
-use crate::sockets::message::{copy, set_at};
+use crate::sockets::message::set_at;
 use crate::sockets::options;
 use crate::sockets::packet::diag::PacketSockets;
 use crate::sockets::packet::ring;
@@ -90,14 +87,14 @@ impl FileKind for Packet {
             tx_ring: info.tx_ring,
             ns_id: cx.namespace("net", netns),
         };
-        ring::keep(cx, &file.fd, &entry, entry.tx_ring.as_ref().map_or(0, size))?;
+        ring::keep(cx, &file.fd, &entry)?;
         Ok(entry)
     }
 
     /// Both rings, one after the other.
     fn mapped(&self, entry: &Self::Entry) -> Option<u64> {
         let rings = [&entry.rx_ring, &entry.tx_ring];
-        let sizes = rings.into_iter().flatten().map(size);
+        let sizes = rings.into_iter().flatten().map(ring::size_of_ring);
         sizes.reduce(|one, other| one + other)
     }
 
@@ -132,15 +129,19 @@ impl FileKind for Packet {
             }
         }
         cx.here().run(&program)?;
-        if hears(entry) {
-            let socket = copy(fd)?;
-            let others = entry.tx_ring.as_ref().map_or(0, size);
-            ring::restore(cx, fd, socket.as_fd(), entry, others)?;
+        if entry.rx_ring.is_some() || entry.tx_ring.is_some() {
+            ring::restore(cx, fd, entry)?;
         }
         // Before the first packet comes.
         let mut program = Program::new();
         options::write(&mut program, fd, &entry.opts);
         cx.here().run(&program)?;
+        more::write(cx, fd, &more, false)?;
+        Ok(Opened::Here(fd))
+    }
+
+    /// It listens when all rings have been turned: that is done by packets, which are not for it.
+    fn last(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry, fd: i32) -> Result<Program> {
         bind(cx, fd, entry)?;
         for one in &entry.mclist {
             join(cx, fd, one)?;
@@ -150,14 +151,8 @@ impl FileKind for Packet {
             set_at(&mut program, fd, (SOL_PACKET, FANOUT), fanout);
             cx.here().run(&program)?;
         }
-        more::write(cx, fd, &more, false)?;
-        Ok(Opened::Here(fd))
+        Ok(Program::new())
     }
-}
-
-/// Bytes of a ring.
-fn size(ring: &pb::PacketRing) -> u64 {
-    u64::from(ring.block_size) * u64::from(ring.block_nr)
 }
 
 impl Packet {
@@ -176,11 +171,6 @@ impl Packet {
         let bytes = program.bytes(bytes);
         program.setsockopt(fd, SOL_PACKET, name, bytes, length);
     }
-}
-
-/// Whether it has been told what to listen to.
-fn hears(entry: &pb::PacketSockEntry) -> bool {
-    entry.rx_ring.is_some() && entry.protocol != 0
 }
 
 /// `struct sockaddr_ll`, for most: protocol and device say what it hears.

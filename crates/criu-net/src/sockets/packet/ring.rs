@@ -1,11 +1,12 @@
-//! Where a ring is to which packets come, and what waits in it.
+//! Where the rings of a packet socket are, and what waits in them.
 //!
 //! A program and the kernel go round in it, each by a count of its own that it tells nobody. What the kernel has written
 //! says it: frames have times, and blocks of TPACKET_V3 running numbers. A new ring begins with its first frame; the
 //! kernel is brought to the one that comes next by packets over the loopback, of a protocol that nobody has.
-//! Not preserved: numbers of blocks; a block that the kernel has not closed yet.
+//! Not preserved: numbers of blocks, which begin anew; a block that the kernel has not closed yet.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use criu_image::{Store, StoreExt, desc, pb};
@@ -13,13 +14,14 @@ use criu_kind::{DumpCx, Error, RestoreCx, Result};
 use criu_tracee::{Program, Window};
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
-use std::collections::HashMap;
-use std::os::fd::AsFd;
 
+use crate::sockets::message::copy;
 use crate::sockets::packet::kind::{V1, V3};
+use crate::sockets::packet::send;
 
-/// An ethernet protocol for experiments on one machine: `ETH_P_802_EX1`.
-const EXPERIMENT: u16 = 0x88b5;
+/// Ethernet protocols for experiments on one machine: `ETH_P_802_EX1` and its twin. Packets are of the first one.
+pub(crate) const EXPERIMENT: u16 = 0x88b5;
+const SILENCE: u16 = 0x88b6;
 /// `TP_STATUS_USER`: it is the program's.
 const USER: u32 = 1;
 /// What fits over the loopback; a short one for who counts packets, a long one for who fills blocks.
@@ -30,21 +32,37 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A ring as it is cut into parts that go from hand to hand: frames, or blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Parts {
-    count: usize,
+pub(crate) struct Parts {
+    pub(crate) count: usize,
     size: usize,
     /// How many are side by side in a block, and how large that is.
     per_block: usize,
     block: usize,
-    version: u32,
+    /// Where the first is.
+    first: usize,
+    pub(crate) version: u32,
+    /// What comes to a ring of TPACKET_V3 comes in blocks.
+    in_blocks: bool,
 }
 
 impl Parts {
-    fn of(ring: &pb::PacketRing, version: u32) -> Option<Self> {
+    fn receiving(entry: &pb::PacketSockEntry) -> Option<Self> {
+        let in_blocks = entry.version == V3;
+        Self::of(entry.rx_ring.as_ref()?, entry.version, in_blocks, 0)
+    }
+
+    /// It is mapped behind the other one.
+    fn sending(entry: &pb::PacketSockEntry) -> Option<Self> {
+        let first = usize::try_from(entry.rx_ring.as_ref().map_or(0, size_of_ring));
+        Self::of(entry.tx_ring.as_ref()?, entry.version, false, first.ok()?)
+    }
+
+    fn of(ring: &pb::PacketRing, version: u32, in_blocks: bool, first: usize) -> Option<Self> {
         let block = ring.block_size as usize;
-        let (count, size) = match version {
-            V3 => (ring.block_nr, block),
-            _ => (ring.frame_nr, ring.frame_size as usize),
+        let (count, size) = if in_blocks {
+            (ring.block_nr, block)
+        } else {
+            (ring.frame_nr, ring.frame_size as usize)
         };
         let per_block = block.checked_div(size)?;
         let parts = Self {
@@ -52,36 +70,55 @@ impl Parts {
             size,
             per_block,
             block,
+            first,
             version,
+            in_blocks,
         };
         // As the kernel wants them.
         let fits = count > 0 && per_block > 0 && size.is_multiple_of(16) && size >= 48;
         fits.then_some(parts)
     }
 
-    fn at(&self, index: usize) -> usize {
-        index / self.per_block * self.block + index % self.per_block * self.size
+    pub(crate) fn at(&self, index: usize) -> usize {
+        self.first + index / self.per_block * self.block + index % self.per_block * self.size
     }
 
     /// `tp_status`; of a block `block_status`.
-    fn status(&self, index: usize) -> usize {
-        self.at(index) + if self.version == V3 { 8 } else { 0 }
+    pub(crate) fn status(&self, index: usize) -> usize {
+        let within = match self.version {
+            V3 if self.in_blocks => 8,
+            V3 => 20,
+            _ => 0,
+        };
+        self.at(index) + within
     }
 
-    fn is_waiting(&self, memory: &Window, index: usize) -> bool {
+    /// It is the program's; of a ring that sends: it is to be sent.
+    pub(crate) fn is_waiting(&self, memory: &Window, index: usize) -> bool {
         memory.get(self.status(index)) & USER != 0
+    }
+
+    /// Where it is: seconds and less; of a block the number, whose low word comes first on the machines that there are.
+    fn age_words(&self, index: usize) -> [usize; 2] {
+        let within = match self.version {
+            V3 => [28, 24],
+            V1 if size_of::<usize>() == 8 => [20, 24],
+            _ => [16, 20],
+        };
+        within.map(|at| self.at(index) + at)
     }
 
     /// Grows from one to the next that the kernel fills; 0: it never has.
     fn age(&self, memory: &Window, index: usize) -> u64 {
-        // Seconds and less; of a block the number, whose low word comes first on the machines that there are.
-        let (high, low) = match self.version {
-            V3 => (28, 24),
-            V1 if size_of::<usize>() == 8 => (20, 24),
-            _ => (16, 20),
-        };
-        let word = |at| u64::from(memory.get(self.at(index) + at));
-        word(high) << 32 | word(low)
+        let [high, low] = self.age_words(index);
+        u64::from(memory.get(high)) << 32 | u64::from(memory.get(low))
+    }
+
+    fn set_age(&self, memory: &Window, index: usize, age: u64) {
+        let [high, low] = self.age_words(index);
+        let half = |shift: u32| u32::try_from(age >> shift & 0xffff_ffff).unwrap_or(0);
+        memory.set(high, half(32));
+        memory.set(low, half(0));
     }
 
     /// How many packets are in a block.
@@ -91,9 +128,10 @@ impl Parts {
 
     /// What the program has of it: of a block as much as is in use.
     fn content(&self, memory: &Window, index: usize) -> Vec<u8> {
-        let length = match self.version {
-            V3 => memory.get(self.at(index) + 20) as usize,
-            _ => self.size,
+        let length = if self.in_blocks {
+            memory.get(self.at(index) + 20) as usize
+        } else {
+            self.size
         };
         memory.bytes(self.at(index), length.next_multiple_of(4).min(self.size))
     }
@@ -111,75 +149,88 @@ fn head(parts: &Parts, ages: &[u64], is_waiting: impl Fn(usize) -> bool) -> usiz
         ages[*index] == youngest && (ages[next(*index)] != youngest || ages.len() == 1)
     });
     match last {
-        Some(last) if parts.version == V3 && !is_waiting(last) => last,
+        Some(last) if parts.in_blocks && !is_waiting(last) => last,
         Some(last) => next(last),
         None => 0,
     }
 }
 
-fn memory(fd: BorrowedFd<'_>, ring: &pb::PacketRing, others: u64) -> Result<Window> {
-    let size = u64::from(ring.block_size) * u64::from(ring.block_nr) + others;
+/// Both rings, as a program would see them.
+fn memory(fd: &OwnedFd, entry: &pb::PacketSockEntry) -> Result<Window> {
+    let size = [&entry.rx_ring, &entry.tx_ring];
+    let size: u64 = size.into_iter().flatten().map(size_of_ring).sum();
     let size = usize::try_from(size).map_err(|_| Error::Kernel {
         call: "mmap",
         errno: Errno::EOVERFLOW,
     })?;
-    Ok(Window::map(fd, size, 0)?)
+    Ok(Window::map(fd.as_fd(), size, 0)?)
 }
 
-/// Writes where the ring is, if it is not at its beginning, and what waits in it. `others`: bytes of the ring behind it.
-pub(crate) fn keep(
-    cx: &mut dyn DumpCx,
-    fd: &OwnedFd,
-    entry: &pb::PacketSockEntry,
-    others: u64,
-) -> Result<()> {
-    let Some(ring) = &entry.rx_ring else {
+/// Bytes of a ring.
+pub(crate) fn size_of_ring(ring: &pb::PacketRing) -> u64 {
+    u64::from(ring.block_size) * u64::from(ring.block_nr)
+}
+
+/// Writes where rings are that are not at their beginning, and what waits in them.
+pub(crate) fn keep(cx: &mut dyn DumpCx, fd: &OwnedFd, entry: &pb::PacketSockEntry) -> Result<()> {
+    let (receiving, sending) = (Parts::receiving(entry), Parts::sending(entry));
+    if receiving.is_none() && sending.is_none() {
         return Ok(());
+    }
+    let memory = memory(fd, entry)?;
+    let mut place = pb::PacketRingEntry {
+        socket_id: entry.id,
+        ..pb::PacketRingEntry::default()
     };
-    let Some(parts) = Parts::of(ring, entry.version) else {
-        return Ok(());
-    };
-    let memory = memory(fd.as_fd(), ring, others)?;
-    let ages: Vec<u64> = (0..parts.count)
-        .map(|index| parts.age(&memory, index))
-        .collect();
-    let head = head(&parts, &ages, |index| parts.is_waiting(&memory, index));
-    let number = |index: usize| u32::try_from(index).unwrap_or(u32::MAX);
-    if head != 0 {
-        let place = pb::PacketRingEntry {
-            socket_id: entry.id,
-            head: number(head),
-        };
+    if let Some(parts) = &receiving {
+        let ages = (0..parts.count).map(|index| parts.age(&memory, index));
+        let is_waiting = |index| parts.is_waiting(&memory, index);
+        place.head = some(head(parts, &ages.collect::<Vec<_>>(), is_waiting));
+    }
+    if let Some(parts) = &sending {
+        place.send_head = send::head(fd, entry, parts, &memory)?.and_then(some);
+    }
+    if place.head.is_some() || place.send_head.is_some() {
         let ext = pb::FilesExtEntry {
             packet_ring: Some(place),
             ..pb::FilesExtEntry::default()
         };
         cx.append(desc::FILES_EXT, (), &ext, &[])?;
     }
-    for index in (0..parts.count).filter(|index| parts.is_waiting(&memory, *index)) {
-        let frame = pb::PacketFrameEntry {
-            socket_id: entry.id,
-            index: number(index),
-            content: parts.content(&memory, index),
-        };
-        let ext = pb::FilesExtEntry {
-            packet_frame: Some(frame),
-            ..pb::FilesExtEntry::default()
-        };
-        cx.append(desc::FILES_EXT, (), &ext, &[])?;
+    for (parts, sends) in [(receiving, None), (sending, Some(true))] {
+        let Some(parts) = parts else { continue };
+        for index in (0..parts.count).filter(|index| parts.is_waiting(&memory, *index)) {
+            let frame = pb::PacketFrameEntry {
+                socket_id: entry.id,
+                index: u32::try_from(index).unwrap_or(u32::MAX),
+                content: parts.content(&memory, index),
+                sends,
+            };
+            let ext = pb::FilesExtEntry {
+                packet_frame: Some(frame),
+                ..pb::FilesExtEntry::default()
+            };
+            cx.append(desc::FILES_EXT, (), &ext, &[])?;
+        }
     }
     Ok(())
+}
+
+/// A place that is not the first.
+fn some(index: usize) -> Option<u32> {
+    u32::try_from(index).ok().filter(|index| *index != 0)
 }
 
 /// What is known of the rings of a dump, by the id of the socket.
 #[derive(Debug, Default)]
 pub(crate) struct Rings(HashMap<u32, Place>);
 
-/// Where one is.
+/// Where they are.
 #[derive(Clone, Debug, Default)]
 struct Place {
     head: usize,
-    waiting: Vec<(usize, Vec<u8>)>,
+    send_head: usize,
+    waiting: Vec<pb::PacketFrameEntry>,
 }
 
 impl Rings {
@@ -187,62 +238,101 @@ impl Rings {
         let mut rings = Self::default();
         let all = store.entries::<pb::FilesExtEntry>(desc::FILES_EXT, ())?;
         for entry in all.unwrap_or_default() {
-            if let Some(place) = entry.message.packet_ring {
-                rings.0.entry(place.socket_id).or_default().head = place.head as usize;
+            if let Some(known) = entry.message.packet_ring {
+                let place = rings.0.entry(known.socket_id).or_default();
+                place.head = known.head() as usize;
+                place.send_head = known.send_head() as usize;
             }
             if let Some(frame) = entry.message.packet_frame {
                 let place = rings.0.entry(frame.socket_id).or_default();
-                place.waiting.push((frame.index as usize, frame.content));
+                place.waiting.push(frame);
             }
         }
         Ok(rings)
     }
 }
 
-/// Brings a new ring to where the old one was, before its socket is bound to what it hears.
-pub(crate) fn restore(
-    cx: &mut dyn RestoreCx,
-    fd: i32,
-    socket: BorrowedFd<'_>,
-    entry: &pb::PacketSockEntry,
-    others: u64,
-) -> Result<()> {
+/// Brings new rings to where the old ones were, before their socket is bound to what it hears.
+pub(crate) fn restore(cx: &mut dyn RestoreCx, fd: i32, entry: &pb::PacketSockEntry) -> Result<()> {
     let rings = cx.cached(Rings::load)?;
-    let (Some(place), Some(ring)) = (rings.0.get(&entry.id), &entry.rx_ring) else {
+    let Some(place) = rings.0.get(&entry.id) else {
         return Ok(());
     };
     let broken = |why: &str| Error::corrupt("criu-rs-files.img", format!("a ring: {why}"));
-    let parts = Parts::of(ring, entry.version).ok_or_else(|| broken("it has no frames"))?;
-    if place.head >= parts.count {
-        return Err(broken("the next frame is behind its end"));
-    }
-    let memory = memory(socket, ring, others)?;
-    if place.head != 0 {
-        let loopback = Loopback::open(cx, fd)?;
-        let turned = loopback.turn(cx, &parts, &memory, place.head, ring.retire_tmo);
+    let (receiving, sending) = (Parts::receiving(entry), Parts::sending(entry));
+    let memory = memory(&copy(fd)?, entry)?;
+    let retire = entry.rx_ring.map_or(0, |ring| ring.retire_tmo);
+    // Without a protocol nothing comes, and the ring is at its beginning.
+    for (parts, head, sends) in [
+        (&receiving, place.head, false),
+        (&sending, place.send_head, true),
+    ] {
+        if head == 0 || !sends && entry.protocol == 0 {
+            continue;
+        }
+        let parts = parts.as_ref().filter(|parts| head < parts.count);
+        let parts = parts.ok_or_else(|| broken("the next frame is behind its end"))?;
+        let loopback = Loopback::open(cx)?;
+        let turned = if sends {
+            send::turn(cx, fd, &loopback.address, parts, &memory, head)
+        } else {
+            loopback.turn(cx, fd, parts, &memory, head, retire)
+        };
         loopback.close(cx)?;
         turned?;
     }
-    for (index, content) in &place.waiting {
-        let (status, header) = (
-            parts.status(*index),
-            parts.status(*index) - parts.at(*index),
-        );
-        if *index >= parts.count || content.len() > parts.size || content.len() < header + 4 {
+    for frame in &place.waiting {
+        let parts = if frame.sends() { &sending } else { &receiving };
+        let (index, content) = (frame.index as usize, &frame.content);
+        let parts = parts.as_ref().filter(|parts| index < parts.count);
+        let parts = parts.ok_or_else(|| broken("a frame is behind its end"))?;
+        let (status, header) = (parts.status(index), parts.status(index) - parts.at(index));
+        if content.len() > parts.size || content.len() < header + 4 {
             return Err(broken("a frame does not fit in"));
         }
         // In a ring that was full the kernel has this block open now.
-        if parts.version == V3 && *index == place.head {
+        if parts.in_blocks && index == place.head {
             tracing::warn!("a block of a ring that was full is lost");
             continue;
         }
         let (before, behind) = content.split_at(header);
-        memory.put(parts.at(*index), before);
+        memory.put(parts.at(index), before);
         memory.put(status + 4, &behind[4..behind.len() / 4 * 4]);
         let word = [behind[0], behind[1], behind[2], behind[3]];
         memory.set(status, u32::from_ne_bytes(word));
     }
+    if let Some(parts) = &receiving {
+        date(parts, &memory, place.head);
+    }
     Ok(())
+}
+
+/// Makes the part before the next one the youngest, for a dump to come. What turned the ring is younger than what waits.
+fn date(parts: &Parts, memory: &Window, head: usize) {
+    let waiting = |index: &usize| parts.is_waiting(memory, *index);
+    if parts.in_blocks {
+        // Blocks that wait get numbers that those of the kernel follow.
+        let number = parts.age(memory, head);
+        for index in (0..parts.count).filter(waiting) {
+            let back = (head + parts.count - index) % parts.count;
+            parts.set_age(memory, index, number.saturating_sub(back as u64));
+        }
+        return;
+    }
+    let youngest = (0..parts.count)
+        .filter(waiting)
+        .map(|index| parts.age(memory, index))
+        .max();
+    let last = (head + parts.count - 1) % parts.count;
+    for index in (0..parts.count).filter(|index| !waiting(index)) {
+        let is_last = index == last && (head != 0 || youngest.is_some());
+        let age = if is_last {
+            youngest.unwrap_or(0) + 1
+        } else {
+            0
+        };
+        parts.set_age(memory, index, age);
+    }
 }
 
 /// The loopback, on which the socket hears what is sent for it alone.
@@ -252,19 +342,11 @@ struct Loopback {
 }
 
 impl Loopback {
-    fn open(cx: &mut dyn RestoreCx, socket: i32) -> Result<Self> {
-        let index = if_nametoindex("lo").map_err(|_| no_loopback())?;
-        // `struct sockaddr_ll`.
-        let family = u16::try_from(libc::AF_PACKET).unwrap_or(0);
-        let mut address = [family.to_ne_bytes(), EXPERIMENT.to_be_bytes()].concat();
-        address.extend(index.to_ne_bytes());
-        address.extend([0, 0, 0, 6]);
-        address.resize(20, 0);
+    fn open(cx: &mut dyn RestoreCx) -> Result<Self> {
+        let address = loopback(EXPERIMENT)?;
         let mut program = Program::new();
         let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
         let sender = program.socket(libc::AF_PACKET, kind, 0);
-        let bytes = program.bytes(address.clone());
-        program.bind(socket, bytes, address.len());
         let outcome = cx.here().run(&program)?;
         Ok(Self {
             sender: outcome.fd(sender),
@@ -305,12 +387,14 @@ impl Loopback {
     fn turn(
         &self,
         cx: &mut dyn RestoreCx,
+        socket: i32,
         parts: &Parts,
         memory: &Window,
         head: usize,
         retire: u32,
     ) -> Result<()> {
-        let in_blocks = parts.version == V3;
+        listen(cx, socket, &self.address)?;
+        let in_blocks = parts.in_blocks;
         let patience = PATIENCE + 2 * Duration::from_millis(retire.into());
         let mut at = 0;
         // What somebody else has sent turns the ring as well: then it is another round.
@@ -343,11 +427,31 @@ impl Loopback {
             memory.set(parts.status(at), 0);
             at = next;
         }
-        Ok(())
+        // What others are turned by is not for it.
+        listen(cx, socket, &loopback(SILENCE)?)
     }
 }
 
-fn no_loopback() -> Error {
+fn listen(cx: &mut dyn RestoreCx, socket: i32, address: &[u8]) -> Result<()> {
+    let mut program = Program::new();
+    let bytes = program.bytes(address.to_vec());
+    program.bind(socket, bytes, address.len());
+    cx.here().run(&program)?;
+    Ok(())
+}
+
+/// `struct sockaddr_ll` of it.
+pub(crate) fn loopback(protocol: u16) -> Result<Vec<u8>> {
+    let index = if_nametoindex("lo").map_err(|_| no_loopback())?;
+    let family = u16::try_from(libc::AF_PACKET).unwrap_or(0);
+    let mut address = [family.to_ne_bytes(), protocol.to_be_bytes()].concat();
+    address.extend(index.to_ne_bytes());
+    address.extend([0, 0, 0, 6]);
+    address.resize(20, 0);
+    Ok(address)
+}
+
+pub(crate) fn no_loopback() -> Error {
     Error::unsupported(
         "the ring of a packet socket is brought to where it was over the loopback, and there is none",
         "bring the device lo up",
@@ -366,7 +470,7 @@ mod tests {
             frame_nr: 8,
             ..pb::PacketRing::default()
         };
-        Parts::of(&ring, version).expect("a ring")
+        Parts::of(&ring, version, version == V3, 0).expect("a ring")
     }
 
     #[test]
@@ -378,15 +482,17 @@ mod tests {
             frame_nr: 4,
             ..pb::PacketRing::default()
         };
-        let frames = Parts::of(&ring, 1).expect("a ring");
+        let frames = Parts::of(&ring, 1, false, 0).expect("a ring");
         assert_eq!(
             [0, 1, 2, 3].map(|index| frames.at(index)),
             [0, 1536, 4096, 5632]
         );
-        let blocks = Parts::of(&ring, V3).expect("a ring");
+        let blocks = Parts::of(&ring, V3, true, 0).expect("a ring");
         assert_eq!([0, 1].map(|index| blocks.status(index)), [8, 4104]);
+        let sending = Parts::of(&ring, V3, false, 8192).expect("a ring");
+        assert_eq!([0, 2].map(|index| sending.status(index)), [8212, 12308]);
         let none = pb::PacketRing::default();
-        assert_eq!(Parts::of(&none, 1), None);
+        assert_eq!(Parts::of(&none, 1, false, 0), None);
     }
 
     #[test]
@@ -400,6 +506,36 @@ mod tests {
         assert_eq!(frames([9, 1, 2, 3, 4, 5, 9, 9]), 1);
         // All of them: one is as good as another.
         assert_eq!(frames([9; 8]), 0);
+    }
+
+    #[test]
+    fn a_ring_that_was_turned_tells_where_it_is() {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(1 << 14).expect("room");
+        let memory = Window::map(file.as_fd(), 1 << 14, 0).expect("memory");
+        for version in [V1, 1, V3] {
+            let parts = parts(version);
+            for (next, unread) in [(0, 1), (3, 0), (3, 2), (1, 3), (2, 3), (2, parts.count - 1)] {
+                // As after a turn: what the kernel has filled is younger than what waits.
+                for index in 0..parts.count {
+                    parts.set_age(&memory, index, 1000 + index as u64);
+                    memory.set(parts.status(index), 0);
+                }
+                parts.set_age(&memory, next, if parts.in_blocks { 2000 } else { 5 });
+                for back in 1..=unread {
+                    let index = (next + parts.count - back) % parts.count;
+                    parts.set_age(&memory, index, 100 - back as u64);
+                    memory.set(parts.status(index), USER);
+                }
+                date(&parts, &memory, next);
+                let ages = (0..parts.count).map(|index| parts.age(&memory, index));
+                let ages: Vec<u64> = ages.collect();
+                let found = |is_waiting| head(&parts, &ages, |_| is_waiting);
+                // Whether or not the program reads what waits until the next dump; a block that is open is none of it.
+                assert_eq!(found(false), next, "{version} {next} {unread}");
+                assert!(parts.in_blocks || found(true) == next);
+            }
+        }
     }
 
     #[test]
