@@ -102,6 +102,7 @@ mod net {
     pub(crate) mod netlink;
     pub(crate) mod outsider;
     pub(crate) mod packet;
+    pub(crate) mod packet_ring;
     pub(crate) mod raw;
     pub(crate) mod tcp;
     pub(crate) mod tcp_listen;
@@ -232,6 +233,7 @@ pub static AREAS: &[Area] = &[
         files: &[
             net::netlink::CASES,
             net::packet::CASES,
+            net::packet_ring::CASES,
             net::raw::CASES,
             net::tcp::CASES,
             net::tcp_listen::CASES,

@@ -16,7 +16,7 @@ use criu_kind::{
     Within,
 };
 use criu_proc::{Fdinfo, ProcDir};
-use criu_tracee::stat::{fstat, fstatat};
+use criu_tracee::stat::fstat;
 use criu_tracee::{fetch_fd, pidfd_open, socket_option};
 use nix::unistd::Pid;
 
@@ -42,13 +42,13 @@ pub struct FdTable {
 pub struct Collector<'s> {
     pub(crate) options: DumpOptions,
     pub(crate) store: &'s dyn Store,
-    kinds: Vec<&'static dyn AnyFileKind>,
+    pub(crate) kinds: Vec<&'static dyn AnyFileKind>,
     pub(crate) images: BTreeMap<String, ImageWriter>,
     identities: Identities,
     pub(crate) tables: BTreeMap<FdTableId, Table>,
     /// Descriptors by inode: candidates where a number does not help.
     pub(crate) inodes: HashMap<u64, Vec<(FileId, Slot)>>,
-    entries: Vec<pb::FileEntry>,
+    pub(crate) entries: Vec<pb::FileEntry>,
     types: HashMap<FileId, i32>,
     /// Files that have more to say when all are known, with their kind and their place in `entries`.
     related: Vec<(OpenFile, &'static dyn AnyFileKind, usize)>,
@@ -340,36 +340,6 @@ impl<'s> Collector<'s> {
         self.entries.push(entry);
     }
 
-    /// The ring behind a mapping: its file is one that the process has open, for no other way leads to it.
-    fn ring(&mut self, pid: Pid, proc: &ProcDir, mapping: &str) -> Result<FileId> {
-        let inode = fstatat(proc, std::path::Path::new(mapping), 0);
-        let inode = Inode::from(&inode.map_err(Error::kernel("newfstatat(map_files)"))?);
-        let pidfd = pidfd_open(pid)?;
-        for fd in proc.fds()? {
-            let link = proc.readlink(&format!("fd/{fd}"))?.into_vec();
-            if !io_uring::is_ring(&link) {
-                continue;
-            }
-            let Some(copy) = fetch_fd(&pidfd, fd)? else {
-                continue;
-            };
-            if !Inode::from(&fstat(&copy).map_err(Error::kernel("fstat"))?).is(&inode) {
-                continue;
-            }
-            let mut info = proc.fdinfo(fd)?;
-            info.flags &= !O_CLOEXEC;
-            let known = self.identify(proc, Slot { pid, fd }, &info, || Ok(Some(copy)));
-            let link = String::from_utf8_lossy(&link).into_owned();
-            if let Some((id, _)) = known.within(|| Subject::Fd { fd, link })? {
-                return Ok(id);
-            }
-        }
-        Err(Error::unsupported(
-            "a ring of io_uring(7) whose descriptor is closed",
-            "let the program keep the descriptor open, or run it without io_uring",
-        ))
-    }
-
     /// The working directory, the root and the umask of a process.
     pub fn fs(&mut self, pid: Pid, proc: &ProcDir, threads: &[Pid]) -> Result<pb::FsEntry> {
         for &tid in threads {
@@ -440,6 +410,9 @@ impl criu_kind::MappedFiles for Collector<'_> {
         let link = proc.readlink(&name)?.into_vec();
         if io_uring::is_ring(&link) {
             return self.ring(pid, &proc, &name);
+        }
+        if link.starts_with(b"socket:[") {
+            return self.socket_memory(pid, &range, &link);
         }
         let fd = map_files::open_path(&proc, &range, &link)?;
         let flags = if writable {

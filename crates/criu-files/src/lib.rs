@@ -27,6 +27,7 @@ mod link;
 mod locks;
 mod make;
 mod map_files;
+mod mapped;
 mod numbers;
 mod open;
 mod options;

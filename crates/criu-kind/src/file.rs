@@ -327,6 +327,13 @@ pub trait FileKind: Sync {
     /// Makes it.
     fn open(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Opened>;
 
+    /// How many bytes it has when it is mapped, which can only be done as a whole; `None`: it cannot be mapped, or it
+    /// is a file like others. Of sockets.
+    fn mapped(&self, entry: &Self::Entry) -> Option<u64> {
+        let _nothing = entry;
+        None
+    }
+
     /// Makes twins, in the order of the entries.
     fn open_twins(&self, cx: &mut dyn RestoreCx, entries: &[&Self::Entry]) -> Result<Vec<Opened>> {
         entries.iter().map(|entry| self.open(cx, entry)).collect()
@@ -408,6 +415,7 @@ pub trait AnyFileKind: Sync {
     fn parts(&self, entry: &pb::FileEntry) -> Vec<FileId>;
     fn after(&self, entry: &pb::FileEntry) -> Vec<FileId>;
     fn numbers(&self, entry: &pb::FileEntry) -> Vec<i32>;
+    fn mapped(&self, entry: &pb::FileEntry) -> Option<u64>;
     fn open(&self, cx: &mut dyn RestoreCx, entries: &[&pb::FileEntry]) -> Result<Vec<Opened>>;
     fn open_there(&self, entry: &pb::FileEntry, program: &mut Program) -> Result<Ret>;
     fn ties(&self, cx: &mut dyn RestoreCx, entry: &pb::FileEntry) -> Result<Vec<Tie>>;
@@ -501,6 +509,9 @@ impl<K: FileKind> AnyFileKind for K {
         K::Entry::of(entry)
             .map(|entry| FileKind::numbers(self, entry))
             .unwrap_or_default()
+    }
+    fn mapped(&self, entry: &pb::FileEntry) -> Option<u64> {
+        K::Entry::of(entry).and_then(|entry| FileKind::mapped(self, entry))
     }
     fn open(&self, cx: &mut dyn RestoreCx, entries: &[&pb::FileEntry]) -> Result<Vec<Opened>> {
         let own = entries

@@ -177,7 +177,7 @@ pub(crate) fn plan(
     let mut reads = Vec::new();
     for (vma, kept) in image.vmas().iter().zip(kept) {
         let makes = match backing(vma) {
-            Backing::Anonymous | Backing::File | Backing::Shared => true,
+            Backing::Anonymous | Backing::File | Backing::Shared | Backing::Socket => true,
             Backing::Vdso | Backing::Vvar => matches!(fate, Fate::Proxy(_)),
             Backing::Aio | Backing::Kernel | Backing::Ring => false,
             // Attached already, or taken over.
@@ -280,6 +280,7 @@ impl Plan {
                 Some(writable) => (materials.files.fd_to_map(file_id(vma)?, writable)?, 0),
                 None => (materials.files.fd(file_id(vma)?)?, 0),
             },
+            Backing::Socket => (materials.files.fd(file_id(vma)?)?, 0),
             Backing::Shared => (materials.shared.fd(ShmId::new(vma.shmid))?, 0),
             _ => (-1, map::ANONYMOUS),
         };

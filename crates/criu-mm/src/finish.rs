@@ -86,7 +86,11 @@ pub(crate) fn plan(image: &SpaceImage, ground: &Ground) -> Result<Plan> {
     for vma in image.vmas() {
         let (start, size) = (vma.start, vma.end - vma.start);
         match backing(vma) {
-            Backing::Anonymous | Backing::File | Backing::Shared | Backing::Segment => {}
+            Backing::Anonymous
+            | Backing::File
+            | Backing::Shared
+            | Backing::Segment
+            | Backing::Socket => {}
             Backing::Vdso | Backing::Vvar if matches!(fate, Fate::Proxy(_)) => {}
             _ => continue,
         }

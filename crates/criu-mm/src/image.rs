@@ -56,6 +56,8 @@ pub(crate) enum Backing {
     Aio,
     /// A ring of io_uring_setup(2): a file that is mapped where the kernel chooses.
     Ring,
+    /// The ring of a packet socket: a file that is mapped as a whole.
+    Socket,
     /// The kernel's, in every process.
     Kernel,
 }
@@ -227,6 +229,8 @@ pub(crate) fn backing(vma: &pb::VmaEntry) -> Backing {
         Backing::Aio
     } else if is(status::RING) {
         Backing::Ring
+    } else if is(status::SOCKET) {
+        Backing::Socket
     } else if is(status::FILE_PRIVATE) || is(status::FILE_SHARED) {
         Backing::File
     } else if is(status::SYSVIPC) {
@@ -258,9 +262,12 @@ fn holds_pages(vma: &pb::VmaEntry) -> bool {
     match backing(vma) {
         Backing::Anonymous | Backing::Vdso | Backing::Aio => true,
         Backing::File => vma.flags & map::SHARED == 0,
-        Backing::Shared | Backing::Segment | Backing::Vvar | Backing::Kernel | Backing::Ring => {
-            false
-        }
+        Backing::Shared
+        | Backing::Segment
+        | Backing::Vvar
+        | Backing::Kernel
+        | Backing::Ring
+        | Backing::Socket => false,
     }
 }
 
@@ -298,7 +305,7 @@ fn check_vma(vma: &pb::VmaEntry, at: impl Fn(&str) -> Error) -> Result<()> {
     let shared = vma.flags & map::SHARED != 0;
     let fits = match backing(vma) {
         Backing::Anonymous | Backing::Vdso | Backing::Vvar => !shared,
-        Backing::Shared | Backing::Segment | Backing::Ring => shared,
+        Backing::Shared | Backing::Segment | Backing::Ring | Backing::Socket => shared,
         Backing::File => shared == (vma.status & status::FILE_SHARED != 0),
         Backing::Aio | Backing::Kernel => true,
     };
@@ -314,7 +321,6 @@ fn check_vma(vma: &pb::VmaEntry, at: impl Fn(&str) -> Error) -> Result<()> {
         return Err(at("is of a segment that would begin below zero"));
     }
     let refused = [
-        (status::SOCKET, "memory of a packet socket"),
         (status::SHSTK, "a shadow stack"),
         (
             status::EXT_PLUGIN,

@@ -344,6 +344,7 @@ fn subject(smap: &Smap<'_>) -> Subject {
         name: match &vma.name {
             MapName::Path { path, .. } => String::from_utf8_lossy(path).into_owned(),
             MapName::AnonInode(name) => format!("anon_inode:{}", String::from_utf8_lossy(name)),
+            MapName::Pseudo(name) => String::from_utf8_lossy(name).into_owned(),
             other => format!("{other:?}"),
         },
     }

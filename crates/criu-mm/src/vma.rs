@@ -77,6 +77,9 @@ pub(crate) fn classify(
         MapName::AnonInode(name) if **name == *b"[io_uring]" && shared => {
             status::REGULAR | status::RING
         }
+        MapName::Pseudo(name) if name.starts_with(b"socket:[") && shared => {
+            status::REGULAR | status::SOCKET
+        }
         // Anonymous shared memory with a name of its own is as good as a memfd: it has a link.
         MapName::Memfd(_) | MapName::Path { deleted: true, .. }
             if shmem || matches!(vma.name, MapName::Memfd(_)) =>
@@ -128,7 +131,13 @@ pub(crate) fn classify(
             "wait until it is all there, or end that first",
         ));
     }
-    let file = kind(status::FILE_PRIVATE) || kind(status::FILE_SHARED) || kind(status::RING);
+    let files = [
+        status::FILE_PRIVATE,
+        status::FILE_SHARED,
+        status::RING,
+        status::SOCKET,
+    ];
+    let file = files.into_iter().any(kind);
     if !file {
         extra |= map::ANONYMOUS;
     }
@@ -316,6 +325,11 @@ mod tests {
             "rd sh",
         );
         assert_eq!((segment.status, segment.shmid), (0x501, 99));
+        let ring = class("1000-3000 rw-s 0 00:09 7 socket:[7]", "rd wr sh mm")
+            .expect("supported")
+            .expect("kept");
+        assert!(ring.file);
+        assert_eq!((ring.entry.status, ring.entry.flags), (0x801, map::SHARED));
         let memfd = entry(
             "1000-3000 rw-p 00000000 00:01 99 /memfd:a (deleted)",
             "rd wr",
@@ -369,7 +383,7 @@ mod tests {
             "memory of a device"
         );
         assert_eq!(
-            refusal("1000-3000 rw-s 0 00:09 7 socket:[77]", "rd wr sh"),
+            refusal("1000-3000 rw-p 0 00:09 7 socket:[77]", "rd wr"),
             "memory of socket:[77]"
         );
         assert!(class("1000-3000 --xp 0 00:00 0 [uprobes]", "ex io").is_err());

@@ -48,6 +48,8 @@ mod sockets {
     pub(crate) mod packet {
         pub(crate) mod diag;
         pub(crate) mod kind;
+        pub(crate) mod ring;
+        pub(crate) mod send;
     }
     pub(crate) mod tcp {
         pub(crate) mod abort;

@@ -40,6 +40,7 @@ mod stop;
 mod thread;
 mod tracee;
 mod wait;
+mod window;
 
 pub use ask::{ready_signal, signal_owner, signal_owner_users, socket_option};
 pub use criu_arch as arch;
@@ -66,3 +67,4 @@ pub use stop::{Hold, Stop, Stopped};
 pub use syscalls::Sysno;
 pub use thread::Thread;
 pub use tracee::{ThreadSite, Tracee};
+pub use window::Window;

@@ -10,13 +10,12 @@
 )]
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::errno::Errno;
 use syscalls::{Sysno, raw_syscall};
 
 use crate::error::{Error, Result};
+use crate::window::{Window, page, round};
 
 // `include/uapi/linux/io_uring.h`.
 const SETUP_CQSIZE: u32 = 1 << 3;
@@ -196,7 +195,7 @@ pub fn ring_state(
         return Ok(None);
     };
     let array = (0..sq_entries as usize).map(|slot| params.sq(6) + slot * 4);
-    let there = rings.length;
+    let there = rings.length();
     let sq_array = array.map(|at| if at + 4 <= there { rings.get(at) } else { 0 });
     Ok(Some(RingState {
         sq_entries,
@@ -400,86 +399,6 @@ fn fd(fd: BorrowedFd<'_>) -> i32 {
 
 fn borrow(fd: &OwnedFd) -> BorrowedFd<'_> {
     std::os::fd::AsFd::as_fd(fd)
-}
-
-fn page() -> usize {
-    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
-        .ok()
-        .flatten()
-        .and_then(|size| usize::try_from(size).ok())
-        .unwrap_or(1 << 16)
-}
-
-fn round(length: usize) -> usize {
-    length.next_multiple_of(page())
-}
-
-/// A part of a ring, mapped.
-struct Window {
-    at: NonNull<u8>,
-    length: usize,
-}
-
-impl Window {
-    fn map(ring: BorrowedFd<'_>, length: usize, offset: i64) -> Result<Self> {
-        let length = round(length);
-        let failed = |errno| Error::Kernel {
-            call: "mmap(io_uring)",
-            errno,
-        };
-        let offset = libc::off_t::try_from(offset).map_err(|_| failed(Errno::EOVERFLOW))?;
-        // SAFETY: a new mapping at a place of the kernel's choice.
-        let at = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                ring.as_raw_fd(),
-                offset,
-            )
-        };
-        if at == libc::MAP_FAILED {
-            return Err(failed(Errno::last()));
-        }
-        let at = NonNull::new(at.cast()).ok_or_else(|| failed(Errno::ENOMEM))?;
-        Ok(Self { at, length })
-    }
-
-    fn word(&self, at: usize) -> &AtomicU32 {
-        assert!(at.is_multiple_of(4) && at + 4 <= self.length);
-        // SAFETY: inside of the mapping, which lives as long as `self`, and aligned; the kernel and other
-        // tasks change it as one word.
-        unsafe { AtomicU32::from_ptr(self.at.as_ptr().add(at).cast()) }
-    }
-
-    fn get(&self, at: usize) -> u32 {
-        self.word(at).load(Ordering::Acquire)
-    }
-
-    fn set(&self, at: usize, word: u32) {
-        self.word(at).store(word, Ordering::Release);
-    }
-
-    fn bytes(&self, at: usize, length: usize) -> Vec<u8> {
-        let words = (at..at + length).step_by(4).map(|at| self.get(at));
-        words.flat_map(u32::to_ne_bytes).collect()
-    }
-
-    fn put(&self, at: usize, bytes: &[u8]) {
-        let (words, rest) = bytes.as_chunks::<4>();
-        assert!(rest.is_empty());
-        for (index, word) in words.iter().enumerate() {
-            self.set(at + index * 4, u32::from_ne_bytes(*word));
-        }
-    }
-}
-
-impl Drop for Window {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and nothing refers to it any more.
-        unsafe { libc::munmap(self.at.as_ptr().cast(), self.length) };
-    }
 }
 
 #[cfg(test)]

@@ -188,7 +188,7 @@ fn many() -> Result<()> {
 
 /// More targets than there are free numbers.
 fn most() -> Result<()> {
-    let limit = zdtm::descriptors(20_000)?;
+    let limit = zdtm::descriptors()?;
     let epoll = new()?;
     let mut counters = Vec::new();
     for data in 0..limit * 3 / 4 {

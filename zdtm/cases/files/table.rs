@@ -57,7 +57,7 @@ fn thousand() -> Result<()> {
 /// open.
 fn full() -> Result<()> {
     const FREE: c_int = 8;
-    let limit = zdtm::descriptors(20_000)?;
+    let limit = zdtm::descriptors()?;
     let mut files = Vec::new();
     let path = zdtm::dir().join("file");
     std::fs::write(&path, [1])?;

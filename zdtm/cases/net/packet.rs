@@ -20,11 +20,11 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("packet-old", old),
 ];
 
-const SOL_PACKET: i32 = 263;
+pub(crate) const SOL_PACKET: i32 = 263;
 /// `ETH_P_ALL`, in the order of the network.
 const ALL: i32 = 0x0003u16.to_be() as i32;
 
-fn made(protocol: i32) -> Result<OwnedFd> {
+pub(crate) fn made(protocol: i32) -> Result<OwnedFd> {
     let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
     // SAFETY: numbers; what it gives is ours alone.
     unsafe {
@@ -34,7 +34,7 @@ fn made(protocol: i32) -> Result<OwnedFd> {
 }
 
 /// On the loopback.
-fn bound(protocol: i32) -> Result<OwnedFd> {
+pub(crate) fn bound(protocol: i32) -> Result<OwnedFd> {
     let one = made(0)?;
     let mut address = [0u8; 20];
     address[..2].copy_from_slice(&17u16.to_ne_bytes());

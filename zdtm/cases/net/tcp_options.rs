@@ -107,6 +107,9 @@ fn more() -> Result<()> {
         (TCP, libc::TCP_NOTSENT_LOWAT, 65_536),
         (TCP, libc::TCP_THIN_LINEAR_TIMEOUTS, 1),
         (TCP, libc::TCP_INQ, 1),
+        (TCP, 44, 50_000),  // TCP_RTO_MAX_MS
+        (TCP, 45, 100_000), // TCP_RTO_MIN_US
+        (TCP, 46, 50_000),  // TCP_DELACK_MAX_US
         (IP, libc::IP_MTU_DISCOVER, 3),
         (IP, libc::IP_RECVTOS, 1),
         (IP, libc::IP_MINTTL, 9),
@@ -125,6 +128,9 @@ fn more() -> Result<()> {
 fn listening() -> Result<()> {
     let one = TcpListener::bind("127.0.0.1:0")?;
     let wanted = [
+        (TCP, libc::TCP_MAXSEG, 700),
+        (TCP, libc::TCP_WINDOW_CLAMP, 50_000),
+        (TCP, 44, 50_000), // TCP_RTO_MAX_MS
         (TCP, libc::TCP_DEFER_ACCEPT, 5),
         (TCP, libc::TCP_FASTOPEN, 9),
         (TCP, libc::TCP_NODELAY, 1),
@@ -133,9 +139,41 @@ fn listening() -> Result<()> {
         (SOCKET, libc::SO_RCVLOWAT, 5),
     ];
     let before = set_all(&one, &wanted);
+    let key = [0x5a_u8; 32];
+    set_bytes(&one, TCP_FASTOPEN_KEY, &key)?;
     zdtm::checkpoint()?;
     check_eq!(found(&one, &wanted), before);
+    check_eq!(get_bytes::<32>(&one, TCP_FASTOPEN_KEY)?, key);
+    // Those who are accepted have it from the listener.
+    let _stream = TcpStream::connect(one.local_addr()?)?;
+    check!(get(&one.accept()?.0, TCP, libc::TCP_MAXSEG)? <= 700);
     Ok(())
+}
+
+const TCP_FASTOPEN_KEY: i32 = 33;
+
+fn set_bytes(socket: &impl AsRawFd, name: i32, bytes: &[u8]) -> Result<(), Errno> {
+    let length = libc::socklen_t::try_from(bytes.len()).expect("short");
+    // SAFETY: the value is as long as said.
+    let set =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), TCP, name, bytes.as_ptr().cast(), length) };
+    Errno::result(set).map(drop)
+}
+
+fn get_bytes<const LENGTH: usize>(socket: &impl AsRawFd, name: i32) -> Result<[u8; LENGTH], Errno> {
+    let mut bytes = [0; LENGTH];
+    let mut length = libc::socklen_t::try_from(LENGTH).expect("short");
+    // SAFETY: both point to what the kernel may write.
+    let got = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            TCP,
+            name,
+            bytes.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    Errno::result(got).map(|_| bytes)
 }
 
 fn congestion() -> Result<()> {

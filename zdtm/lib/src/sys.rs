@@ -26,11 +26,18 @@ pub unsafe fn syscall(number: libc::c_long, arguments: [usize; 6]) -> io::Result
     Ok(value.into())
 }
 
-/// Lets this process have as many descriptors as it may, but no more than `most`; how many that are.
-pub fn descriptors(most: u32) -> crate::Result<u32> {
+/// Lets this process have as many descriptors as it may, if those are few enough to be used up; otherwise so many as most
+/// processes may have. How many that are.
+pub fn descriptors() -> crate::Result<u32> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    const MANY: libc::rlim_t = 20_000;
+    const USUAL: libc::rlim_t = 1024;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    let limit = hard.min(most.into());
+    let limit = if hard > MANY { USUAL } else { hard };
     setrlimit(Resource::RLIMIT_NOFILE, limit, hard)?;
+    #[allow(
+        clippy::useless_conversion,
+        reason = "limits have 32 bits on 32-bit machines"
+    )]
     Ok(u32::try_from(limit)?)
 }

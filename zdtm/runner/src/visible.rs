@@ -488,6 +488,10 @@ fn parse_smaps(text: &str, names: &mut Names) -> Vec<Mapping> {
             .replace("/memfd: (deleted)", "/dev/zero (deleted)");
         let file = match inode {
             "0" => name,
+            // By the same number as its descriptors.
+            _ if name.starts_with("socket:[") => {
+                format!("{} file=", link_name(Path::new(&name), names))
+            }
             _ => format!("{name} file=#{}", names.of(format!("{device}:{inode}"))),
         };
         mappings.push(Mapping {

@@ -2711,6 +2711,53 @@ impl ::prost::Name for DatagramEntry {
         "/datagram_entry".into()
     }
 }
+/// Where the rings of a packet socket are.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PacketRingEntry {
+    /// The socket.
+    #[prost(uint32, required, tag = "1")]
+    pub socket_id: u32,
+    /// The frame that the kernel fills next, or, of TPACKET_V3, the block that it is filling.
+    #[prost(uint32, optional, tag = "2")]
+    pub head: ::core::option::Option<u32>,
+    /// The frame that the kernel sends next.
+    #[prost(uint32, optional, tag = "3")]
+    pub send_head: ::core::option::Option<u32>,
+}
+impl ::prost::Name for PacketRingEntry {
+    const NAME: &'static str = "packet_ring_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "packet_ring_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/packet_ring_entry".into()
+    }
+}
+/// A frame or a block of such a ring that the program has not given back yet, or one that is to be sent.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PacketFrameEntry {
+    /// The socket.
+    #[prost(uint32, required, tag = "1")]
+    pub socket_id: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub index: u32,
+    #[prost(bytes = "vec", required, tag = "3")]
+    pub content: ::prost::alloc::vec::Vec<u8>,
+    /// It is to be sent.
+    #[prost(bool, optional, tag = "4")]
+    pub sends: ::core::option::Option<bool>,
+}
+impl ::prost::Name for PacketFrameEntry {
+    const NAME: &'static str = "packet_frame_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "packet_frame_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/packet_frame_entry".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FilesExtEntry {
     #[prost(message, optional, tag = "1")]
@@ -2738,6 +2785,10 @@ pub struct FilesExtEntry {
     pub socket: ::core::option::Option<SocketExtEntry>,
     #[prost(message, optional, tag = "11")]
     pub datagram: ::core::option::Option<DatagramEntry>,
+    #[prost(message, optional, tag = "13")]
+    pub packet_ring: ::core::option::Option<PacketRingEntry>,
+    #[prost(message, optional, tag = "14")]
+    pub packet_frame: ::core::option::Option<PacketFrameEntry>,
 }
 impl ::prost::Name for FilesExtEntry {
     const NAME: &'static str = "files_ext_entry";

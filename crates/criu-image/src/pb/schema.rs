@@ -459,6 +459,8 @@ Field { number: 9, name: "fanotify", label: Optional, ty: Message("fanotify_ext_
 Field { number: 10, name: "socket", label: Optional, ty: Message("socket_ext_entry"), display: Plain },
 Field { number: 11, name: "datagram", label: Optional, ty: Message("datagram_entry"), display: Plain },
 Field { number: 12, name: "fanotify_lost", label: Optional, ty: Uint32, display: Plain },
+Field { number: 13, name: "packet_ring", label: Optional, ty: Message("packet_ring_entry"), display: Plain },
+Field { number: 14, name: "packet_frame", label: Optional, ty: Message("packet_frame_entry"), display: Plain },
 ] },
 Message { name: "fown_entry", file: "fown", fields: &[
 Field { number: 1, name: "uid", label: Required, ty: Uint32, display: Plain },
@@ -879,6 +881,12 @@ Field { number: 2, name: "index", label: Required, ty: Uint32, display: Plain },
 Field { number: 3, name: "sender", label: Optional, ty: Bytes, display: Plain },
 Field { number: 4, name: "creds", label: Optional, ty: Message("ucred_entry"), display: Plain },
 ] },
+Message { name: "packet_frame_entry", file: "criu-rs-files", fields: &[
+Field { number: 1, name: "socket_id", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "index", label: Required, ty: Uint32, display: Plain },
+Field { number: 3, name: "content", label: Required, ty: Bytes, display: Plain },
+Field { number: 4, name: "sends", label: Optional, ty: Bool, display: Plain },
+] },
 Message { name: "packet_mclist", file: "packet-sock", fields: &[
 Field { number: 1, name: "index", label: Required, ty: Uint32, display: Plain },
 Field { number: 2, name: "type", label: Required, ty: Uint32, display: Plain },
@@ -892,6 +900,11 @@ Field { number: 4, name: "frame_nr", label: Required, ty: Uint32, display: Plain
 Field { number: 5, name: "retire_tmo", label: Required, ty: Uint32, display: Plain },
 Field { number: 6, name: "sizeof_priv", label: Required, ty: Uint32, display: Plain },
 Field { number: 7, name: "features", label: Required, ty: Uint32, display: Plain },
+] },
+Message { name: "packet_ring_entry", file: "criu-rs-files", fields: &[
+Field { number: 1, name: "socket_id", label: Required, ty: Uint32, display: Plain },
+Field { number: 2, name: "head", label: Optional, ty: Uint32, display: Plain },
+Field { number: 3, name: "send_head", label: Optional, ty: Uint32, display: Plain },
 ] },
 Message { name: "packet_sock_entry", file: "packet-sock", fields: &[
 Field { number: 1, name: "id", label: Required, ty: Uint32, display: Plain },

@@ -1,21 +1,19 @@
 //! An internet socket, made again.
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use criu_image::{StoreExt, desc, pb};
 use criu_kind::{Error, Opened, RestoreCx, Result};
-use criu_tracee::{Program, fetch_fd, pidfd_open};
+use criu_tracee::Program;
 use nix::errno::Errno;
-use nix::unistd::Pid;
 
 use crate::connections::arrival::{Arrival, is_connection};
 use crate::connections::policy::Fate;
 use crate::sockets::inet::address::encode;
 use crate::sockets::inet::sort::Sort;
 use crate::sockets::inet::{datagrams, ip, more, multicast};
-use crate::sockets::message::{set, set_at};
+use crate::sockets::message::{copy, set, set_at};
 use crate::sockets::options;
 use crate::sockets::tcp::options as tcp_options;
 use crate::sockets::tcp::rebuild::Rebuild;
@@ -263,13 +261,4 @@ pub(crate) fn last(cx: &mut dyn RestoreCx, entry: &pb::InetSkEntry, fd: i32) -> 
         set(&mut program, fd, libc::SO_REUSEPORT, 0);
     }
     Ok(program)
-}
-
-/// The same socket under another number.
-fn copy(fd: i32) -> Result<OwnedFd> {
-    let copy: Option<OwnedFd> = fetch_fd(&pidfd_open(Pid::this())?, fd)?;
-    copy.ok_or(Error::Kernel {
-        call: "pidfd_getfd",
-        errno: Errno::EBADF,
-    })
 }

@@ -11,8 +11,8 @@ use criu_tracee::{Local, Program, Site, fetch_fd, pidfd_open};
 use nix::errno::Errno;
 use nix::unistd::{Pid, close, getegid, geteuid};
 
-use crate::sockets::inet::multicast;
 use crate::sockets::inet::sort::Sort;
+use crate::sockets::inet::{address, multicast};
 
 /// An option: level, name, bytes.
 type Row = (i32, i32, usize);
@@ -94,9 +94,11 @@ const ROWS: &[Row] = &[
     (IPV6, 74, 4),    // IPV6_RECVORIGDSTADDR
     (IPV6, 76, 4),    // IPV6_UNICAST_IF
     (IPV6, 77, 4),    // IPV6_RECVFRAGSIZE
+    (TCP, 2, 4),      // TCP_MAXSEG, of who has no connection
     (TCP, 7, 4),      // TCP_SYNCNT
     (TCP, 8, 4),      // TCP_LINGER2
     (TCP, 9, 4),      // TCP_DEFER_ACCEPT
+    (TCP, 10, 4),     // TCP_WINDOW_CLAMP, of the same
     (TCP, 13, 16),    // TCP_CONGESTION
     (TCP, 16, 4),     // TCP_THIN_LINEAR_TIMEOUTS
     (TCP, 18, 4),     // TCP_USER_TIMEOUT
@@ -104,9 +106,13 @@ const ROWS: &[Row] = &[
     (TCP, 25, 4),     // TCP_NOTSENT_LOWAT
     (TCP, 27, 4),     // TCP_SAVE_SYN
     (TCP, 30, 4),     // TCP_FASTOPEN_CONNECT
+    (TCP, 33, 32),    // TCP_FASTOPEN_KEY
     (TCP, 34, 4),     // TCP_FASTOPEN_NO_COOKIE
     (TCP, 36, 4),     // TCP_INQ
     (TCP, 37, 4),     // TCP_TX_DELAY
+    (TCP, 44, 4),     // TCP_RTO_MAX_MS
+    (TCP, 45, 4),     // TCP_RTO_MIN_US
+    (TCP, 46, 4),     // TCP_DELACK_MAX_US
     (UDP, 100, 4),    // UDP_ENCAP
     (UDP, 101, 4),    // UDP_NO_CHECK6_TX
     (UDP, 102, 4),    // UDP_NO_CHECK6_RX
@@ -208,11 +214,14 @@ fn read(
         socket_id: id,
         ..pb::SocketExtEntry::default()
     };
+    // What connections agree upon, and change as they go, is shown by options that others set.
+    let is_connected = sort.is_tcp() && address::remote(&file.fd, sort.family)?.is_some();
     for (level, name, _) in EARLY.iter().chain(ROWS) {
         let value = found.get(&(*level, *name));
         // What is kept elsewhere; accepting a connection writes these of TCP, and nobody can set them.
         let elsewhere = matches!((*level, *name), (IP, 1 | 2)) && !sort.is_v6()
-            || matches!((*level, *name), (IP, 32..=34) | (IPV6, 17..=19)) && sort.is_tcp();
+            || matches!((*level, *name), (IP, 32..=34) | (IPV6, 17..=19)) && sort.is_tcp()
+            || matches!((*level, *name), (TCP, 2 | 10)) && is_connected;
         if let Some(value) = value.filter(|value| pristine.get(&(*level, *name)) != Some(*value))
             && !elsewhere
         {

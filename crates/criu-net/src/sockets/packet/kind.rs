@@ -1,7 +1,6 @@
 //! Packet sockets: packet(7), with filters, memberships, fanout groups and rings.
 //!
-//! Not preserved: packets that wait, and what is in a ring; what passed while nobody was there. A ring that is mapped
-//! is refused where mappings are looked at.
+//! Not preserved: packets that wait elsewhere than in a ring; what passed while nobody was there.
 
 use criu_image::pb;
 use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
@@ -13,6 +12,7 @@ use crate::sockets::inet::{more, sort};
 use crate::sockets::message::set_at;
 use crate::sockets::options;
 use crate::sockets::packet::diag::PacketSockets;
+use crate::sockets::packet::ring;
 
 const NEW: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 // `include/uapi/linux/if_packet.h`.
@@ -33,8 +33,9 @@ const TIMESTAMP: i32 = 17;
 const FANOUT: i32 = 18;
 /// No fanout, in images.
 const ALONE: u32 = u32::MAX;
-/// `TPACKET_V3`, whose rings are described by more words.
-const V3: u32 = 2;
+/// `TPACKET_V1`, and `TPACKET_V3`, whose rings are described by more words.
+pub(crate) const V1: u32 = 0;
+pub(crate) const V3: u32 = 2;
 // `include/uapi/linux/packet_diag.h`.
 const HAS_AUXDATA: u32 = 2;
 const HAS_ORIGDEV: u32 = 4;
@@ -64,7 +65,7 @@ impl FileKind for Packet {
         })?;
         more::keep(cx, file, sort, file.number())?;
         let [index, version, reserve, copy_thresh, timestamp, flags] = info.words;
-        Ok(pb::PacketSockEntry {
+        let entry = pb::PacketSockEntry {
             id: file.number(),
             r#type: sort.kind.cast_unsigned(),
             protocol: info.protocol,
@@ -85,7 +86,16 @@ impl FileKind for Packet {
             rx_ring: info.rx_ring,
             tx_ring: info.tx_ring,
             ns_id: cx.namespace("net", netns),
-        })
+        };
+        ring::keep(cx, &file.fd, &entry)?;
+        Ok(entry)
+    }
+
+    /// Both rings, one after the other.
+    fn mapped(&self, entry: &Self::Entry) -> Option<u64> {
+        let rings = [&entry.rx_ring, &entry.tx_ring];
+        let sizes = rings.into_iter().flatten().map(ring::size_of_ring);
+        sizes.reduce(|one, other| one + other)
     }
 
     fn open(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Opened> {
@@ -118,9 +128,20 @@ impl FileKind for Packet {
                 self.ring(&mut program, fd, name, ring, entry.version);
             }
         }
+        cx.here().run(&program)?;
+        if entry.rx_ring.is_some() || entry.tx_ring.is_some() {
+            ring::restore(cx, fd, entry)?;
+        }
         // Before the first packet comes.
+        let mut program = Program::new();
         options::write(&mut program, fd, &entry.opts);
         cx.here().run(&program)?;
+        more::write(cx, fd, &more, false)?;
+        Ok(Opened::Here(fd))
+    }
+
+    /// It listens when all rings have been turned: that is done by packets, which are not for it.
+    fn last(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry, fd: i32) -> Result<Program> {
         bind(cx, fd, entry)?;
         for one in &entry.mclist {
             join(cx, fd, one)?;
@@ -130,8 +151,7 @@ impl FileKind for Packet {
             set_at(&mut program, fd, (SOL_PACKET, FANOUT), fanout);
             cx.here().run(&program)?;
         }
-        more::write(cx, fd, &more, false)?;
-        Ok(Opened::Here(fd))
+        Ok(Program::new())
     }
 }
 
@@ -208,4 +228,62 @@ fn join(cx: &mut dyn RestoreCx, fd: i32, one: &pb::PacketMclist) -> Result<()> {
     program.setsockopt(fd, SOL_PACKET, ADD_MEMBERSHIP, request, length);
     cx.here().run(&program)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use criu_kind::testing::restored;
+    use expect_test::expect;
+
+    use super::*;
+
+    fn ring(block_nr: u32) -> pb::PacketRing {
+        pb::PacketRing {
+            block_size: 4096,
+            block_nr,
+            frame_size: 2048,
+            frame_nr: 2 * block_nr,
+            retire_tmo: 60,
+            sizeof_priv: 8,
+            features: 1,
+        }
+    }
+
+    fn entry(rx: Option<u32>, tx: Option<u32>, version: u32) -> pb::PacketSockEntry {
+        pb::PacketSockEntry {
+            id: 7,
+            r#type: libc::SOCK_RAW.cast_unsigned(),
+            version,
+            rx_ring: rx.map(ring),
+            tx_ring: tx.map(ring),
+            ..pb::PacketSockEntry::default()
+        }
+    }
+
+    #[test]
+    fn both_rings_are_one_mapping() {
+        let mapped = |rx, tx| FileKind::mapped(&Packet, &entry(rx, tx, 1));
+        assert_eq!(mapped(Some(4), None), Some(4 << 12));
+        assert_eq!(mapped(Some(4), Some(2)), Some(6 << 12));
+        assert_eq!(mapped(None, None), None);
+    }
+
+    #[test]
+    fn the_version_comes_before_the_ring_it_is_of() {
+        let rings = |version| {
+            let listing = restored(&Packet, &entry(Some(4), None, version)).expect("a program");
+            let lines = listing.lines().filter(|line| line.contains(", 263, "));
+            lines.collect::<Vec<_>>().join("\n")
+        };
+        let (two, three) = (rings(1), rings(2));
+        if cfg!(target_endian = "little") {
+            expect![[r#"
+                $0 = setsockopt(100, 263, 10, <01000000>, 4)
+                $1 = setsockopt(100, 263, 5, <00100000040000000008000008000000>, 16)"#]]
+            .assert_eq(&two);
+            expect![[r#"
+                $0 = setsockopt(100, 263, 10, <02000000>, 4)
+                $1 = setsockopt(100, 263, 5, <001000000400000000080000080000003c0000000800000001000000>, 28)"#]].assert_eq(&three);
+        }
+    }
 }
