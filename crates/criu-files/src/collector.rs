@@ -4,7 +4,7 @@
 //! many descriptors, processes and mappings show it, and one kind describes it. What cannot be kept
 //! is refused all at once, each with its descriptor.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
@@ -24,6 +24,7 @@ use crate::identity::{self, Identities};
 use crate::kinds::{Memfd, Regular, io_uring, memfd};
 use crate::link::Names;
 use crate::locks::Locks;
+use crate::look::{Looked, look};
 use crate::options::DumpOptions;
 use crate::{link, map_files, owner};
 
@@ -65,6 +66,8 @@ pub struct Collector<'s> {
     pub(crate) cache: Cache,
     /// What processes are to themselves: the makers of many sockets are few.
     pub(crate) vpids: RefCell<HashMap<Pid, Pid>>,
+    /// The directory of this process.
+    own: OnceCell<ProcDir>,
 }
 
 /// Memory that files hold: whoever writes pages writes its pages too.
@@ -124,6 +127,7 @@ impl<'s> Collector<'s> {
             memory: Vec::new(),
             cache: Cache::new(),
             vpids: RefCell::default(),
+            own: OnceCell::new(),
         }
     }
 
@@ -245,7 +249,11 @@ impl<'s> Collector<'s> {
         let inode = Inode::from(&fstat(&fd).map_err(Error::kernel("fstat"))?);
         let link = match plain_link(&inode, info) {
             Some(link) => link,
-            None => link()?,
+            // By our copy: of theirs the kernel would have to make an inode in /proc.
+            None => {
+                let own = format!("fd/{}", fd.as_raw_fd());
+                self.own()?.readlink(&own)?.into_vec()
+            }
         };
         let (mut owner, mut family) = (pb::FownEntry::default(), None);
         if info.flags & libc::O_PATH.cast_unsigned() == 0 {
@@ -265,6 +273,15 @@ impl<'s> Collector<'s> {
             slot: Some(slot),
         })?;
         Ok(Some((id, true)))
+    }
+
+    fn own(&self) -> Result<&ProcDir> {
+        if self.own.get().is_none() {
+            // Nobody else sets it.
+            let _ = self.own.set(ProcDir::open(Pid::this())?);
+        }
+        let own = self.own.get();
+        own.ok_or_else(|| Error::Gone(Pid::this()))
     }
 
     /// Lets exactly one kind claim the file, and describe it.
@@ -458,16 +475,6 @@ impl criu_kind::MappedFiles for Collector<'_> {
         let proc = ProcDir::open(pid)?;
         self.magic_link(pid, &proc, "exe")
     }
-}
-
-/// The descriptors of a process, with what fdinfo says of each.
-#[derive(Debug)]
-pub struct Looked(Vec<(i32, Result<Fdinfo, criu_proc::Error>)>);
-
-/// Reads what is said of all descriptors of a stopped process.
-pub fn look(proc: &ProcDir) -> Result<Looked> {
-    let look = |fd| (fd, proc.fdinfo(fd));
-    Ok(Looked(proc.fds()?.into_iter().map(look).collect()))
 }
 
 /// The link of a socket or an event counter, which is known without asking for it.
