@@ -24,7 +24,7 @@ use crate::identity::{self, Identities};
 use crate::kinds::{Memfd, Regular, io_uring, memfd};
 use crate::link::Names;
 use crate::locks::Locks;
-use crate::look::{Looked, look};
+use crate::look::{self, Copied, Descriptor, Looked, look};
 use crate::options::DumpOptions;
 use crate::{link, map_files, owner};
 
@@ -177,10 +177,10 @@ impl<'s> Collector<'s> {
         let pidfd = pidfd_open(pid)?;
         let mut slots = Vec::new();
         let mut refused = Vec::new();
-        for (fd, info) in looked()?.0 {
+        for Descriptor { fd, told, copy } in looked()?.0 {
             let slot = Slot { pid, fd };
-            let entry = info.map_err(Error::from);
-            match entry.and_then(|info| self.slot(proc, &pidfd, slot, info, id)) {
+            let entry = told.map_err(Error::from);
+            match entry.and_then(|info| self.slot(proc, &pidfd, slot, (info, copy), id)) {
                 Ok(Some(entry)) => slots.push(entry),
                 Ok(None) => {}
                 Err(error) => {
@@ -206,12 +206,15 @@ impl<'s> Collector<'s> {
         proc: &ProcDir,
         pidfd: &OwnedFd,
         slot: Slot,
-        mut info: Fdinfo,
+        (mut info, copy): (Fdinfo, Option<Copied>),
         table: FdTableId,
     ) -> Result<Option<pb::FdinfoEntry>> {
         let closes = info.flags & O_CLOEXEC != 0;
         info.flags &= !O_CLOEXEC;
-        let fetch = || Ok(fetch_fd(pidfd, slot.fd)?);
+        let fetch = || match copy {
+            Some(copy) => Ok(Some(copy)),
+            None => Ok(fetch_fd(pidfd, slot.fd)?.map(Copied::from)),
+        };
         let Some((id, _)) = self.identify(proc, slot, &info, fetch)? else {
             return Ok(None);
         };
@@ -237,7 +240,7 @@ impl<'s> Collector<'s> {
         proc: &ProcDir,
         slot: Slot,
         info: &Fdinfo,
-        fetch: impl FnOnce() -> Result<Option<OwnedFd>>,
+        fetch: impl FnOnce() -> Result<Option<Copied>>,
     ) -> Result<Option<(FileId, bool)>> {
         let link = || Ok(proc.readlink(&format!("fd/{}", slot.fd))?.into_vec());
         let id = FileId::new(self.last + 1);
@@ -245,15 +248,12 @@ impl<'s> Collector<'s> {
             return Ok(Some((known, false)));
         }
         self.last = id.get();
-        let Some(fd) = fetch()? else { return Ok(None) };
-        let inode = Inode::from(&fstat(&fd).map_err(Error::kernel("fstat"))?);
-        let link = match plain_link(&inode, info) {
-            Some(link) => link,
-            // By our copy: of theirs the kernel would have to make an inode in /proc.
-            None => {
-                let own = format!("fd/{}", fd.as_raw_fd());
-                self.own()?.readlink(&own)?.into_vec()
-            }
+        let Some(Copied { fd, seen }) = fetch()? else {
+            return Ok(None);
+        };
+        let (inode, link) = match seen {
+            Some(seen) => seen,
+            None => look::see(self.own()?, &fd, info)?,
         };
         let (mut owner, mut family) = (pb::FownEntry::default(), None);
         if info.flags & libc::O_PATH.cast_unsigned() == 0 {
@@ -375,7 +375,8 @@ impl<'s> Collector<'s> {
             }
             let mut info = proc.fdinfo(fd)?;
             info.flags &= !O_CLOEXEC;
-            let known = self.identify(proc, Slot { pid, fd }, &info, || Ok(Some(copy)));
+            let copy = || Ok(Some(Copied::from(copy)));
+            let known = self.identify(proc, Slot { pid, fd }, &info, copy);
             let link = String::from_utf8_lossy(&link).into_owned();
             if let Some((id, _)) = known.within(|| Subject::Fd { fd, link })? {
                 return Ok(id);
@@ -475,16 +476,6 @@ impl criu_kind::MappedFiles for Collector<'_> {
         let proc = ProcDir::open(pid)?;
         self.magic_link(pid, &proc, "exe")
     }
-}
-
-/// The link of a socket or an event counter, which is known without asking for it.
-fn plain_link(inode: &Inode, info: &Fdinfo) -> Option<Vec<u8>> {
-    let is_path = info.flags & libc::O_PATH.cast_unsigned() != 0;
-    if inode.format() == libc::S_IFSOCK && !is_path {
-        return Some(format!("socket:[{}]", inode.ino).into_bytes());
-    }
-    let counts = info.value("eventfd-count").is_some();
-    counts.then(|| b"anon_inode:[eventfd]".to_vec())
 }
 
 /// `AF_UNIX`, `AF_INET` …, of a socket.

@@ -98,6 +98,6 @@ pub use collector::{Collector, FdTable, Memory};
 pub use files::Files;
 pub use late::Sites;
 pub use link::Names;
-pub use look::{Looked, look};
+pub use look::{Looked, look, look_ahead};
 pub use options::{DumpOptions, FilePolicy, Policies, RestoreOptions, Validation};
 pub use passage::{Arrivals, LANES};
