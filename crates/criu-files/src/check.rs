@@ -2,7 +2,7 @@
 //!
 //! All that does not fit is told at once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::rc::Rc;
@@ -72,8 +72,10 @@ impl Files<'_> {
             .filter_map(|saved| saved.entry.tty.as_ref()?.regf_id.map(FileId::new))
             .collect();
         let paths = self.paths.iter().filter(|(id, _)| !terminals.contains(id));
+        // One that was opened thousands of times is looked at once.
+        let mut stats = HashMap::new();
         for (id, entry) in paths {
-            if let Err(error) = self.check_path(*id, entry) {
+            if let Err(error) = self.check_path(*id, entry, &mut stats) {
                 wrong.push(Error::Within {
                     subject: self.subject(*id),
                     source: Box::new(error),
@@ -83,7 +85,12 @@ impl Files<'_> {
         Error::all(wrong)
     }
 
-    fn check_path(&self, id: FileId, entry: &pb::RegFileEntry) -> Result<()> {
+    fn check_path<'e>(
+        &'e self,
+        id: FileId,
+        entry: &'e pb::RegFileEntry,
+        stats: &mut HashMap<&'e [u8], Result<Inode, Errno>>,
+    ) -> Result<()> {
         let elsewhere = matches!(
             self.remaps.get(&id),
             Some(Remap::Ghost(_) | Remap::Linked(_))
@@ -93,8 +100,10 @@ impl Files<'_> {
             return Ok(());
         }
         let path = from_root(self, &entry.name);
-        let stat = match lstat(&path) {
-            Ok(stat) => Inode::from(&stat),
+        let stat = stats.entry(&entry.name);
+        let stat = stat.or_insert_with(|| lstat(&path).map(|stat| Inode::from(&stat)));
+        let stat = match *stat {
+            Ok(stat) => stat,
             Err(Errno::ENOENT | Errno::ENOTDIR) => return Err(differs("it is not there any more")),
             Err(errno) => {
                 return Err(Error::Kernel {

@@ -4,7 +4,7 @@
 //! many descriptors, processes and mappings show it, and one kind describes it. What cannot be kept
 //! is refused all at once, each with its descriptor.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
@@ -24,6 +24,7 @@ use crate::identity::{self, Identities};
 use crate::kinds::{Memfd, Regular, io_uring, memfd};
 use crate::link::Names;
 use crate::locks::Locks;
+use crate::look::{self, Copied, Descriptor, Looked, look};
 use crate::options::DumpOptions;
 use crate::{link, map_files, owner};
 
@@ -65,6 +66,8 @@ pub struct Collector<'s> {
     pub(crate) cache: Cache,
     /// What processes are to themselves: the makers of many sockets are few.
     pub(crate) vpids: RefCell<HashMap<Pid, Pid>>,
+    /// The directory of this process.
+    own: OnceCell<ProcDir>,
 }
 
 /// Memory that files hold: whoever writes pages writes its pages too.
@@ -124,6 +127,7 @@ impl<'s> Collector<'s> {
             memory: Vec::new(),
             cache: Cache::new(),
             vpids: RefCell::default(),
+            own: OnceCell::new(),
         }
     }
 
@@ -173,10 +177,10 @@ impl<'s> Collector<'s> {
         let pidfd = pidfd_open(pid)?;
         let mut slots = Vec::new();
         let mut refused = Vec::new();
-        for (fd, info) in looked()?.0 {
+        for Descriptor { fd, told, copy } in looked()?.0 {
             let slot = Slot { pid, fd };
-            let entry = info.map_err(Error::from);
-            match entry.and_then(|info| self.slot(proc, &pidfd, slot, info, id)) {
+            let entry = told.map_err(Error::from);
+            match entry.and_then(|info| self.slot(proc, &pidfd, slot, (info, copy), id)) {
                 Ok(Some(entry)) => slots.push(entry),
                 Ok(None) => {}
                 Err(error) => {
@@ -202,12 +206,15 @@ impl<'s> Collector<'s> {
         proc: &ProcDir,
         pidfd: &OwnedFd,
         slot: Slot,
-        mut info: Fdinfo,
+        (mut info, copy): (Fdinfo, Option<Copied>),
         table: FdTableId,
     ) -> Result<Option<pb::FdinfoEntry>> {
         let closes = info.flags & O_CLOEXEC != 0;
         info.flags &= !O_CLOEXEC;
-        let fetch = || Ok(fetch_fd(pidfd, slot.fd)?);
+        let fetch = || match copy {
+            Some(copy) => Ok(Some(copy)),
+            None => Ok(fetch_fd(pidfd, slot.fd)?.map(Copied::from)),
+        };
         let Some((id, _)) = self.identify(proc, slot, &info, fetch)? else {
             return Ok(None);
         };
@@ -233,7 +240,7 @@ impl<'s> Collector<'s> {
         proc: &ProcDir,
         slot: Slot,
         info: &Fdinfo,
-        fetch: impl FnOnce() -> Result<Option<OwnedFd>>,
+        fetch: impl FnOnce() -> Result<Option<Copied>>,
     ) -> Result<Option<(FileId, bool)>> {
         let link = || Ok(proc.readlink(&format!("fd/{}", slot.fd))?.into_vec());
         let id = FileId::new(self.last + 1);
@@ -241,11 +248,12 @@ impl<'s> Collector<'s> {
             return Ok(Some((known, false)));
         }
         self.last = id.get();
-        let Some(fd) = fetch()? else { return Ok(None) };
-        let inode = Inode::from(&fstat(&fd).map_err(Error::kernel("fstat"))?);
-        let link = match plain_link(&inode, info) {
-            Some(link) => link,
-            None => link()?,
+        let Some(Copied { fd, seen }) = fetch()? else {
+            return Ok(None);
+        };
+        let (inode, link) = match seen {
+            Some(seen) => seen,
+            None => look::see(self.own()?, &fd, info)?,
         };
         let (mut owner, mut family) = (pb::FownEntry::default(), None);
         if info.flags & libc::O_PATH.cast_unsigned() == 0 {
@@ -265,6 +273,15 @@ impl<'s> Collector<'s> {
             slot: Some(slot),
         })?;
         Ok(Some((id, true)))
+    }
+
+    fn own(&self) -> Result<&ProcDir> {
+        if self.own.get().is_none() {
+            // Nobody else sets it.
+            let _ = self.own.set(ProcDir::open(Pid::this())?);
+        }
+        let own = self.own.get();
+        own.ok_or_else(|| Error::Gone(Pid::this()))
     }
 
     /// Lets exactly one kind claim the file, and describe it.
@@ -431,26 +448,6 @@ impl criu_kind::MappedFiles for Collector<'_> {
         let proc = ProcDir::open(pid)?;
         self.magic_link(pid, &proc, "exe")
     }
-}
-
-/// The descriptors of a process, with what fdinfo says of each.
-#[derive(Debug)]
-pub struct Looked(Vec<(i32, Result<Fdinfo, criu_proc::Error>)>);
-
-/// Reads what is said of all descriptors of a stopped process.
-pub fn look(proc: &ProcDir) -> Result<Looked> {
-    let look = |fd| (fd, proc.fdinfo(fd));
-    Ok(Looked(proc.fds()?.into_iter().map(look).collect()))
-}
-
-/// The link of a socket or an event counter, which is known without asking for it.
-fn plain_link(inode: &Inode, info: &Fdinfo) -> Option<Vec<u8>> {
-    let is_path = info.flags & libc::O_PATH.cast_unsigned() != 0;
-    if inode.format() == libc::S_IFSOCK && !is_path {
-        return Some(format!("socket:[{}]", inode.ino).into_bytes());
-    }
-    let counts = info.value("eventfd-count").is_some();
-    counts.then(|| b"anon_inode:[eventfd]".to_vec())
 }
 
 /// `AF_UNIX`, `AF_INET` …, of a socket.

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use crate::collector::{Collector, Memory, O_CLOEXEC, Table};
+use crate::look::Copied;
 use crate::{ghost, link, path};
 
 impl DumpCx for Collector<'_> {
@@ -85,7 +86,10 @@ impl DumpCx for Collector<'_> {
         let me = ProcDir::open(slot.pid)?;
         let mut info = me.fdinfo(slot.fd)?;
         info.flags &= !O_CLOEXEC;
-        let copy = || fd.try_clone().map(Some).map_err(Error::io("fcntl"));
+        let copy = || {
+            let copy = fd.try_clone().map_err(Error::io("fcntl"))?;
+            Ok(Some(Copied::from(copy)))
+        };
         let found = self.identify(&me, slot, &info, copy)?;
         let (id, new) = found.ok_or(Error::Gone(slot.pid))?;
         if new {

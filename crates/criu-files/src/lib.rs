@@ -25,6 +25,7 @@ mod late;
 mod legacy;
 mod link;
 mod locks;
+mod look;
 mod make;
 mod map_files;
 mod mapped;
@@ -95,9 +96,10 @@ pub const KINDS: &[&dyn criu_kind::AnyFileKind] = &[
     &kinds::Tty,
 ];
 
-pub use collector::{Collector, FdTable, Looked, Memory, look};
+pub use collector::{Collector, FdTable, Memory};
 pub use files::Files;
 pub use late::Sites;
 pub use link::Names;
+pub use look::{Looked, look, look_ahead};
 pub use options::{DumpOptions, FilePolicy, Policies, RestoreOptions, Validation};
 pub use passage::Arrivals;

@@ -105,7 +105,7 @@ impl Collector<'_> {
             }
             let mut info = proc.fdinfo(fd)?;
             info.flags &= !O_CLOEXEC;
-            let known = self.identify(proc, Slot { pid, fd }, &info, || Ok(Some(copy)));
+            let known = self.identify(proc, Slot { pid, fd }, &info, || Ok(Some(copy.into())));
             let link = String::from_utf8_lossy(&link).into_owned();
             if let Some((id, _)) = known.within(|| Subject::Fd { fd, link })? {
                 return Ok(Some(id));

@@ -24,7 +24,10 @@ pub(crate) fn keep(
     desc: &'static Desc,
 ) -> Result<()> {
     let size = fcntl(&file.fd, FcntlArg::F_GETPIPE_SZ).map_err(Error::kernel("fcntl"))?;
-    let (data, mut packets) = peek(&file.fd, size)?;
+    let (data, mut packets) = match waiting(&file.fd)? {
+        0 => (Vec::new(), Vec::new()),
+        _ => peek(&file.fd, size)?,
+    };
     let whole = packets
         .split_last()
         .is_none_or(|(_, before)| before.iter().all(|length| *length as usize == page()));
@@ -53,6 +56,16 @@ pub(crate) fn keep(
         cx.append(desc::FILES_EXT, (), &ext, &[])?;
     }
     Ok(())
+}
+
+/// How many bytes wait.
+fn waiting(end: impl AsFd) -> Result<i32> {
+    let mut program = Program::new();
+    let room = program.room(4);
+    program.ioctl(end.as_fd().as_raw_fd(), libc::FIONREAD, room);
+    let outcome = Local.run(&program)?;
+    let bytes = outcome.bytes(room).try_into();
+    Ok(bytes.map_or(-1, i32::from_ne_bytes))
 }
 
 /// The data, and the lengths of the pieces it comes in.

@@ -86,6 +86,8 @@ pub(crate) fn classify(
         {
             status::REGULAR | status::MEMFD | of_file(shared)
         }
+        // A private window on it, by way of map_files.
+        MapName::DevZero if shmem => status::REGULAR | status::MEMFD | of_file(shared),
         MapName::Path {
             path,
             deleted: true,
@@ -335,6 +337,11 @@ mod tests {
             "rd wr",
         );
         assert_eq!(memfd.status, 0x4041);
+        let window = entry(
+            "1000-3000 rw-p 00001000 00:01 99 /dev/zero (deleted)",
+            "rd wr",
+        );
+        assert_eq!((window.status, window.shmid), (0x4041, 0));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-use criu_files::{Collector, Looked, Memory, Names, Validation, look};
+use criu_files::{Collector, Looked, Memory, Names, Validation, look, look_ahead};
 use criu_image::{Directory, Durability, Store, StoreExt};
 use criu_ipc::Notifications;
 use criu_kind::{Error, Result, Subject, Within};
@@ -182,8 +182,11 @@ fn attempt(
 /// From here on the descriptors of processes are, too.
 const MANY_PROCESSES: usize = 8;
 
-/// How many processes are looked at before they are described.
-const LOOK_AHEAD: usize = 16;
+/// How many processes are looked at before they are described: their descriptors are open here meanwhile.
+const LOOK_AHEAD: usize = 8;
+
+/// So many descriptors we must be allowed, for those to be few among them.
+const ROOM_AHEAD: u64 = 16384;
 
 /// From here on the images of threads are worth a thread of the driver.
 const MANY_THREADS: usize = 32;
@@ -264,6 +267,11 @@ impl<'s> Survey<'s> {
 
     /// What is said of the descriptors of one process is read while those of the one before are described.
     fn take_many(&mut self, alive: &[(usize, &Node)], tracees: &[Tracee]) {
+        let look = if net::has_room(ROOM_AHEAD) {
+            look_ahead
+        } else {
+            look
+        };
         let (send, receive) = std::sync::mpsc::sync_channel(LOOK_AHEAD);
         std::thread::scope(|scope| {
             scope.spawn(move || {

@@ -28,6 +28,16 @@ pub(crate) fn make_room() {
     }
 }
 
+/// Whether we may have so many descriptors.
+pub(crate) fn has_room(count: u64) -> bool {
+    use nix::sys::resource::{Resource, getrlimit};
+    #[allow(
+        clippy::useless_conversion,
+        reason = "limits have 32 bits on 32-bit machines"
+    )]
+    getrlimit(Resource::RLIMIT_NOFILE).is_ok_and(|(soft, _)| u64::from(soft) >= count)
+}
+
 /// Refuses connections that are neither to be kept nor to be closed, before anybody is stopped.
 pub(crate) fn preflight(root: Pid, tcp: &Tcp) -> Result<()> {
     if tcp.established || tcp.close {

@@ -49,9 +49,11 @@ impl FileKind for Eventfd {
         } else {
             0
         };
-        let fd = program.eventfd2(0, semaphore | libc::O_NONBLOCK.cast_unsigned());
-        if entry.counter != 0 {
-            // The initial value is 32-bit; the counter is not.
+        // The initial value is 32-bit; the counter is not.
+        let first = u32::try_from(entry.counter);
+        let flags = semaphore | libc::O_NONBLOCK.cast_unsigned();
+        let fd = program.eventfd2(first.unwrap_or(0), flags);
+        if first.is_err() {
             let counter = program.bytes(entry.counter.to_ne_bytes());
             program.write(fd, counter, 8);
         }
@@ -79,6 +81,18 @@ mod tests {
         expect![[r#"
             $0 = eventfd2(0, 2048)
             $1 = write($0, <0700000000010000>, 8)
+            is 100
+        "#]]
+        .assert_eq(&restored(&Eventfd, &entry).expect("a program"));
+    }
+
+    #[test]
+    fn a_counter_of_32_bits() {
+        let text = FDINFO.replace("10000000007", "       ffff");
+        let entry =
+            dumped(&Eventfd, &open_file("anon_inode:[eventfd]", 0o600, &text)).expect("known");
+        expect![[r#"
+            $0 = eventfd2(0xffff, 2048)
             is 100
         "#]]
         .assert_eq(&restored(&Eventfd, &entry).expect("a program"));
