@@ -54,7 +54,7 @@ if os.environ.get("MANY_TIMERS"):
 stack = (ctypes.c_char * 65536)()
 call("sigaltstack", struct.pack("QiiQ", ctypes.addressof(stack), 0, 0, 65536), None)
 resource.setrlimit(resource.RLIMIT_CORE, (4096, 8192))
-os.nice(3)
+os.setpriority(os.PRIO_PROCESS, 0, 3)
 os.sched_setaffinity(0, {0})
 call("syscall", 251, 1, 0, 2 << 13 | 6)  # ioprio_set: best effort, level 6
 call("syscall", 324, 1 << 4, 0, 0)  # membarrier: register private expedited
