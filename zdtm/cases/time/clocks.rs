@@ -221,8 +221,10 @@ fn sleeper(sleep: fn(timespec) -> Result<c_int>, wanted: c_int) -> Result<JoinHa
     let mut until = time(libc::CLOCK_MONOTONIC)?;
     until.tv_sec += 2;
     let end = seconds(until);
-    Ok(std::thread::spawn(move || {
+    let (begun, begins) = std::sync::mpsc::channel();
+    let sleeper = std::thread::spawn(move || {
         mask()?;
+        begun.send(())?;
         check_eq!(sleep(until)?, wanted);
         let woke = now(libc::CLOCK_MONOTONIC)?;
         check!(
@@ -232,7 +234,10 @@ fn sleeper(sleep: fn(timespec) -> Result<c_int>, wanted: c_int) -> Result<JoinHa
         // Stays, so that it shows when it woke and not that a thread is missing.
         zdtm::wait();
         Ok(())
-    }))
+    });
+    // All that it needs for itself it has then.
+    begins.recv()?;
+    Ok(sleeper)
 }
 
 /// The signal that means "check" is for the main thread.
