@@ -119,25 +119,35 @@ pub fn look(proc: &ProcDir) -> Result<Looked> {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::process::Command;
 
     use nix::fcntl::{FcntlArg, fcntl};
+    use nix::sys::wait::{WaitPidFlag, waitpid};
 
     use super::*;
 
-    /// Low ones and a far one. Other tests open and close files meanwhile, and what listed them is among them.
+    /// Low ones and a far one, of a process that is stopped: one that runs may open some while they are counted.
     #[test]
     fn in_turn_as_in_a_list() {
         let file = File::open("/dev/null").expect("a device");
-        let far = fcntl(&file, FcntlArg::F_DUPFD_CLOEXEC(900)).expect("free");
-        let me = ProcDir::open(Pid::this()).expect("we live");
-        let looked = look(&me).expect("ours").0;
-        let has = |fd: i32| {
-            let mut all = looked.iter();
-            all.any(|one| one.fd == fd && one.told.is_ok())
-        };
-        assert!(has(file.as_raw_fd()) && has(far));
-        assert!(looked.is_sorted_by_key(|one| one.fd));
-        let ahead = look_ahead(&me).expect("ours").0;
+        let far = fcntl(&file, FcntlArg::F_DUPFD(900)).expect("free");
+        let mut stopped = Command::new("sh")
+            .args(["-c", "kill -STOP $$"])
+            .spawn()
+            .expect("a shell");
+        nix::unistd::close(far).expect("ours");
+        let pid = Pid::from_raw(stopped.id().cast_signed());
+        waitpid(pid, Some(WaitPidFlag::WUNTRACED)).expect("ours");
+        let proc = ProcDir::open(pid).expect("it lives");
+        let listed = proc.fds().expect("a list");
+        let looked = look(&proc).expect("ours").0;
+        let ahead = look_ahead(&proc).expect("ours").0;
+        stopped.kill().expect("ours");
+        stopped.wait().expect("ours");
+        let numbers: Vec<i32> = looked.iter().map(|one| one.fd).collect();
+        assert!(numbers.starts_with(&[0, 1, 2]) && numbers.contains(&far));
+        assert_eq!(numbers, listed);
+        assert!(looked.iter().all(|one| one.told.is_ok()));
         let copied = ahead.iter().find(|one| one.fd == far);
         let copied = copied.and_then(|one| one.copy.as_ref()).expect("fetched");
         let (inode, link) = copied.seen.as_ref().expect("seen");
@@ -145,6 +155,5 @@ mod tests {
             (inode.format(), link.as_slice()),
             (libc::S_IFCHR, &b"/dev/null"[..])
         );
-        nix::unistd::close(far).expect("ours");
     }
 }
