@@ -11,10 +11,17 @@ use criu_kind::{DumpCx, Error, OpenFile, RestoreCx, Result};
 use criu_tracee::{Local, Program, Site, Sysno};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::unistd::{pipe2, read};
+use nix::unistd::{SysconfVar, pipe2, read, sysconf};
 
-/// The size a pipe has at first, and what nobody needs a privilege for.
-const DEFAULT_SIZE: u32 = 64 << 10;
+/// The size a pipe has at first, and what nobody needs a privilege for: `PIPE_DEF_BUFFERS` pages.
+fn default_size() -> u32 {
+    const PAGES: u32 = 16;
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+    PAGES
+        * page
+            .and_then(|page| u32::try_from(page).ok())
+            .unwrap_or(4096)
+}
 
 /// Writes what waits behind a readable end, once a pipe.
 pub(crate) fn keep(
@@ -231,10 +238,10 @@ impl Content {
     /// in packet mode, for content that is made of packets.
     pub(crate) fn fill(&self, end: i32, packet_end: Option<i32>, program: &mut Program) {
         if let Some(size) = self.size
-            && size != DEFAULT_SIZE
+            && size != default_size()
         {
             program.fcntl(end, libc::F_SETPIPE_SZ, size);
-            if self.data.len() <= DEFAULT_SIZE as usize {
+            if self.data.len() <= default_size() as usize {
                 program.tolerate(); // More than the limit needs CAP_SYS_RESOURCE; the data does not.
             }
         }

@@ -86,7 +86,7 @@ fn opened() -> Result<()> {
 
 /// Nobody maps it any more, and it has a size that no mapping has.
 fn cut() -> Result<()> {
-    let area = Mapping::shared(PAGE)?;
+    let area = Mapping::shared(zdtm::page_size())?;
     let mut file = open(area)?;
     file.set_len(0)?;
     area.unmap()?;
@@ -103,37 +103,38 @@ fn cut() -> Result<()> {
 
 /// Another mapping of it is private, and the file is closed: what is not written there is the object's.
 fn privately() -> Result<()> {
-    let area = Mapping::shared(5 * PAGE)?;
+    let size = zdtm::page_size();
+    let area = Mapping::shared(5 * size)?;
     for page in 0..5 {
-        fill(area.part(page * PAGE, PAGE).bytes(), page as u64);
+        fill(area.part(page * size, size).bytes(), page as u64);
     }
     let file = open(area)?;
     let (own, other) = (
         Mapping::new(
-            3 * PAGE,
+            3 * size,
             READ_WRITE,
             MAP_PRIVATE,
             file.as_raw_fd(),
-            PAGE as i64,
+            size as i64,
         )?,
         Mapping::new(
-            3 * PAGE,
+            3 * size,
             READ_WRITE,
             MAP_SHARED,
             file.as_raw_fd(),
-            2 * PAGE as i64,
+            2 * size as i64,
         )?,
     );
     drop(file);
-    fill(own.part(PAGE, PAGE).bytes(), 22);
+    fill(own.part(size, size).bytes(), 22);
     zdtm::checkpoint()?;
-    verify(own.part(PAGE, PAGE).bytes(), 22)?;
-    verify(own.part(0, PAGE).bytes(), 1)?;
-    verify(other.part(0, PAGE).bytes(), 2)?;
-    fill(other.part(0, PAGE).bytes(), 33);
-    verify(area.part(2 * PAGE, PAGE).bytes(), 33)?;
-    fill(area.part(3 * PAGE, PAGE).bytes(), 44);
-    verify(own.part(2 * PAGE, PAGE).bytes(), 44)
+    verify(own.part(size, size).bytes(), 22)?;
+    verify(own.part(0, size).bytes(), 1)?;
+    verify(other.part(0, size).bytes(), 2)?;
+    fill(other.part(0, size).bytes(), 33);
+    verify(area.part(2 * size, size).bytes(), 33)?;
+    fill(area.part(3 * size, size).bytes(), 44);
+    verify(own.part(2 * size, size).bytes(), 44)
 }
 
 /// The parent has unmapped the beginning, the child the end; the middle is shared.

@@ -31,8 +31,15 @@ const VERSION: i32 = 10;
 const RX_RING: i32 = 5;
 const TX_RING: i32 = 13;
 const FANOUT: i32 = 18;
-const BLOCK: usize = 4096;
-const FRAME: usize = 2048;
+/// A block is a page, of two frames.
+fn block() -> usize {
+    zdtm::page_size()
+}
+
+fn frame_size() -> usize {
+    block() / 2
+}
+
 /// What a program says of a frame that the kernel may have, and the other way round.
 const KERNEL: u32 = 0;
 const USER: u32 = 1;
@@ -43,7 +50,12 @@ fn ring(socket: &OwnedFd, name: i32, frames: usize) -> Result<()> {
     if get(socket, SOL_PACKET, VERSION)? != 1 {
         set(socket, SOL_PACKET, VERSION, 1)?;
     }
-    let words = [BLOCK, frames * FRAME / BLOCK, FRAME, frames];
+    let words = [
+        block(),
+        frames * frame_size() / block(),
+        frame_size(),
+        frames,
+    ];
     let words = words.map(|word| u32::try_from(word).expect("small"));
     // SAFETY: `struct tpacket_req`: four words.
     let set = unsafe {
@@ -61,7 +73,7 @@ fn ring(socket: &OwnedFd, name: i32, frames: usize) -> Result<()> {
 fn map(socket: &OwnedFd, frames: usize) -> Result<Mapping> {
     let access = libc::PROT_READ | libc::PROT_WRITE;
     Mapping::new(
-        frames * FRAME,
+        frames * frame_size(),
         access,
         libc::MAP_SHARED,
         socket.as_raw_fd(),
@@ -71,7 +83,7 @@ fn map(socket: &OwnedFd, frames: usize) -> Result<Mapping> {
 
 /// `tp_status` of `struct tpacket2_hdr`.
 fn status(ring: &Mapping, frame: usize) -> &AtomicU32 {
-    &ring.words()[frame * FRAME / 4]
+    &ring.words()[frame * frame_size() / 4]
 }
 
 /// What is in a frame that the kernel gives, within some seconds; it gets the frame back.
@@ -79,7 +91,7 @@ fn received(ring: &Mapping, frame: usize) -> Result<Vec<u8>> {
     for _ in 0..2000 {
         let now = status(ring, frame).load(Ordering::Acquire);
         if now & USER != 0 {
-            let bytes = &ring.bytes()[frame * FRAME..][..FRAME];
+            let bytes = &ring.bytes()[frame * frame_size()..][..frame_size()];
             let half = |at: usize| usize::from(u16::from_ne_bytes([bytes[at], bytes[at + 1]]));
             let length = u32::from_ne_bytes(bytes[8..12].try_into()?);
             // `tp_net` of the header: where the packet begins behind what the device put before it.
@@ -281,13 +293,13 @@ impl Sending {
         ring(&socket, RX_RING, 4)?;
         ring(&socket, TX_RING, Self::FRAMES)?;
         let memory = map(&socket, 4 + Self::FRAMES)?;
-        let frames = memory.part(4 * FRAME, Self::FRAMES * FRAME);
+        let frames = memory.part(4 * frame_size(), Self::FRAMES * frame_size());
         Ok(Self { socket, frames })
     }
 
     fn fill(&self, index: usize) -> Result<Vec<u8>> {
         let word = format!("packet {index}").into_bytes();
-        let frame = &mut self.frames.bytes()[index % Self::FRAMES * FRAME..][..FRAME];
+        let frame = &mut self.frames.bytes()[index % Self::FRAMES * frame_size()..][..frame_size()];
         frame[4..8].copy_from_slice(&u32::try_from(word.len())?.to_ne_bytes());
         // Behind the header, `TPACKET2_HDRLEN - sizeof(struct sockaddr_ll)`.
         frame[32..][..word.len()].copy_from_slice(&word);
@@ -355,7 +367,7 @@ fn inherited() -> Result<()> {
     let socket = bound(OURS)?;
     ring(&socket, RX_RING, 4)?;
     let memory = map(&socket, 4)?;
-    let (number, view) = (socket.as_raw_fd(), memory.part(0, 4 * FRAME));
+    let (number, view) = (socket.as_raw_fd(), memory.part(0, 4 * frame_size()));
     let child = Child::spawn("child", move || {
         nix::unistd::close(number)?;
         Child::checkpoint();
@@ -375,7 +387,7 @@ fn part() -> Result<()> {
     let socket = bound(OURS)?;
     ring(&socket, RX_RING, 4)?;
     let memory = map(&socket, 4)?;
-    memory.part(0, BLOCK).protect(libc::PROT_READ)?;
+    memory.part(0, block()).protect(libc::PROT_READ)?;
     zdtm::checkpoint()?;
     send(b"it goes on")?;
     check!(status(&memory, 0).load(Ordering::Acquire) & USER != 0);
