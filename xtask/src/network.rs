@@ -265,12 +265,14 @@ impl Room {
             let script = script("arrive", &steps.join("\n"))?;
             self.must(to, "restore", &images, &["-d", "--action-script", &script])?;
             goes_on(&dir, &mut client).with_context(|| format!("move {time}"))?;
-            // The host that was left: nobody comes back there, so what holds the connections goes.
+            // The host that was left: nobody comes back there, so what holds the connections goes. The device first: with
+            // its namespace it would go some time later.
             let (tables, _, sockets) = self.surroundings(from)?;
             ensure!(sockets == 0, "{from} has {sockets} sockets left");
             ensure!(tables.len() == 1, "{from} has the tables {tables:?}");
             sh(&format!(
-                "ip netns del {from}; ip netns add {from}; ip -n {from} link set lo up
+                "ip -n peer link del {from}
+                 ip netns del {from}; ip netns add {from}; ip -n {from} link set lo up
                  ip link add eth0 netns {from} type veth peer name {from} netns peer
                  ip -n {from} link set eth0 up; ip -n peer link set {from} up
                  ip -n peer address add 10.77.0.1/32 dev {from}"
