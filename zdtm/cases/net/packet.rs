@@ -164,7 +164,8 @@ fn fanout() -> Result<()> {
 /// A ring that nobody has mapped.
 fn ring() -> Result<()> {
     let one = bound(ALL)?;
-    let words = [4096u32, 4, 2048, 8];
+    let page = zdtm::page_size();
+    let words = [page, 4, page / 2, 8].map(|word| u32::try_from(word).expect("small"));
     let set_ring = |socket: &OwnedFd| {
         // SAFETY: the request is as long as said.
         let set = unsafe {
@@ -175,7 +176,7 @@ fn ring() -> Result<()> {
     set(&one, SOL_PACKET, 10, 1)?;
     set_ring(&one)?;
     zdtm::checkpoint()?;
-    let length = 4 * 4096;
+    let length = 4 * page;
     // SAFETY: a new mapping, where the kernel likes it.
     let map = unsafe {
         libc::mmap(
