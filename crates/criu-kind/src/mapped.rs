@@ -15,8 +15,7 @@ pub trait MappedFiles {
 
     /// Whether anonymous shared memory of this inode is kept as a file, for somebody has it open: then that is what its
     /// mappings are of. Known when all files of all processes are.
-    fn keeps_as_file(&self, ino: u64) -> bool {
-        let _ = ino;
+    fn keeps_as_file(&self, _ino: u64) -> bool {
         false
     }
 

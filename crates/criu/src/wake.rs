@@ -67,6 +67,7 @@ impl World<'_> {
                 let_go(child)?;
                 let told = self.forget_stop(&mut held, parent, task.pid());
                 told.inspect_err(|_| {
+                    // It may have ended by itself; why the restore fails is told in any case.
                     kill(pid, Signal::SIGKILL).ok();
                 })?;
             }
