@@ -17,7 +17,7 @@ use criu_image::{Directory, StoreExt, desc, pb};
 use nix::unistd::Pid;
 
 use crate::args::Args;
-use crate::criu::{Criu, built, complaint};
+use crate::criu::{Criu, built, complaint, ours};
 use crate::room;
 use crate::target::{Target, census};
 
@@ -100,7 +100,7 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
     args.finish(USAGE)?;
     let criu = match &chosen {
         Some(path) => path.clone(),
-        None => built("criu", "criu")?,
+        None => ours()?,
     };
     let options = Options {
         criu: Criu::at(&criu)?,

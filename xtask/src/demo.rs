@@ -14,8 +14,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 
-use crate::shell;
-
 const MIB: usize = 1 << 20;
 const WORKLOAD: &str = "XTASK_DEMO_WORKLOAD";
 /// Where criu is, when it is built already.
@@ -64,9 +62,7 @@ fn build() -> anyhow::Result<PathBuf> {
     if let Some(criu) = std::env::var_os(BUILT) {
         return Ok(criu.into());
     }
-    shell::cargo(&["build", "--release", "--quiet", "--package", "criu"])
-        .context("criu does not build")?;
-    Ok(shell::target()?.join("release/criu"))
+    crate::criu::ours()
 }
 
 fn is_root() -> bool {

@@ -19,7 +19,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::args::Args;
-use crate::criu::{Criu, built, complaint};
+use crate::criu::{Criu, built, complaint, ours};
 use crate::observe::{Diary, View};
 use crate::room;
 use crate::target::{Target, census, last_line};
@@ -51,7 +51,7 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
     args.finish(USAGE)?;
     let criu = match &chosen {
         Some(path) => path.clone(),
-        None => built("criu", "criu")?,
+        None => ours()?,
     };
     let workload = built("benches", "workload")?;
     if !room::is_inside() {

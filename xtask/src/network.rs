@@ -20,7 +20,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::args::Args;
 use crate::client::Client;
-use crate::criu::{Criu, built, complaint};
+use crate::criu::{Criu, complaint, ours};
 use crate::target::{Target, last_line};
 use crate::{programs, room, shell};
 
@@ -45,7 +45,7 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
     args.finish(USAGE)?;
     let criu = match &chosen {
         Some(path) => path.clone(),
-        None => built("criu", "criu")?,
+        None => ours()?,
     };
     for (tool, package) in [
         ("ip", "iproute2"),

@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 use crate::args::Args;
 use crate::catalogue::{PROGRAMS, Program};
 use crate::client::Client;
-use crate::criu::{Criu, built, complaint};
+use crate::criu::{Criu, complaint, ours};
 use crate::target::{Target, census, last_line};
 use crate::{room, shell};
 
@@ -44,7 +44,7 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
     args.finish(USAGE)?;
     let criu = match &chosen {
         Some(path) => path.clone(),
-        None => built("criu", "criu")?,
+        None => ours()?,
     };
     let options = Options {
         criu: Criu::at(&criu)?,

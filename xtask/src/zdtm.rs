@@ -49,18 +49,17 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 
 /// Builds the cases, the runner, and criu unless another one is tested.
 fn build(release: &Path, criu: bool) -> Result<()> {
-    let mut words = vec![
+    shell::cargo(&[
         "build",
         "--release",
         "-p",
         "zdtm-cases",
         "-p",
         "zdtm-runner",
-    ];
+    ])?;
     if criu {
-        words.extend(["-p", "criu"]);
+        crate::criu::ours()?;
     }
-    shell::cargo(&words)?;
     compat(&release.join(COMPAT)).map(|_| ())
 }
 

@@ -186,7 +186,11 @@ pub fn not_yet(option: &str) -> Failure {
 }
 
 fn parse(args: &[OsString]) -> Result<ArgMatches, Failure> {
-    command().try_get_matches_from(args).map_err(|error| {
+    let mut command = command(false);
+    let matches = command.try_get_matches_from_mut(args);
+    // It holds some thousand pieces of memory, and the process ends soon.
+    std::mem::forget(command);
+    matches.map_err(|error| {
         // Clap's first line says what is wrong; the rest is a reminder of the usage.
         let text = error.to_string();
         let first = text.lines().next().unwrap_or_default();
@@ -194,7 +198,8 @@ fn parse(args: &[OsString]) -> Result<ArgMatches, Failure> {
     })
 }
 
-fn command() -> Command {
+/// The parser; without `help` it says nothing of the options, which is the most of the work.
+fn command(help: bool) -> Command {
     let verbs: String = VERBS
         .iter()
         .map(|row| format!("  {:<15} {}\n", row.0, row.2))
@@ -220,25 +225,17 @@ fn command() -> Command {
     for (heading, rows) in OPTIONS {
         command = command.next_help_heading(*heading);
         for option in *rows {
-            command = add(command, option);
+            command = add(command, option, help);
         }
     }
     command
 }
 
-fn add(command: Command, option: &Opt) -> Command {
-    let mark = match option.status {
-        Status::Later => " (not implemented yet)",
-        _ => "",
-    };
-    let sign = if option.takes == Takes::Switch {
-        "± "
-    } else {
-        ""
-    };
-    let mut arg = Arg::new(option.name)
-        .long(option.name)
-        .help(format!("{sign}{}{mark}", option.help));
+fn add(command: Command, option: &'static Opt, help: bool) -> Command {
+    let mut arg = Arg::new(option.name).long(option.name);
+    if help {
+        arg = arg.help(describe(option));
+    }
     if let Some(letter) = option.short {
         arg = arg.short(letter);
     }
@@ -273,8 +270,20 @@ fn add(command: Command, option: &Opt) -> Command {
     command.arg(arg)
 }
 
+fn describe(option: &Opt) -> String {
+    let mark = match option.status {
+        Status::Later => " (not implemented yet)",
+        _ => "",
+    };
+    let sign = match option.takes {
+        Takes::Switch => "± ",
+        _ => "",
+    };
+    format!("{sign}{}{mark}", option.help)
+}
+
 fn help() -> String {
-    command().render_help().to_string()
+    command(true).render_help().to_string()
 }
 
 #[cfg(test)]
@@ -305,7 +314,7 @@ mod tests {
 
     #[test]
     fn the_table_makes_a_parser() {
-        command().debug_assert();
+        command(true).debug_assert();
         assert!(help().contains("--unprivileged"));
     }
 

@@ -46,6 +46,8 @@ pub struct Now {
     pub status: Status,
     /// The login it belongs to; `None` where the kernel does not audit.
     pub loginuid: Option<u32>,
+    /// Where it may run if it has no wish of its own, as words of 64 processors; `None`: where it may run already.
+    pub processors: Option<Vec<u64>>,
 }
 
 /// What is known of a thread at restore.

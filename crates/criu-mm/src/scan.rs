@@ -18,9 +18,9 @@ use crate::survey::{Area, AreaKind};
 /// Runs that are looked at together, about: what they take in memory does not grow with the process.
 const SLICE: usize = 16 << 10;
 /// Bytes of runs that are written together, about: a store may sum them while the next are written.
-const SLICE_BYTES: u64 = 128 << 20;
+const SLICE_BYTES: u64 = 32 << 20;
 /// Bytes scanned at a time: no more than a slice of runs, where each other page is one.
-const STEP: u64 = 128 << 20;
+const STEP: u64 = 32 << 20;
 /// What lies between two areas that are scanned by one call, at most: what little it has costs less than a call.
 const GAP: u64 = 64 << 10;
 

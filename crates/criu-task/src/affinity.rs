@@ -41,12 +41,11 @@ impl Aspect for Affinity {
     }
 
     fn dress(&self, saved: &Saved<'_>, program: &mut Program) -> Result<()> {
-        if let Some(ext) = saved.ext.filter(|ext| !ext.affinity.is_empty()) {
-            let mask: Vec<u8> = ext
-                .affinity
-                .iter()
-                .flat_map(|word| word.to_le_bytes())
-                .collect();
+        let wish = saved.ext.map(|ext| &ext.affinity);
+        let wish = wish.filter(|wish| !wish.is_empty());
+        // First what holds if the wish cannot be fulfilled.
+        for words in saved.now.processors.iter().chain(wish) {
+            let mask: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
             let length = mask.len();
             let mask = program.bytes(mask);
             program.sched_setaffinity(0, length, mask);
@@ -96,5 +95,21 @@ mod tests {
             $0 = sched_setaffinity(0, 8, <0200000000000000>) ?
         "#]],
         );
+    }
+
+    #[test]
+    fn who_was_kept_to_one_processor_is_let_go() {
+        let mut thread = Thread::new();
+        thread.now.processors = Some(vec![3]);
+        let all = expect![[r#"
+            $0 = sched_setaffinity(0, 8, <0300000000000000>) ?
+        "#]];
+        check_dress(&Affinity, &thread, all);
+        thread.ext.affinity = vec![1];
+        let wish = expect![[r#"
+            $0 = sched_setaffinity(0, 8, <0300000000000000>) ?
+            $1 = sched_setaffinity(0, 8, <0100000000000000>) ?
+        "#]];
+        check_dress(&Affinity, &thread, wish);
     }
 }

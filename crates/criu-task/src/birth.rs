@@ -38,12 +38,43 @@ pub fn clone_child(
     shared: u64,
     nursery: &Nursery,
 ) -> Result<Tracee> {
+    let mut children = clone_children(parent, &[(pid, shared)], nursery)?;
+    Ok(children.remove(0))
+}
+
+/// Clones several, each with a pid and with what it shares. If one cannot be cloned those that were are ended.
+pub fn clone_children(
+    parent: &mut Tracee,
+    children: &[(i32, u64)],
+    nursery: &Nursery,
+) -> Result<Vec<Tracee>> {
     let mut program = Program::new();
-    let args = clone_args(&mut program, CLONE_PTRACE | shared, libc::SIGCHLD, pid);
-    let child = program.clone3(args, 88);
-    let outcome = parent.run(&program).map_err(|error| taken(pid, error))?;
-    let child = Pid::from_raw(outcome.fd(child));
-    Ok(Tracee::adopt(child, child, nursery)?)
+    let born = children.iter().map(|(pid, shared)| {
+        let args = clone_args(&mut program, CLONE_PTRACE | shared, libc::SIGCHLD, *pid);
+        let born = program.clone3(args, 88);
+        program.tolerate();
+        born
+    });
+    let born: Vec<_> = born.collect();
+    let outcome = parent.run(&program)?;
+    let mut adopted = Vec::with_capacity(children.len());
+    let mut failed = None;
+    for (ret, (pid, _)) in born.into_iter().zip(children) {
+        match outcome.get(ret) {
+            Ok(_) => {
+                let child = Pid::from_raw(outcome.fd(ret));
+                adopted.push(Tracee::adopt(child, child, nursery)?);
+            }
+            Err(errno) => {
+                failed.get_or_insert((*pid, errno));
+            }
+        }
+    }
+    match failed {
+        None => Ok(adopted),
+        Some((pid, Errno::EEXIST)) => Err(pid_is_taken(pid)),
+        Some((_, errno)) => Err(Error::kernel("clone3")(errno)),
+    }
 }
 
 /// Clones the other threads of a process.
@@ -79,9 +110,13 @@ pub fn unshare(process: &mut Tracee, flags: u64) -> Result<()> {
 
 /// `EEXIST` of a clone, with the name of who has the pid.
 pub fn taken(pid: i32, error: criu_tracee::Error) -> Error {
-    if error.errno() != Some(Errno::EEXIST) {
-        return error.into();
+    match error.errno() {
+        Some(Errno::EEXIST) => pid_is_taken(pid),
+        _ => error.into(),
     }
+}
+
+fn pid_is_taken(pid: i32) -> Error {
     Error::unsupported(
         format!("pid {pid} is taken{}", occupier(pid)),
         "stop that process, or restore in a new pid namespace (unshare --pid --fork --mount-proc)",

@@ -301,7 +301,9 @@ impl Planner {
         }
         let moved = |at: &usize| {
             let node = self.node(*at);
+            // Who is born in a session is in the group of its leader.
             node.sid != node.pid
+                && node.pgid != node.sid
                 && !self.is_foreign_group(node.pgid)
                 && !(node.role == Role::Helper && node.pid == 0)
         };
@@ -385,7 +387,6 @@ mod tests {
             11 gets its memory
             10 clones 12 (zombie)
             12 joins group 12
-            11 joins group 10
             12 ends with status 0x300
         "#]]
         .assert_eq(&plan.expect("a plan").to_string());
@@ -407,7 +408,6 @@ mod tests {
             11 clones 12
             12 gets its memory
             11 makes its session
-            12 joins group 10
         "#]]
         .assert_eq(&Plan::make(&tree, false).expect("a plan").to_string());
     }
@@ -431,7 +431,6 @@ mod tests {
             7 gets its memory
             1 clones 6 (helper)
             6 joins group 6
-            7 joins group 5
             8 joins group 6
             6 ends
             5 ends

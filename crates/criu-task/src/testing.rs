@@ -35,6 +35,7 @@ impl Thread {
             now: Now {
                 status: Status::parse(STATUS).expect("a fixture"),
                 loginuid: None,
+                processors: None,
             },
         }
     }

@@ -86,7 +86,7 @@ fn ask(tracee: &mut Tracee) -> (Vec<Draft>, Vec<pb::SeccompFilter>) {
         let seen = see(&process, tracee.threads()[index].tid());
         let mut program = Program::new();
         let first = view(&process, &seen, tracee, index);
-        let mut draft = core(&first, &layout).expect("core");
+        let mut draft = core(&first, layout).expect("core");
         let answers = describe(&first, &mut program).expect("describe");
         let outcome = tracee.thread(index).run(&program).expect("the batch");
         let second = view(&process, &seen, tracee, index);
@@ -176,6 +176,7 @@ fn restore(drafts: &[Draft], filters: &[pb::SeccompFilter], ids: &[i32]) -> Trac
         let now = Now {
             status: seen.status,
             loginuid: None,
+            processors: None,
         };
         let saved = Saved {
             core: &drafts[index].core,
@@ -193,7 +194,7 @@ fn restore(drafts: &[Draft], filters: &[pb::SeccompFilter], ids: &[i32]) -> Trac
         let ran = tracee.thread(index).run(&program);
         ran.map_err(|error| dressed.blame(error))
             .expect("the batch");
-        let new = natural(&saved, &fp_layout()).expect("registers");
+        let new = natural(&saved, fp_layout()).expect("registers");
         new.set(tracee.threads()[index].stopped().expect("held"), &[])
             .expect("ptrace");
         push(&saved, &process).expect("push");

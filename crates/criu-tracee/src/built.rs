@@ -11,6 +11,33 @@ use crate::site::Site;
 use crate::stop::Stop;
 use crate::tracee::Tracee;
 
+/// The last step of building processes: removes the nursery's mapping from them and sets every thread to its own
+/// registers and mask. They are stopped then, ready for [`Tracee::detach`].
+pub fn leave_all<'t>(tracees: impl IntoIterator<Item = &'t mut Tracee>) -> Result<()> {
+    let mut leaving = Vec::new();
+    for tracee in tracees {
+        let workplace = tracee.workplace.take();
+        // The leader is the one that unmaps.
+        put_back(tracee, usize::from(workplace.is_some()))?;
+        leaving.extend(workplace.map(|workplace| (tracee, workplace)));
+    }
+    run::vanish(&mut leaving)?;
+    for (tracee, _) in leaving {
+        let leader = &mut tracee.threads[0];
+        let regs = leader.natural.clone();
+        leader.put_back(&regs)?;
+    }
+    Ok(())
+}
+
+fn put_back(tracee: &mut Tracee, first: usize) -> Result<()> {
+    for thread in tracee.threads.iter_mut().skip(first) {
+        let regs = thread.natural.clone();
+        thread.put_back(&regs)?;
+    }
+    Ok(())
+}
+
 impl Tracee {
     /// Ends a process that is being built, with this wait status, and leaves it a zombie of its parent.
     pub fn exit(mut self, status: u32) -> Result<()> {
@@ -51,21 +78,9 @@ impl Tracee {
         Ok(())
     }
 
-    /// The last step of building a process: removes the nursery's mapping from it and sets every
-    /// thread to its own registers and mask. Returns it stopped, ready for [`Tracee::detach`].
+    /// [`leave_all`] of one.
     pub fn leave(&mut self) -> Result<()> {
-        if let Some(workplace) = self.workplace.take() {
-            for thread in self.threads.iter_mut().skip(1) {
-                let regs = thread.natural.clone();
-                thread.put_back(&regs)?;
-            }
-            run::vanish(self, workplace)?;
-        }
-        for thread in &mut self.threads {
-            let regs = thread.natural.clone();
-            thread.put_back(&regs)?;
-        }
-        Ok(())
+        leave_all([self])
     }
 
     /// Stops a built process as by job control, so that it stays stopped when it is let go and none of

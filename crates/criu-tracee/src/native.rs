@@ -1,5 +1,7 @@
 //! The machine this build runs on: the one file that asks.
 
+use std::sync::OnceLock;
+
 use criu_arch::Arch;
 
 /// The architecture of the tracer.
@@ -25,8 +27,10 @@ pub type NativeRegs = <Native as Arch>::Regs;
 pub type FpLayout = <Native as Arch>::FpLayout;
 
 /// The layout of extended state on this very processor.
-pub fn fp_layout() -> FpLayout {
-    Native::fp_layout(&identify)
+pub fn fp_layout() -> &'static FpLayout {
+    // To ask a processor leaves a virtual machine: some microseconds for each of a dozen questions.
+    static LAYOUT: OnceLock<FpLayout> = OnceLock::new();
+    LAYOUT.get_or_init(|| Native::fp_layout(&identify))
 }
 
 /// What the processor says of itself, as the architecture's crate asks it: on x86 this is CPUID, a

@@ -346,14 +346,28 @@ fn is_fault(signal: i32) -> bool {
     .contains(&signal)
 }
 
-/// Unmaps the nursery from a built process. The task is stopped behind the call, still inside the kernel,
-/// so no instruction is needed there: the caller sets the final registers. The stop is one of its own, not
-/// the exit of the call: at such an exit some kernels would take the new registers for the result of
+/// Unmaps the nursery from built processes, from all at the same time. A task is stopped behind the call, still
+/// inside the kernel, so no instruction is needed there: the caller sets the final registers. The stop is one of its
+/// own, not the exit of the call: at such an exit some kernels would take the new registers for the result of
 /// `munmap` and issue that again if they look so.
-pub(crate) fn vanish(tracee: &mut Tracee, workplace: Workplace) -> Result<()> {
+pub(crate) fn vanish(tracees: &mut [(&mut Tracee, Workplace)]) -> Result<()> {
+    let alone = tracees.len() == 1;
+    let mut open = Vec::with_capacity(tracees.len());
+    for (index, (tracee, workplace)) in tracees.iter_mut().enumerate() {
+        open.push((index, start_to_vanish(tracee, *workplace)?, 0));
+    }
+    while !open.is_empty() {
+        for (index, running, mut crossings) in std::mem::take(&mut open) {
+            let on = go_on_vanishing(tracees[index].0, running, &mut crossings, alone)?;
+            open.extend(on.map(|running| (index, running, crossings)));
+        }
+    }
+    Ok(())
+}
+
+fn start_to_vanish(tracee: &mut Tracee, workplace: Workplace) -> Result<Running> {
     let signal = tracee.signal;
     let tgid = tracee.vpid().as_raw().cast_unsigned();
-    let pid = tracee.pid();
     let start = workplace.code.min(workplace.rooms);
     let end = (workplace.rooms + workplace.size).max(workplace.code + 4096);
     let nr = u64::from(Sysno::munmap.id().unsigned_abs());
@@ -374,31 +388,43 @@ pub(crate) fn vanish(tracee: &mut Tracee, workplace: Workplace) -> Result<()> {
     stopped.set_regs(&regs)?;
     stopped.set_mask(&all_but(signal))?;
     thread.hijacked = true;
-    let mut running = stopped.until_syscall()?;
-    let mut crossings = 0;
-    loop {
-        let (stopped, stop) = running.wait()?;
-        match stop {
-            Stop::Syscall => crossings += 1,
-            Stop::Signal(signal) if is_fault(signal) => {
-                let ip = stopped.regs()?.ip();
-                return Err(Error::Stray {
-                    pid,
-                    stop: format!("{stop:?}"),
-                    ip,
-                });
-            }
-            Stop::Signal(_) => thread.deferred.push(stopped.siginfo()?),
-            Stop::Interrupt | Stop::Group(_) => {}
+    stopped.until_syscall()
+}
+
+/// From one stop to the next; `None`: it has come to the last.
+fn go_on_vanishing(
+    tracee: &mut Tracee,
+    running: Running,
+    crossings: &mut u32,
+    alone: bool,
+) -> Result<Option<Running>> {
+    let pid = tracee.pid();
+    let thread = tracee.thread_mut(0);
+    let (stopped, stop) = if alone {
+        running.wait()?
+    } else {
+        running.wait_among_many()?
+    };
+    match stop {
+        Stop::Syscall => *crossings += 1,
+        Stop::Signal(signal) if is_fault(signal) => {
+            let ip = stopped.regs()?.ip();
+            return Err(Error::Stray {
+                pid,
+                stop: format!("{stop:?}"),
+                ip,
+            });
         }
-        running = if crossings < 2 {
-            stopped.until_syscall()?
-        } else if stop == Stop::Interrupt {
-            thread.stopped = Some(stopped);
-            return Ok(());
-        } else {
-            stopped.interrupt()?;
-            stopped.cont(0)?
-        };
+        Stop::Signal(_) => thread.deferred.push(stopped.siginfo()?),
+        Stop::Interrupt | Stop::Group(_) => {}
+    }
+    if *crossings < 2 {
+        stopped.until_syscall().map(Some)
+    } else if stop == Stop::Interrupt {
+        thread.stopped = Some(stopped);
+        Ok(None)
+    } else {
+        stopped.interrupt()?;
+        stopped.cont(0).map(Some)
     }
 }

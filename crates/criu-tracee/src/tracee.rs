@@ -433,6 +433,19 @@ impl Tracee {
         let mut threads = threads.iter().rev();
         threads.try_for_each(|thread| gone_is_fine(wait::stop_of_many(thread.tid).map(drop)))
     }
+
+    /// The same, but it is waited for no longer than until the deadline: to free gigabytes takes a while. What is
+    /// left of it then ends by itself, and whoever is its parent can reap it once this tracer has ended too.
+    pub fn kill_until(mut self, deadline: Instant) -> Result<()> {
+        self.condemn()?;
+        let threads = std::mem::take(&mut self.threads);
+        self.place = None;
+        let mut threads = threads.iter().rev();
+        threads.try_for_each(|thread| match wait::stop(thread.tid, Some(deadline)) {
+            Err(Error::Unresponsive(_)) => Ok(()),
+            ended => gone_is_fine(ended.map(drop)),
+        })
+    }
 }
 
 impl Site for Tracee {

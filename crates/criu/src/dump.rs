@@ -96,7 +96,7 @@ fn attempt(
     progress.stage("describe");
     let described = at(
         "describe",
-        describe(&tree, &mut tracees, &mut survey.spaces, &fp_layout()),
+        describe(&tree, &mut tracees, &mut survey.spaces, fp_layout()),
     )?;
     at("describe", survey.ask(&tree, &mut tracees))?;
     progress.stage("drain");
@@ -152,7 +152,9 @@ fn attempt(
         let sums = much.then(|| scope.spawn(|| store.complete()));
         let condemned = condemn(&tracees, end);
         let early = (end == EndState::Killed && !much).then(|| store.complete());
-        let released = condemned.and_then(|()| release(tracees, end));
+        // Whoever has a connection is known to be gone before that is.
+        let patience = (departure.count() == 0).then_some(BURIAL);
+        let released = condemned.and_then(|()| release(tracees, end, patience));
         stats.released();
         let summed = match (sums, early) {
             (Some(sums), _) => sums.join().expect("summing does not panic"),
@@ -178,6 +180,10 @@ fn attempt(
     std::mem::forget(described);
     refused.map(|()| true)
 }
+
+/// How long the dead are waited for: small ones are gone when the dump is done, and nobody waits while the kernel
+/// frees gigabytes.
+const BURIAL: Duration = Duration::from_millis(10);
 
 /// From here on the descriptors of processes are, too.
 const MANY_PROCESSES: usize = 8;
@@ -469,12 +475,16 @@ fn condemn(tracees: &[Tracee], end: EndState) -> Result<()> {
 }
 
 /// Ends or frees the tasks: children before parents.
-fn release(tracees: Vec<Tracee>, end: EndState) -> Result<()> {
+fn release(tracees: Vec<Tracee>, end: EndState, patience: Option<Duration>) -> Result<()> {
+    let deadline = patience.map(|patience| Instant::now() + patience);
     for tracee in tracees.into_iter().rev() {
         match end {
             EndState::Running => tracee.release()?,
             EndState::Stopped => tracee.release_stopped()?,
-            EndState::Killed => tracee.kill()?,
+            EndState::Killed => match deadline {
+                None => tracee.kill()?,
+                Some(deadline) => tracee.kill_until(deadline)?,
+            },
         }
     }
     Ok(())

@@ -308,6 +308,11 @@ impl Model {
         body.map_or(0, |body| crate::ipc::namespace(&body.ids))
     }
 
+    /// Whether there is only one thread to restore.
+    pub(crate) fn is_one_thread(&self) -> bool {
+        self.tasks.len() == 1 && self.tasks[0].threads.is_empty()
+    }
+
     /// Every pid the tree needs, threads too.
     pub(crate) fn pids(&self) -> Vec<i32> {
         let mut pids: Vec<i32> = self

@@ -10,11 +10,11 @@ use criu_ipc::Objects;
 use criu_kind::{Error, Result, Within};
 use criu_mm::SpaceImage;
 use criu_net::Arrival;
-use criu_proc::{ProcDir, TaskState};
+use criu_proc::{ProcDir, Status, TaskState};
 use criu_task::{Plan, birth};
-use criu_tracee::{Local, fp_layout};
+use criu_tracee::{Local, Near, fp_layout};
 use nix::errno::Errno;
-use nix::sys::signal::kill;
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cpuinfo;
@@ -143,6 +143,10 @@ fn build(
     files.share(model.spaces.iter().flat_map(SpaceImage::shared_files));
     at("open", files.open_all())?;
     progress.stage("spawn");
+    // A script may start what stays.
+    let near = (model.is_one_thread() && tree.scripts.paths.is_empty())
+        .then(Near::keep)
+        .flatten();
     let mut world = at(
         "spawn",
         World::spawn(model, files, ipc, plan, store, options.sibling, progress),
@@ -159,7 +163,8 @@ fn build(
     progress.stage("settle");
     at("settle", world.settle())?;
     progress.stage("seal");
-    at("seal", world.seal(&fp_layout()))?;
+    at("seal", world.seal(fp_layout(), near.as_ref()))?;
+    drop(near);
     at("verify", pages_are_right().map_err(Error::from))?;
     tree.scripts.run(Action::PostRestore, Some(root))?;
     if let Some(path) = &options.pidfile {
@@ -242,7 +247,7 @@ fn preflight(
         let threads = task.threads.iter().map(|(_, core)| &**core);
         // One thread tells enough of its process.
         let misfit = [&*task.core].into_iter().chain(threads).find_map(|core| {
-            let fits = criu_task::fits(core, &layout);
+            let fits = criu_task::fits(core, layout);
             fits.within(|| task.subject()).err()
         });
         problems.extend(misfit);
@@ -273,10 +278,18 @@ fn in_use(pid: i32) -> bool {
         .any(|pid| kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH))
 }
 
-/// Whether who has the pid is dead, and only has to be reaped.
+/// Whether who has the pid is dead, and only has to be reaped, or about to be: it has been killed, or the kernel is
+/// freeing what it had.
 fn is_dying(pid: i32) -> bool {
-    match ProcDir::open(Pid::from_raw(pid)).and_then(|proc| proc.stat()) {
-        Ok(stat) => matches!(stat.state, TaskState::Zombie | TaskState::Dead),
-        Err(_) => true,
-    }
+    /// `PF_EXITING` of `include/linux/sched.h`.
+    const EXITING: u32 = 4;
+    let look = |proc: ProcDir| {
+        let stat = proc.stat()?;
+        let dead = matches!(stat.state, TaskState::Zombie | TaskState::Dead);
+        let killed = |status: Status| status.sig_pending.contains(Signal::SIGKILL as u32);
+        Ok(dead || stat.flags & EXITING != 0 || killed(proc.status()?))
+    };
+    ProcDir::open(Pid::from_raw(pid))
+        .and_then(look)
+        .unwrap_or(true)
 }

@@ -3,7 +3,7 @@
 use criu_kind::{Result, Within};
 use criu_net::Arrival;
 use criu_task::{TaskState, birth};
-use criu_tracee::{Heir, Tracee};
+use criu_tracee::{Heir, Tracee, leave_all};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -72,11 +72,7 @@ impl World<'_> {
                 })?;
             }
         }
-        for (_, here) in self.alive.iter().rev() {
-            if let Some(tracee) = &mut held[*here] {
-                tracee.leave()?;
-            }
-        }
+        leave_all(held.iter_mut().flatten())?;
         let mut signals: Vec<Option<i32>> = vec![None; held.len()];
         for (image, here) in &self.alive {
             signals[*here] = self.stop_signal(*image, stopped);

@@ -8,7 +8,7 @@ use criu_mm::{FillJob, FillStats, Ground, Materials, Shared, SpaceImage};
 use criu_ns::Going;
 use criu_proc::ProcDir;
 use criu_task::{NewThread, Plan, Role, Step, birth};
-use criu_tracee::{FpLayout, Job, Nursery, Program, Site, Tracee, run_all, spawn_root};
+use criu_tracee::{FpLayout, Job, Near, Nursery, Program, Site, Tracee, run_all, spawn_root};
 use nix::unistd::Pid;
 
 use crate::blame::blame;
@@ -105,13 +105,18 @@ impl<'m> World<'m> {
         // Where each node is held.
         let mut at: Vec<Option<usize>> = vec![None; plan.nodes.len()];
         let mut ended = Vec::new();
-        for step in &plan.steps {
+        for (number, step) in plan.steps.iter().enumerate() {
             let (Step::Clone(node)
             | Step::Fill(node)
             | Step::Setsid(node)
             | Step::Setpgid(node)
             | Step::End(node)) = *step;
-            let done = self.step(*step, plan, flags, &mut at, &mut ended);
+            if let (Step::Clone(_), None) = (step, at[node]) {
+                let together = self.born_together(plan, number);
+                self.bear(plan, &together, flags, &mut at)
+                    .within(|| self.subject(plan, node))?;
+            }
+            let done = self.step(*step, plan, &at, &mut ended);
             done.within(|| self.subject(plan, node))?;
         }
         self.leave_shared(plan, &at)?;
@@ -122,6 +127,53 @@ impl<'m> World<'m> {
         self.name_reapers()?;
         self.part_from(ended)?;
         Ok(self)
+    }
+
+    /// The tasks that one creator can clone in one go, from this step on: all until it has to do something else. (What
+    /// leaves are filled with can wait.)
+    fn born_together(&self, plan: &Plan, from: usize) -> Vec<usize> {
+        let mut together = Vec::new();
+        let mut creator = None;
+        for step in &plan.steps[from..] {
+            match *step {
+                Step::Clone(node) if together.is_empty() || plan.nodes[node].creator == creator => {
+                    creator = plan.nodes[node].creator;
+                    together.push(node);
+                    if creator.is_none() {
+                        break;
+                    }
+                }
+                Step::Fill(node) if !self.bears[node] => {}
+                _ => break,
+            }
+        }
+        together
+    }
+
+    /// Clones the root, or children of one creator.
+    fn bear(
+        &mut self,
+        plan: &Plan,
+        nodes: &[usize],
+        flags: u64,
+        at: &mut [Option<usize>],
+    ) -> Result<()> {
+        let pid = |node: usize| plan.nodes[node].pid;
+        let born = match plan.nodes[nodes[0]].creator {
+            None => vec![self.root_task(pid(nodes[0]), flags)?],
+            Some(creator) => {
+                let creator = at[creator].expect("creators are cloned before their children");
+                let children = nodes.iter();
+                let children = children.map(|node| (pid(*node), self.shares.at_birth(*node)));
+                let children: Vec<_> = children.collect();
+                birth::clone_children(&mut self.held[creator], &children, &self.nursery)?
+            }
+        };
+        for (node, born) in nodes.iter().zip(born) {
+            at[*node] = Some(self.held.len());
+            self.held.push(born);
+        }
+        Ok(())
     }
 
     /// Who only passed a descriptor table on, or a working directory, gets one of its own.
@@ -148,24 +200,11 @@ impl<'m> World<'m> {
         &mut self,
         step: Step,
         plan: &Plan,
-        flags: u64,
-        at: &mut [Option<usize>],
+        at: &[Option<usize>],
         ended: &mut Vec<(usize, u32, Option<usize>)>,
     ) -> Result<()> {
         match step {
             Step::Clone(node) => {
-                let pid = plan.nodes[node].pid;
-                let born = match plan.nodes[node].creator {
-                    None => self.root_task(pid, flags)?,
-                    Some(creator) => {
-                        let creator =
-                            at[creator].expect("creators are cloned before their children");
-                        let shared = self.shares.at_birth(node);
-                        birth::clone_child(&mut self.held[creator], pid, shared, &self.nursery)?
-                    }
-                };
-                at[node] = Some(self.held.len());
-                self.held.push(born);
                 if plan.nodes[node].creator.is_none() {
                     let root = self.held.last_mut().expect("it was pushed");
                     if let Some(clocks) = self.model.clocks {
@@ -362,7 +401,7 @@ impl<'m> World<'m> {
     }
 
     /// Every thread gets what makes it what it was; the last of it takes its power away.
-    pub(crate) fn seal(&mut self, layout: &FpLayout) -> Result<()> {
+    pub(crate) fn seal(&mut self, layout: &FpLayout, near: Option<&Near>) -> Result<()> {
         let program = birth::forget_children();
         let jobs = self.alive.iter().map(|(_, here)| Job {
             tracee: *here,
@@ -385,7 +424,7 @@ impl<'m> World<'m> {
         let now: Vec<Now> = self
             .alive
             .iter()
-            .map(|(_, here)| self.now(*here))
+            .map(|(_, here)| self.now(*here, near))
             .collect::<Result<_>>()?;
         // Leaders last: they set what their threads share.
         for leaders in [false, true] {
@@ -431,11 +470,12 @@ impl<'m> World<'m> {
     }
 
     /// What a process and its threads are before they are dressed.
-    fn now(&self, here: usize) -> Result<Now> {
+    fn now(&self, here: usize, near: Option<&Near>) -> Result<Now> {
         let process = ProcDir::open(self.held[here].pid())?;
         Ok(Now {
             status: process.status()?,
             loginuid: criu_task::loginuid(&process)?,
+            processors: near.map(Near::before),
         })
     }
 
