@@ -34,6 +34,9 @@ const USAGE: &str = "kill [--times N] [--criu PATH] [--only dump|restore] [--fro
 /// How long the tasks have to show that all is well, or to be gone.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// The target has a file that lost a name and has another one.
+const LINKS: &str = "--link-remap";
+
 struct Options {
     criu: Criu,
     workload: PathBuf,
@@ -60,6 +63,7 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
         return Ok(());
     }
     room::furnish()?;
+    room::mount_queues()?;
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
     let seed = seed.unwrap_or(u64::from(clock.subsec_nanos()));
     println!("seed {seed}");
@@ -281,9 +285,11 @@ fn dumps(options: &mut Options) -> Result<u32> {
     // After all that it can be dumped for good, and all it has is as it was.
     let dir = target.dir.clone();
     let images = image_of(options, target).context("in the end")?;
+    let given = given_names(&dir)?;
     restored(options, &images, &dir)
         .and_then(|()| finish(&dir))
         .context("in the end")?;
+    as_dumped(&dir, &given)?;
     Ok(tally.lost)
 }
 
@@ -296,7 +302,7 @@ fn dump(
     let images = room::fresh("images")?;
     let before = eventually(View::new)?;
     let pid = target.pid().to_string();
-    let (end, took) = call(options, "dump", &images, &["-t", &pid, "-R"], moment)?;
+    let (end, took) = call(options, "dump", &images, &["-t", &pid, "-R", LINKS], moment)?;
     let verdict = eventually(|| before.compare(&View::new()?)).and_then(|more| {
         going_on(&target.dir)?;
         Ok(more)
@@ -308,7 +314,7 @@ fn dump(
 fn image_of(options: &Options, target: Target) -> Result<PathBuf> {
     let images = room::fresh("images")?;
     let pid = target.pid().to_string();
-    let (end, _) = call(options, "dump", &images, &["-t", &pid], None)?;
+    let (end, _) = call(options, "dump", &images, &["-t", &pid, LINKS], None)?;
     if let End::Failed(why) = end {
         target.end()?;
         bail!(why);
@@ -330,18 +336,23 @@ fn restored(options: &Options, images: &Path, dir: &Path) -> Result<()> {
 }
 
 /// What a restore leaves besides tasks goes to a directory of its own.
-fn restore_words(work: &Path) -> [&str; 3] {
+fn restore_words(work: &Path) -> [&str; 5] {
     // Its name is ours, and text.
-    ["-d", "-W", work.to_str().unwrap_or_default()]
+    let work = work.to_str().unwrap_or_default();
+    ["-d", "-W", work, "--pidfile", PIDFILE]
 }
+
+/// In the directory of the work.
+const PIDFILE: &str = "pid";
 
 /// Kills restores; returns how many left something behind, or could not be repeated.
 fn restores(options: &mut Options) -> Result<u32> {
     let target = start(options)?;
     let dir = target.dir.clone();
     let images = image_of(options, target)?;
-    // The dump leaves them.
-    room::remove_objects()?;
+    let given = given_names(&dir)?;
+    ensure!(!given.is_empty(), "the dump gave no file a name");
+    as_dumped(&dir, &given)?;
     let mut times = Vec::new();
     for _ in 0..5 {
         let work = room::fresh("work")?;
@@ -352,7 +363,7 @@ fn restores(options: &mut Options) -> Result<u32> {
         }
         going_on(&dir).context("undisturbed")?;
         room::empty()?;
-        room::remove_objects()?;
+        as_dumped(&dir, &given)?;
         times.push(took);
     }
     let undisturbed = median(times);
@@ -373,14 +384,16 @@ fn restores(options: &mut Options) -> Result<u32> {
         room::empty()?;
         let verdict = verdict.and_then(|all| {
             if all > 0 {
-                room::remove_objects()?;
+                as_dumped(&dir, &given)?;
+            } else {
+                ensure!(!work.join(PIDFILE).exists(), "a pid file came");
             }
             before.compare(&Surroundings::new(&images, &dir)?)?;
             restored(options, &images, &dir).context("the next restore")?;
             Ok(all)
         });
         room::empty()?;
-        room::remove_objects()?;
+        as_dumped(&dir, &given)?;
         tally.add("restore", moment, end, verdict);
     }
     println!(
@@ -395,6 +408,35 @@ fn restores(options: &mut Options) -> Result<u32> {
         .and_then(|()| finish(&dir))
         .context("in the end")?;
     Ok(tally.lost)
+}
+
+/// The names that the dump has given to files, which restores take away.
+fn given_names(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.to_string_lossy().contains("link_remap.") {
+            names.push(path);
+        }
+    }
+    Ok(names)
+}
+
+/// Takes away what a complete restore has made, or the dump has left, and gives the names that it has taken.
+fn as_dumped(dir: &Path, given: &[PathBuf]) -> Result<()> {
+    room::remove_objects()?;
+    for dir in [dir, Path::new(room::QUEUES)] {
+        for entry in std::fs::read_dir(dir)? {
+            let path = entry?.path();
+            if path.extension() == Some("new".as_ref()) {
+                std::fs::remove_file(path)?;
+            }
+        }
+    }
+    for name in given.iter().filter(|name| !name.exists()) {
+        std::fs::hard_link(dir.join("other-name"), name)?;
+    }
+    Ok(())
 }
 
 /// After a killed restore: no task is there (0), or all are and work (1).
@@ -449,7 +491,14 @@ struct Surroundings {
 impl Surroundings {
     fn new(images: &Path, target: &Path) -> Result<Self> {
         let mut files = BTreeSet::new();
-        for dir in [images, target, Path::new("/dev/shm"), Path::new("/run")] {
+        let memory = Path::new("/dev/shm");
+        for dir in [
+            images,
+            target,
+            memory,
+            Path::new("/run"),
+            Path::new(room::QUEUES),
+        ] {
             for entry in std::fs::read_dir(dir)? {
                 files.insert(entry?.path());
             }
