@@ -17,6 +17,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 const TEXT: &[u8] = b"named";
+/// Of `struct mq_attr`.
+const WORD: usize = size_of::<usize>();
 
 /// One of each.
 pub(crate) struct Named {
@@ -88,10 +90,10 @@ impl Named {
         ensure!(Path::new("other-name").exists(), "a file has lost its name");
         for queue in self.queues {
             let mut program = Program::new();
-            let room = program.room(8 * size_of::<usize>());
+            let room = program.room(8 * WORD);
             program.mq_getsetattr(queue, 0, room);
             let outcome = Local.run(&program)?;
-            let count = outcome.bytes(room)[3 * size_of::<usize>()];
+            let count = outcome.bytes(room)[3 * WORD];
             ensure!(count == 1, "{count} messages are in a queue");
         }
         Ok(())

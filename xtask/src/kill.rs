@@ -7,8 +7,8 @@
 //! Moments are spread evenly over the time an undisturbed run takes, and a tenth more. Dumps leave the target running,
 //! so that what is asked of it is the same at every moment.
 
-use std::collections::BTreeSet;
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -22,6 +22,7 @@ use crate::args::Args;
 use crate::criu::{Criu, built, complaint};
 use crate::observe::{Diary, View};
 use crate::room;
+use crate::surroundings::{Surroundings, as_dumped, given_names};
 use crate::target::{Target, census, last_line};
 
 const USAGE: &str = "kill [--times N] [--criu PATH] [--only dump|restore] [--from PART] [--seed N]
@@ -367,7 +368,14 @@ fn restores(options: &mut Options) -> Result<u32> {
         times.push(took);
     }
     let undisturbed = median(times);
+    let script = fails()?;
     let before = Surroundings::new(&images, &dir)?;
+    for action in ACTIONS {
+        failed(options, &images, &dir, &script, action)?;
+        let after = Surroundings::new(&images, &dir)?;
+        let compared = before.compare(&after);
+        compared.with_context(|| format!("a restore that failed at {action}"))?;
+    }
     let mut tally = Tally::default();
     for _ in 0..options.times {
         let moment = options.moments.next(undisturbed);
@@ -393,6 +401,9 @@ fn restores(options: &mut Options) -> Result<u32> {
             Ok(all)
         });
         room::empty()?;
+        if verdict.is_err() {
+            before.clear(&Surroundings::new(&images, &dir)?)?;
+        }
         as_dumped(&dir, &given)?;
         tally.add("restore", moment, end, verdict);
     }
@@ -410,32 +421,42 @@ fn restores(options: &mut Options) -> Result<u32> {
     Ok(tally.lost)
 }
 
-/// The names that the dump has given to files, which restores take away.
-fn given_names(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.to_string_lossy().contains("link_remap.") {
-            names.push(path);
-        }
-    }
-    Ok(names)
+/// Where a restore can be made to fail.
+const ACTIONS: &[&str] = &[
+    "pre-restore",
+    "setup-namespaces",
+    "post-restore",
+    "pre-resume",
+];
+
+/// A script that fails at the action that a file beside it names.
+fn fails() -> Result<PathBuf> {
+    let dir = room::fresh("script")?;
+    let path = dir.join("script");
+    let text = "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" != \"$(cat /dev/shm/script/at)\" ]\n";
+    std::fs::write(&path, text)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700))?;
+    Ok(path)
 }
 
-/// Takes away what a complete restore has made, or the dump has left, and gives the names that it has taken.
-fn as_dumped(dir: &Path, given: &[PathBuf]) -> Result<()> {
-    room::remove_objects()?;
-    for dir in [dir, Path::new(room::QUEUES)] {
-        for entry in std::fs::read_dir(dir)? {
-            let path = entry?.path();
-            if path.extension() == Some("new".as_ref()) {
-                std::fs::remove_file(path)?;
-            }
-        }
-    }
-    for name in given.iter().filter(|name| !name.exists()) {
-        std::fs::hard_link(dir.join("other-name"), name)?;
-    }
+/// A restore that fails when all is nearly done; no task is there afterwards, and no pid file.
+fn failed(options: &Options, images: &Path, dir: &Path, script: &Path, action: &str) -> Result<()> {
+    std::fs::write(script.with_file_name("at"), action)?;
+    let work = room::fresh("work")?;
+    Diary::blank(dir)?;
+    let script = script.to_str().context("text")?;
+    let words = [&restore_words(&work)[..], &["--action-script", script]].concat();
+    let (end, _) = call(options, "restore", images, &words, None)?;
+    let is_failed = matches!(end, End::Failed(_));
+    ensure!(
+        is_failed,
+        "a restore whose script fails at {action} does not fail"
+    );
+    ensure!(
+        nothing_or_all(dir)? == 0,
+        "tasks are left of a restore that failed at {action}"
+    );
+    ensure!(!work.join(PIDFILE).exists(), "a pid file is left");
     Ok(())
 }
 
@@ -477,60 +498,4 @@ fn names() -> Result<String> {
         names.push(stat.split(' ').take(3).collect::<Vec<_>>().join(" "));
     }
     Ok(names.join(", "))
-}
-
-/// Where a killed restore could leave something.
-#[derive(Debug, PartialEq)]
-struct Surroundings {
-    files: BTreeSet<PathBuf>,
-    mounts: BTreeSet<String>,
-    /// Of System V.
-    objects: BTreeSet<String>,
-}
-
-impl Surroundings {
-    fn new(images: &Path, target: &Path) -> Result<Self> {
-        let mut files = BTreeSet::new();
-        let memory = Path::new("/dev/shm");
-        for dir in [
-            images,
-            target,
-            memory,
-            Path::new("/run"),
-            Path::new(room::QUEUES),
-        ] {
-            for entry in std::fs::read_dir(dir)? {
-                files.insert(entry?.path());
-            }
-        }
-        for entry in std::fs::read_dir("/tmp")? {
-            // Others work there as well; what is CRIU's has its name in it.
-            let path = entry?.path();
-            if path.to_string_lossy().contains("criu") {
-                files.insert(path);
-            }
-        }
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-        let mounts = mounts.lines().map(str::to_owned).collect();
-        let mut objects = BTreeSet::new();
-        for kind in ["shm", "sem", "msg"] {
-            let list = std::fs::read_to_string(format!("/proc/sysvipc/{kind}"))?;
-            objects.extend(list.lines().skip(1).map(|line| format!("{kind} {line}")));
-        }
-        Ok(Self {
-            files,
-            mounts,
-            objects,
-        })
-    }
-
-    fn compare(&self, after: &Self) -> Result<()> {
-        let files: Vec<_> = after.files.symmetric_difference(&self.files).collect();
-        ensure!(files.is_empty(), "files came or went: {files:?}");
-        let mounts: Vec<_> = after.mounts.symmetric_difference(&self.mounts).collect();
-        ensure!(mounts.is_empty(), "mounts came or went: {mounts:?}");
-        let objects: Vec<_> = after.objects.symmetric_difference(&self.objects).collect();
-        ensure!(objects.is_empty(), "objects came or went: {objects:?}");
-        Ok(())
-    }
 }

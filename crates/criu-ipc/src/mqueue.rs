@@ -419,15 +419,16 @@ mod tests {
         let listing = restored_with(&Mqueue, &[&opening(2, 0), &first], paper).expect("made");
         let listing: Vec<&str> = listing.lines().skip(1).collect();
         expect![[r#"
-            $0 = mq_timedsend(100, "text", 5, 3, 0)
+            $0 = mq_open("name", 0x80802, 0, 0)
+            $0 = mq_timedsend(101, "text", 5, 3, 0)
             $1 = mq_open("name", 0x80000, 0, 0)
             $2 = mq_open("name", 0x80002, 0, 0)
-            $3 = fchown(100, 1, 2)
-            $4 = fchmod(100, 416)
+            $3 = fchown(101, 1, 2)
+            $4 = fchmod(101, 416)
             $5 = mq_unlink("name")
-            $6 = close(100)
-            is 102
-            is 103"#]]
+            $6 = close(101)
+            is 103
+            is 104"#]]
         .assert_eq(&listing.join("\n"));
     }
 

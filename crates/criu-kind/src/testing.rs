@@ -123,6 +123,13 @@ pub struct Paper {
     cache: Cache,
 }
 
+impl Paper {
+    /// The calls that were made here.
+    pub fn listing(&self) -> &str {
+        self.here.listing()
+    }
+}
+
 impl Default for Paper {
     fn default() -> Self {
         Self {

@@ -192,7 +192,12 @@ impl Names {
     /// Removes a name that is given again if the restore fails. If it is the only one of its inode it is removed when the
     /// restore is sure.
     pub fn part(&mut self, path: &Path) -> Result<(), Errno> {
-        let index = self.held.iter().position(|(known, _)| known == path);
+        let known = |names: &Self| names.held.iter().position(|(known, _)| known == path);
+        if known(self).is_none() {
+            let held = self.hold(path);
+            held.map_err(|error| error.errno().unwrap_or(Errno::EIO))?;
+        }
+        let index = known(self);
         let data = match std::fs::symlink_metadata(path).map_err(errno) {
             Err(Errno::ENOENT) => return Ok(()),
             other => other?,

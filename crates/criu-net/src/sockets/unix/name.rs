@@ -251,6 +251,8 @@ fn make_way(names: &mut Names, path: &[u8]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use criu_kind::testing::Paper;
+
     use super::*;
 
     fn entry(name: &[u8], dir: Option<&[u8]>) -> pb::UnixSkEntry {
@@ -268,24 +270,25 @@ mod tests {
 
     #[test]
     fn names_of_three_sorts() {
-        let mut scratch = Scratch::default();
         let mut program = Program::new();
-        let mut reach = |entry| bind(7, &entry, false, &mut scratch, &mut program).expect("bound");
-        assert_eq!(reach(entry(b"\0a", None)), Reach::Name(b"\0a".to_vec()));
+        let (mut scratch, mut names) = (Scratch::default(), Names::default());
+        let hidden = bind(
+            7,
+            &entry(b"\0a", None),
+            &mut scratch,
+            &mut names,
+            &mut program,
+        );
+        assert_eq!(hidden.expect("bound"), Reach::Name(b"\0a".to_vec()));
+        let mut paper = Paper::default();
+        let mut reach = |entry| bind_here(&mut paper, 7, &entry).expect("bound");
         let full = reach(entry(b"/no/such/x\0", None));
         assert_eq!(full, Reach::In(b"/no/such".to_vec(), b"x\0".to_vec()));
         let relative = reach(entry(b"b/x\0", Some(b"/no/such")));
         assert_eq!(relative, Reach::In(b"/no/such/b".to_vec(), b"x\0".to_vec()));
-        assert!(
-            program
-                .to_string()
-                .contains("fchownat(-100, \"/no/such/b/x\", 1, 2, 0)")
-        );
-        assert!(
-            program
-                .to_string()
-                .contains("fchmodat(-100, \"/no/such/b/x\", 493)")
-        );
-        assert!(program.to_string().contains("openat(-100, \"/no/such\""));
+        let listing = paper.listing();
+        assert!(listing.contains("fchownat(-100, \"/no/such/b/x\", 1, 2, 0)"));
+        assert!(listing.contains("fchmodat(-100, \"/no/such/b/x\", 493)"));
+        assert!(listing.contains("openat(-100, \"/no/such\""));
     }
 }
