@@ -9,7 +9,9 @@ use std::rc::Rc;
 
 use criu_image::id::{FdTableId, FileId, ShmId, VPid};
 use criu_image::{Desc, ImageId, Store, StoreExt, desc, pb};
-use criu_kind::{AnyFileKind, Cache, Error, FileFds, Opened, RestoreCx, Result, Shift, Subject};
+use criu_kind::{
+    AnyFileKind, Cache, Error, FileFds, Opened, RestoreCx, Result, Shift, Subject, Within,
+};
 use criu_tracee::{Local, Names, Program, Site};
 
 use prost::{Message, Name};
@@ -17,7 +19,7 @@ use prost::{Message, Name};
 use crate::options::RestoreOptions;
 use crate::passage::Passage;
 use crate::raise::Raised;
-use crate::{legacy, path};
+use crate::{legacy, open, path};
 
 /// An open file of the images.
 pub(crate) struct Saved {
@@ -390,7 +392,8 @@ impl<'s> Files<'s> {
         let any = self.remaps.values().any(kept) || self.all.values().any(is_named);
         if any {
             for path in self.given_names() {
-                self.names.hold(&path)?;
+                let held = self.names.hold(&path);
+                held.within(|| open::object(&path))?;
             }
             self.names.begin()?;
         }

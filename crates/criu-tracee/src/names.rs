@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -154,9 +155,7 @@ impl Names {
 
     /// A path for a directory, to be made below `place`, that nobody else makes; it is removed in any case, with all that is in it.
     pub fn scratch(&mut self, place: &Path) -> Result<PathBuf> {
-        use std::hash::{BuildHasher, RandomState};
-        let random = RandomState::new().hash_one(std::process::id());
-        let path = place.join(format!(".criu-rs-{random:016x}"));
+        let path = place.join(unlike_others());
         let text = path.as_os_str().as_bytes().to_vec();
         let note = self.note(DONE, Care::Scratch, Identity::default(), text)?;
         self.places.insert(Name::Path(path.clone()), note.at);
@@ -167,7 +166,7 @@ impl Names {
     pub fn move_away(&mut self, path: &Path) -> Result<(), Errno> {
         let identity = Identity::at(path)?;
         let old = path.as_os_str().as_bytes();
-        let aside = [old, format!(".criu-rs-{}", std::process::id()).as_bytes()].concat();
+        let aside = [old, unlike_others().as_bytes()].concat();
         let text = [old, &[0], &aside].concat();
         let note = self.note(DONE, Care::Moved, identity, text);
         let note = note.map_err(|error| error.errno().unwrap_or(Errno::EIO))?;
@@ -307,6 +306,12 @@ impl Drop for Names {
             self.undo();
         }
     }
+}
+
+/// The end of a name that nobody else chooses.
+fn unlike_others() -> String {
+    let random = RandomState::new().hash_one(std::process::id());
+    format!(".criu-rs-{random:016x}")
 }
 
 /// Everything, wherever the position is: that is shared.
