@@ -3,7 +3,7 @@
 //! Every task has a line in the file `diary`: its name, how often it has looked, and what it found. What is looked at:
 //! memory of its own, memory that a child shares with its parent until somebody writes, memory shared for good,
 //! floating-point registers, sleeps that must not end early, reads that must not fail, descriptors and what waits in
-//! them, semaphores of System V. When there is a file `finish` it looks at everything once more, ends, and leaves a file `finished`.
+//! them, semaphores of System V, what has a name in a file system (`named.rs`). When there is a file `finish` it looks at everything once more, ends, and leaves a file `finished`.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
@@ -21,6 +21,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use zdtm::{Child, Mapping};
+
+use crate::named::Named;
 
 const CHILDREN: usize = 3;
 /// Threads of the root beside its leader.
@@ -57,6 +59,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     }
     let state = State::new(inherited, 1)?;
     let semaphores = Semaphores::new()?;
+    let named = Named::new()?;
     let over = Arc::new(AtomicBool::new(false));
     let mut threads = vec![spawn(&diary, 1, "sleeper", &over, sleeper)];
     threads.push(spawn(&diary, 2, "floats", &over, floats()));
@@ -68,6 +71,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     live(&own, 0, "root", |tick| {
         state.look(tick)?;
         semaphores.look()?;
+        named.look()?;
         for (index, (_, from, to)) in children.iter().enumerate() {
             put(to, tick)?;
             ensure!(get(from)? == tick, "child {index} answers something else");
@@ -94,6 +98,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         child.join()?;
     }
     state.look_at_all()?;
+    named.look_at_all()?;
     std::fs::write("finished.new", "ok")?;
     std::fs::rename("finished.new", "finished")?;
     Ok(())

@@ -8,6 +8,7 @@
 
 mod checked;
 mod connections;
+mod named;
 mod shapes;
 mod stopwatch;
 

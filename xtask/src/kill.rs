@@ -7,8 +7,8 @@
 //! Moments are spread evenly over the time an undisturbed run takes, and a tenth more. Dumps leave the target running,
 //! so that what is asked of it is the same at every moment.
 
-use std::collections::BTreeSet;
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -22,6 +22,7 @@ use crate::args::Args;
 use crate::criu::{Criu, built, complaint, ours};
 use crate::observe::{Diary, View};
 use crate::room;
+use crate::surroundings::{Surroundings, as_dumped, given_names};
 use crate::target::{Target, census, last_line};
 
 const USAGE: &str = "kill [--times N] [--criu PATH] [--only dump|restore] [--from PART] [--seed N]
@@ -33,6 +34,9 @@ const USAGE: &str = "kill [--times N] [--criu PATH] [--only dump|restore] [--fro
 
 /// How long the tasks have to show that all is well, or to be gone.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The target has a file that lost a name and has another one.
+const LINKS: &str = "--link-remap";
 
 struct Options {
     criu: Criu,
@@ -60,6 +64,7 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
         return Ok(());
     }
     room::furnish()?;
+    room::mount_queues()?;
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
     let seed = seed.unwrap_or(u64::from(clock.subsec_nanos()));
     println!("seed {seed}");
@@ -281,9 +286,11 @@ fn dumps(options: &mut Options) -> Result<u32> {
     // After all that it can be dumped for good, and all it has is as it was.
     let dir = target.dir.clone();
     let images = image_of(options, target).context("in the end")?;
+    let given = given_names(&dir)?;
     restored(options, &images, &dir)
         .and_then(|()| finish(&dir))
         .context("in the end")?;
+    as_dumped(&dir, &given)?;
     Ok(tally.lost)
 }
 
@@ -296,7 +303,7 @@ fn dump(
     let images = room::fresh("images")?;
     let before = eventually(View::new)?;
     let pid = target.pid().to_string();
-    let (end, took) = call(options, "dump", &images, &["-t", &pid, "-R"], moment)?;
+    let (end, took) = call(options, "dump", &images, &["-t", &pid, "-R", LINKS], moment)?;
     let verdict = eventually(|| before.compare(&View::new()?)).and_then(|more| {
         going_on(&target.dir)?;
         Ok(more)
@@ -308,7 +315,7 @@ fn dump(
 fn image_of(options: &Options, target: Target) -> Result<PathBuf> {
     let images = room::fresh("images")?;
     let pid = target.pid().to_string();
-    let (end, _) = call(options, "dump", &images, &["-t", &pid], None)?;
+    let (end, _) = call(options, "dump", &images, &["-t", &pid, LINKS], None)?;
     if let End::Failed(why) = end {
         target.end()?;
         bail!(why);
@@ -330,18 +337,23 @@ fn restored(options: &Options, images: &Path, dir: &Path) -> Result<()> {
 }
 
 /// What a restore leaves besides tasks goes to a directory of its own.
-fn restore_words(work: &Path) -> [&str; 3] {
+fn restore_words(work: &Path) -> [&str; 5] {
     // Its name is ours, and text.
-    ["-d", "-W", work.to_str().unwrap_or_default()]
+    let work = work.to_str().unwrap_or_default();
+    ["-d", "-W", work, "--pidfile", PIDFILE]
 }
+
+/// In the directory of the work.
+const PIDFILE: &str = "pid";
 
 /// Kills restores; returns how many left something behind, or could not be repeated.
 fn restores(options: &mut Options) -> Result<u32> {
     let target = start(options)?;
     let dir = target.dir.clone();
     let images = image_of(options, target)?;
-    // The dump leaves them.
-    room::remove_objects()?;
+    let given = given_names(&dir)?;
+    ensure!(!given.is_empty(), "the dump gave no file a name");
+    as_dumped(&dir, &given)?;
     let mut times = Vec::new();
     for _ in 0..5 {
         let work = room::fresh("work")?;
@@ -352,11 +364,18 @@ fn restores(options: &mut Options) -> Result<u32> {
         }
         going_on(&dir).context("undisturbed")?;
         room::empty()?;
-        room::remove_objects()?;
+        as_dumped(&dir, &given)?;
         times.push(took);
     }
     let undisturbed = median(times);
+    let script = fails()?;
     let before = Surroundings::new(&images, &dir)?;
+    for action in ACTIONS {
+        failed(options, &images, &dir, &script, action)?;
+        let after = Surroundings::new(&images, &dir)?;
+        let compared = before.compare(&after);
+        compared.with_context(|| format!("a restore that failed at {action}"))?;
+    }
     let mut tally = Tally::default();
     for _ in 0..options.times {
         let moment = options.moments.next(undisturbed);
@@ -373,14 +392,19 @@ fn restores(options: &mut Options) -> Result<u32> {
         room::empty()?;
         let verdict = verdict.and_then(|all| {
             if all > 0 {
-                room::remove_objects()?;
+                as_dumped(&dir, &given)?;
+            } else {
+                ensure!(!work.join(PIDFILE).exists(), "a pid file came");
             }
             before.compare(&Surroundings::new(&images, &dir)?)?;
             restored(options, &images, &dir).context("the next restore")?;
             Ok(all)
         });
         room::empty()?;
-        room::remove_objects()?;
+        if verdict.is_err() {
+            before.clear(&Surroundings::new(&images, &dir)?)?;
+        }
+        as_dumped(&dir, &given)?;
         tally.add("restore", moment, end, verdict);
     }
     println!(
@@ -395,6 +419,45 @@ fn restores(options: &mut Options) -> Result<u32> {
         .and_then(|()| finish(&dir))
         .context("in the end")?;
     Ok(tally.lost)
+}
+
+/// Where a restore can be made to fail.
+const ACTIONS: &[&str] = &[
+    "pre-restore",
+    "setup-namespaces",
+    "post-restore",
+    "pre-resume",
+];
+
+/// A script that fails at the action that a file beside it names.
+fn fails() -> Result<PathBuf> {
+    let dir = room::fresh("script")?;
+    let path = dir.join("script");
+    let text = "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" != \"$(cat /dev/shm/script/at)\" ]\n";
+    std::fs::write(&path, text)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700))?;
+    Ok(path)
+}
+
+/// A restore that fails when all is nearly done; no task is there afterwards, and no pid file.
+fn failed(options: &Options, images: &Path, dir: &Path, script: &Path, action: &str) -> Result<()> {
+    std::fs::write(script.with_file_name("at"), action)?;
+    let work = room::fresh("work")?;
+    Diary::blank(dir)?;
+    let script = script.to_str().context("text")?;
+    let words = [&restore_words(&work)[..], &["--action-script", script]].concat();
+    let (end, _) = call(options, "restore", images, &words, None)?;
+    let is_failed = matches!(end, End::Failed(_));
+    ensure!(
+        is_failed,
+        "a restore whose script fails at {action} does not fail"
+    );
+    ensure!(
+        nothing_or_all(dir)? == 0,
+        "tasks are left of a restore that failed at {action}"
+    );
+    ensure!(!work.join(PIDFILE).exists(), "a pid file is left");
+    Ok(())
 }
 
 /// After a killed restore: no task is there (0), or all are and work (1).
@@ -435,53 +498,4 @@ fn names() -> Result<String> {
         names.push(stat.split(' ').take(3).collect::<Vec<_>>().join(" "));
     }
     Ok(names.join(", "))
-}
-
-/// Where a killed restore could leave something.
-#[derive(Debug, PartialEq)]
-struct Surroundings {
-    files: BTreeSet<PathBuf>,
-    mounts: BTreeSet<String>,
-    /// Of System V.
-    objects: BTreeSet<String>,
-}
-
-impl Surroundings {
-    fn new(images: &Path, target: &Path) -> Result<Self> {
-        let mut files = BTreeSet::new();
-        for dir in [images, target, Path::new("/dev/shm"), Path::new("/run")] {
-            for entry in std::fs::read_dir(dir)? {
-                files.insert(entry?.path());
-            }
-        }
-        for entry in std::fs::read_dir("/tmp")? {
-            // Others work there as well; what is CRIU's has its name in it.
-            let path = entry?.path();
-            if path.to_string_lossy().contains("criu") {
-                files.insert(path);
-            }
-        }
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-        let mounts = mounts.lines().map(str::to_owned).collect();
-        let mut objects = BTreeSet::new();
-        for kind in ["shm", "sem", "msg"] {
-            let list = std::fs::read_to_string(format!("/proc/sysvipc/{kind}"))?;
-            objects.extend(list.lines().skip(1).map(|line| format!("{kind} {line}")));
-        }
-        Ok(Self {
-            files,
-            mounts,
-            objects,
-        })
-    }
-
-    fn compare(&self, after: &Self) -> Result<()> {
-        let files: Vec<_> = after.files.symmetric_difference(&self.files).collect();
-        ensure!(files.is_empty(), "files came or went: {files:?}");
-        let mounts: Vec<_> = after.mounts.symmetric_difference(&self.mounts).collect();
-        ensure!(mounts.is_empty(), "mounts came or went: {mounts:?}");
-        let objects: Vec<_> = after.objects.symmetric_difference(&self.objects).collect();
-        ensure!(objects.is_empty(), "objects came or went: {objects:?}");
-        Ok(())
-    }
 }

@@ -31,6 +31,7 @@ mod room;
 mod shell;
 mod sources;
 mod stub;
+mod surroundings;
 mod target;
 mod tidy;
 mod toolchain;

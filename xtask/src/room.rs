@@ -69,6 +69,16 @@ pub(crate) fn furnish() -> Result<()> {
     Ok(())
 }
 
+/// Where the message queues of the room are.
+pub(crate) const QUEUES: &str = "/run/queues";
+
+/// Inside: lets them be seen.
+pub(crate) fn mount_queues() -> Result<()> {
+    std::fs::create_dir(QUEUES)?;
+    let (kind, none) = (Some("mqueue"), None::<&Path>);
+    mount(kind, QUEUES, kind, MsFlags::empty(), none).context("mount mqueue")
+}
+
 /// Inside: kills all that is left, until nothing is. A `Child` that has not been waited for must not be left.
 pub(crate) fn empty() -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(20);

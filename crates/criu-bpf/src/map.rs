@@ -57,6 +57,11 @@ impl FileKind for BpfMap {
         with_map(entry.map_id, |fd| take(cx, fd, entry, false))
     }
 
+    /// Whether it is pinned is said elsewhere.
+    fn is_named(&self, entry: &Self::Entry) -> bool {
+        entry.map_type != 0
+    }
+
     fn twins(&self, entry: &Self::Entry) -> Option<u64> {
         (entry.map_type != 0).then_some(entry.map_id.into())
     }
@@ -82,7 +87,7 @@ impl FileKind for BpfMap {
                 libc::O_WRONLY => WRONLY,
                 _ => 0,
             };
-            maps.open(cx.here(), entry.map_id, flags).map(Opened::Here)
+            maps.open(cx, entry.map_id, flags).map(Opened::Here)
         });
         opened.collect()
     }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use criu_image::{Bytes, Store, StoreExt, desc, pb};
-use criu_kind::{Error, Result};
+use criu_kind::{Error, RestoreCx, Result};
 use criu_tracee::{Local, Program, Site};
 use nix::errno::Errno;
 
@@ -96,8 +96,9 @@ impl Maps {
     }
 
     /// A new opening of a map.
-    pub(crate) fn open(&self, site: &mut dyn Site, id: u32, flags: u32) -> Result<i32> {
-        let made = self.map(site, id)?;
+    pub(crate) fn open(&self, cx: &mut dyn RestoreCx, id: u32, flags: u32) -> Result<i32> {
+        let made = self.map(cx, id)?;
+        let site = cx.here();
         if flags == 0 && !made.taken {
             // No privilege is needed for the first.
             let mut program = Program::new();
@@ -115,7 +116,7 @@ impl Maps {
         by_id(site, made.id, flags)
     }
 
-    fn map(&self, site: &mut dyn Site, id: u32) -> Result<Made> {
+    fn map(&self, cx: &mut dyn RestoreCx, id: u32) -> Result<Made> {
         if let Some(made) = self.made.borrow().get(&id) {
             return Ok(*made);
         }
@@ -123,11 +124,11 @@ impl Maps {
             .saved
             .get(&id)
             .ok_or_else(|| corrupt(format!("no map {id}")))?;
-        let fd = match self.find(site, shape)? {
+        let fd = match self.find(cx.here(), shape)? {
             Some(found) => found,
-            None => self.make(site, shape)?,
+            None => self.make(cx, shape)?,
         };
-        let info = call::info(site, fd, 8)?;
+        let info = call::info(cx.here(), fd, 8)?;
         let made = Made {
             fd,
             id: word(&info, 4),
@@ -159,13 +160,13 @@ impl Maps {
         Ok(None)
     }
 
-    fn make(&self, site: &mut dyn Site, shape: &Shape) -> Result<i32> {
+    fn make(&self, cx: &mut dyn RestoreCx, shape: &Shape) -> Result<i32> {
         let kind = shape.kind()?;
         let mut content = self.content(shape)?;
         let mut like = None;
         if kind == Kind::Maps {
             for inner in content.ids() {
-                like = Some(self.map(site, inner)?.fd);
+                like = Some(self.map(cx, inner)?.fd);
             }
             if like.is_none() {
                 let why = format!("map {} holds none, of an unknown kind", shape.entry.map_id);
@@ -183,6 +184,7 @@ impl Maps {
         if kind == Kind::PerCpu {
             content = content.for_cpus(shape.ext.cpus(), cpus)?;
         }
+        let site = cx.here();
         let mut fd = shape.make(site, like)?;
         if shape.entry.map_flags & (RDONLY | WRONLY) != 0 {
             // The first descriptor may not be used for both; any other may.
@@ -198,7 +200,7 @@ impl Maps {
             frozen.map_err(Error::kernel("bpf(BPF_MAP_FREEZE)"))?;
         }
         for path in &shape.ext.pins {
-            pin::pin(site, fd, path)?;
+            pin::pin(cx, fd, path)?;
         }
         Ok(fd)
     }

@@ -6,9 +6,9 @@ use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use criu_kind::{Error, Result};
+use criu_kind::{Error, RestoreCx, Result};
 use criu_proc::{ProcDir, mountinfo};
-use criu_tracee::{Local, Program, Site};
+use criu_tracee::{Local, Name, Program, Site};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
@@ -110,15 +110,18 @@ pub(crate) fn open(site: &mut dyn Site, path: &[u8], flags: u32) -> Result<i32, 
 }
 
 /// Gives an object a name.
-pub(crate) fn pin(site: &mut dyn Site, fd: i32, path: &[u8]) -> Result<()> {
+pub(crate) fn pin(cx: &mut dyn RestoreCx, fd: i32, path: &[u8]) -> Result<()> {
     let mut program = Program::new();
     let name = program.cstr(path);
     let attributes = Attributes::new(16).pointer(0, name).fd(8, fd);
-    let path = String::from_utf8_lossy(path);
-    match attributes.make(site, program, Command::ObjPin) {
-        Ok(_) => Ok(()),
-        Err(errno) => Err(Error::unsupported(
-            format!("a BPF object cannot be pinned at {path} again ({errno})"),
+    attributes.call(&mut program, Command::ObjPin);
+    match cx.make_name(&Name::path(path), &program) {
+        Ok(()) => Ok(()),
+        Err(error) => Err(Error::unsupported(
+            format!(
+                "a BPF object cannot be pinned at {} again ({error})",
+                String::from_utf8_lossy(path)
+            ),
             "mount a BPF file system there, with the directories it had",
         )),
     }

@@ -9,15 +9,17 @@ use std::rc::Rc;
 
 use criu_image::id::{FdTableId, FileId, ShmId, VPid};
 use criu_image::{Desc, ImageId, Store, StoreExt, desc, pb};
-use criu_kind::{AnyFileKind, Cache, Error, FileFds, Opened, RestoreCx, Result, Shift, Subject};
-use criu_tracee::{Local, Site};
+use criu_kind::{
+    AnyFileKind, Cache, Error, FileFds, Opened, RestoreCx, Result, Shift, Subject, Within,
+};
+use criu_tracee::{Local, Names, Program, Site};
 
 use prost::{Message, Name};
 
 use crate::options::RestoreOptions;
 use crate::passage::Passage;
 use crate::raise::Raised;
-use crate::{legacy, path};
+use crate::{legacy, open, path};
 
 /// An open file of the images.
 pub(crate) struct Saved {
@@ -70,6 +72,7 @@ pub struct Files<'s> {
     pub(crate) tied: Option<HashMap<FileId, i32>>,
     pub(crate) shared_fds: BTreeMap<(FileId, bool), i32>,
     pub(crate) raised: Raised,
+    pub(crate) names: Names,
     pub(crate) floor: i32,
     /// The first descriptor number that is too large.
     pub(crate) limit: i32,
@@ -125,6 +128,7 @@ impl<'s> Files<'s> {
             tied: None,
             shared_fds: BTreeMap::new(),
             raised: Raised::default(),
+            names: Names::default(),
             floor: 0,
             limit: 0,
             passage: None,
@@ -381,6 +385,31 @@ impl<'s> Files<'s> {
         openings.collect()
     }
 
+    /// Whether names in file systems are made, be it for the while; and if so, what that needs. Before [`Files::open_all`].
+    pub fn begin_names(&mut self) -> Result<bool> {
+        let kept = |remap: &Remap| matches!(remap, Remap::Ghost(_) | Remap::Linked(_));
+        let is_named = |saved: &Saved| saved.kind.is_named(&saved.entry);
+        let any = self.remaps.values().any(kept) || self.all.values().any(is_named);
+        if any {
+            for path in self.given_names() {
+                let held = self.names.hold(&path);
+                held.within(|| open::object(&path))?;
+            }
+            self.names.begin()?;
+        }
+        Ok(any)
+    }
+
+    /// The names that are made.
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// The same, to add to them.
+    pub fn names_mut(&mut self) -> &mut Names {
+        &mut self.names
+    }
+
     /// A path for people.
     pub(crate) fn subject(&self, id: FileId) -> Subject {
         let name = match (self.paths.get(&id), self.all.get(&id)) {
@@ -502,6 +531,14 @@ impl RestoreCx for Files<'_> {
 
     fn shift(&self) -> Shift {
         self.shift
+    }
+
+    fn make_name(&mut self, name: &criu_tracee::Name, program: &Program) -> Result<()> {
+        Ok(self.names.make(name, program)?)
+    }
+
+    fn names(&mut self) -> &mut Names {
+        &mut self.names
     }
 
     fn store(&self) -> &dyn Store {

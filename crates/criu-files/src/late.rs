@@ -10,7 +10,7 @@ use std::os::fd::{IntoRawFd, OwnedFd};
 use criu_image::id::{FileId, ShmId, VPid};
 use criu_image::{Store, pb};
 use criu_kind::{Cache, Error, RestoreCx, Result, Shift, Within};
-use criu_tracee::{Site, fetch_fd, pidfd_open};
+use criu_tracee::{Name, Names, Program, Site, fetch_fd, pidfd_open};
 use nix::unistd::Pid;
 
 use crate::files::Files;
@@ -126,6 +126,14 @@ impl RestoreCx for Late<'_, '_> {
 
     fn shift(&self) -> Shift {
         self.files.shift()
+    }
+
+    fn make_name(&mut self, name: &Name, program: &Program) -> Result<()> {
+        self.files.make_name(name, program)
+    }
+
+    fn names(&mut self) -> &mut Names {
+        &mut self.files.names
     }
 
     fn store(&self) -> &dyn Store {

@@ -1,41 +1,42 @@
 //! One unlinked file: its inode, its names for the while, its attributes.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use criu_image::pb;
 use criu_kind::{Error, Result};
-use criu_tracee::{Local, Program, Site, Sysno};
+use criu_tracee::{Identity, Local, Name, Names, Program, Site, Sysno};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::stat::{Mode, SFlag, mkdirat, mknodat};
-use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
+use nix::sys::stat::Mode;
+use nix::unistd::linkat;
 
 use crate::describe::reopen;
-use crate::raise::{Ghost, Raised, lend_name};
+use crate::raise::{Ghost, Raised, lend_name, take_name};
 use crate::xattr;
 
 /// `__O_TMPFILE` of the kernel.
 const TMPFILE: u32 = (libc::O_TMPFILE & !libc::O_DIRECTORY).cast_unsigned();
 
 /// Makes the inode, and holds it open under each name it had.
-pub(crate) fn make(raised: &mut Raised, ghost: &Ghost) -> Result<()> {
+pub(crate) fn make(raised: &mut Raised, names: &mut Names, ghost: &Ghost) -> Result<()> {
     let parent = ghost.path().parent().unwrap_or(Path::new("/"));
-    raised.make_parents(parent)?;
+    raised.make_parents(names, parent)?;
     let (fd, path) = if ghost.is(libc::S_IFREG) {
-        regular(raised, ghost, parent)?
+        regular(raised, names, ghost, parent)?
     } else {
-        special(ghost)?
+        special(names, ghost)?
     };
     if let Some(path) = path {
         if ghost.is(libc::S_IFDIR) {
             raised.directories.push(path);
         } else {
-            hold_other_names(raised, ghost, &path)?;
-            unlink(&path)?;
+            hold_other_names(raised, names, ghost, &path)?;
+            take_name(names, &path)?;
         }
     }
     for opening in &ghost.openings {
@@ -53,7 +54,12 @@ pub(crate) fn make(raised: &mut Raised, ghost: &Ghost) -> Result<()> {
 
 /// Opens the inode, which now is at `path`, under its other names; and symlinks, which nothing opens but
 /// by name, for everybody.
-fn hold_other_names(raised: &mut Raised, ghost: &Ghost, path: &Path) -> Result<()> {
+fn hold_other_names(
+    raised: &mut Raised,
+    names: &mut Names,
+    ghost: &Ghost,
+    path: &Path,
+) -> Result<()> {
     for opening in &ghost.openings {
         let key = (ghost.id, opening.path.clone());
         let is_symlink = ghost.is(libc::S_IFLNK);
@@ -62,8 +68,8 @@ fn hold_other_names(raised: &mut Raised, ghost: &Ghost, path: &Path) -> Result<(
             continue;
         }
         let parent = opening.path.parent().unwrap_or(Path::new("/"));
-        raised.make_parents(parent)?;
-        let lent = !is_first && lend_name(path, &opening.path)?;
+        raised.make_parents(names, parent)?;
+        let lent = !is_first && lend_name(names, path, &opening.path)?;
         let at = if lent { &opening.path } else { path };
         if lent {
             let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
@@ -74,7 +80,7 @@ fn hold_other_names(raised: &mut Raised, ghost: &Ghost, path: &Path) -> Result<(
             raised.ready.insert(opening.file, open(at, flags)?);
         }
         if lent {
-            unlink(&opening.path)?;
+            take_name(names, &opening.path)?;
         }
     }
     Ok(())
@@ -86,22 +92,25 @@ fn open(path: &Path, flags: OFlag) -> Result<OwnedFd> {
 }
 
 /// Directories, symlinks, FIFOs, sockets, devices.
-fn special(ghost: &Ghost) -> Result<(OwnedFd, Option<PathBuf>)> {
-    for path in names(ghost.path()) {
-        let made = match SFlag::from_bits_truncate(ghost.entry.mode & libc::S_IFMT) {
-            SFlag::S_IFDIR => mkdirat(AT_FDCWD, &path, Mode::S_IRWXU),
-            SFlag::S_IFLNK => symlinkat(ghost.entry.symlnk_target(), AT_FDCWD, &path),
-            format => mknodat(
-                AT_FDCWD,
-                &path,
-                format,
-                Mode::S_IRUSR | Mode::S_IWUSR,
-                ghost.entry.rdev().into(),
-            ),
+fn special(names: &mut Names, ghost: &Ghost) -> Result<(OwnedFd, Option<PathBuf>)> {
+    for path in candidates(ghost.path()) {
+        let mut program = Program::new();
+        let at = program.cstr(path.as_os_str().as_bytes());
+        let here = libc::AT_FDCWD;
+        match ghost.entry.mode & libc::S_IFMT {
+            libc::S_IFDIR => program.mkdirat(here, at, libc::S_IRWXU),
+            libc::S_IFLNK => {
+                let target = program.cstr(ghost.entry.symlnk_target());
+                program.symlinkat(target, here, at)
+            }
+            format => {
+                let mode = format | libc::S_IRUSR | libc::S_IWUSR;
+                program.mknodat(here, at, mode, ghost.entry.rdev())
+            }
         };
-        match made {
-            Err(Errno::EEXIST) => continue,
-            other => other.map_err(Error::kernel("mknodat"))?,
+        match names.make(&Name::Path(path.clone()), &program) {
+            Err(error) if error.errno() == Some(Errno::EEXIST) => continue,
+            other => other?,
         }
         let fd = open(&path, OFlag::O_PATH | OFlag::O_NOFOLLOW)?;
         return Ok((fd, Some(path)));
@@ -113,7 +122,7 @@ fn special(ghost: &Ghost) -> Result<(OwnedFd, Option<PathBuf>)> {
 }
 
 /// The old name, and others in case somebody has that by now.
-fn names(path: &Path) -> impl Iterator<Item = PathBuf> {
+fn candidates(path: &Path) -> impl Iterator<Item = PathBuf> {
     let other = move |number: u32| {
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".criu-rs-{number}"));
@@ -122,18 +131,15 @@ fn names(path: &Path) -> impl Iterator<Item = PathBuf> {
     std::iter::once(path.to_owned()).chain((1..1000).map(other))
 }
 
-fn unlink(path: &Path) -> Result<()> {
-    unlinkat(AT_FDCWD, path, UnlinkatFlags::NoRemoveDir).map_err(Error::kernel("unlinkat"))
-}
-
 fn regular(
     raised: &mut Raised,
+    names: &mut Names,
     ghost: &Ghost,
     parent: &Path,
 ) -> Result<(OwnedFd, Option<PathBuf>)> {
     let (file, path) = match nameless(raised, ghost, parent)? {
         Some(file) => (file, None),
-        None => new_file(ghost)?,
+        None => new_file(names, ghost, parent)?,
     };
     for (offset, bytes) in &ghost.content {
         file.write_all_at(bytes, *offset)
@@ -164,16 +170,27 @@ fn nameless(raised: &mut Raised, ghost: &Ghost, parent: &Path) -> Result<Option<
     Ok(Some(file.into()))
 }
 
-fn new_file(ghost: &Ghost) -> Result<(File, Option<PathBuf>)> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create_new(true).mode(0o600);
-    for path in names(ghost.path()) {
-        match options.open(&path) {
-            Ok(file) => return Ok((file, Some(path))),
-            Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+fn new_file(names: &mut Names, ghost: &Ghost, parent: &Path) -> Result<(File, Option<PathBuf>)> {
+    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR;
+    let born = open(parent, flags).ok().map(File::from);
+    for path in candidates(ghost.path()) {
+        let named = match &born {
+            Some(file) => give_name(names, file, &path),
+            None => {
+                let mut program = Program::new();
+                let at = program.cstr(path.as_os_str().as_bytes());
+                let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC;
+                program.openat(libc::AT_FDCWD, at, flags, libc::S_IRUSR | libc::S_IWUSR);
+                names.make(&Name::Path(path.clone()), &program)
+            }
+        };
+        match named {
+            // By name: what was opened before has another one.
+            Ok(()) => return Ok((open(&path, OFlag::O_RDWR)?.into(), Some(path))),
+            Err(error) => match error.errno() {
                 Some(Errno::EEXIST) => {}
                 Some(Errno::EROFS | Errno::EACCES | Errno::ENOENT) => break,
-                _ => return Err(Error::io("openat")(error)),
+                _ => return Err(error.into()),
             },
         }
     }
@@ -181,6 +198,19 @@ fn new_file(ghost: &Ghost) -> Result<(File, Option<PathBuf>)> {
     let name = ghost.path().file_name().unwrap_or_default();
     let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC).map_err(Error::kernel("memfd_create"))?;
     Ok((File::from(fd), None))
+}
+
+/// Gives a name to a file that was born without.
+fn give_name(names: &mut Names, file: &File, path: &Path) -> Result<(), criu_tracee::Error> {
+    let inode = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let follow = AtFlags::AT_SYMLINK_FOLLOW;
+    let link = || linkat(AT_FDCWD, inode.as_str(), AT_FDCWD, path, follow);
+    let given = names.lend(Identity::of(file)?, path, link);
+    let given = given.and_then(|given| if given { Ok(()) } else { Err(Errno::EEXIST) });
+    given.map_err(|errno| criu_tracee::Error::Kernel {
+        call: "linkat",
+        errno,
+    })
 }
 
 /// Owner, attributes, permissions and times, in this order: each undoes some of the ones after it.

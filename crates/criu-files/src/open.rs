@@ -1,6 +1,6 @@
 //! Everything opened in the tracer, under numbers that no task needs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -10,8 +10,6 @@ use criu_image::id::FileId;
 use criu_image::pb;
 use criu_kind::{Error, Opened, RestoreCx, Result, Subject, Within};
 use criu_tracee::{Local, Program, Site};
-use nix::fcntl::AT_FDCWD;
-use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::files::{Files, Remap};
 use crate::numbers::Numbers;
@@ -61,7 +59,7 @@ impl Files<'_> {
             let fd = fd.within(|| self.subject(id))?;
             self.shared_fds.insert((id, writable), fd);
         }
-        self.raised.end()
+        self.raised.end(&mut self.names)
     }
 
     /// Gives what was opened all that it has of its own.
@@ -236,11 +234,10 @@ pub(crate) fn path(files: &mut Files<'_>, id: FileId, flags: Option<u32>) -> Res
                 .get(at)
                 .ok_or_else(|| Error::corrupt("files.img", format!("file {at} has no path")))?;
             let at = from_root(files, &at.name);
-            let lent = raise::lend_name(&at, &path)?;
+            let lent = raise::lend_name(&mut files.names, &at, &path)?;
             let fd = openat(if lent { &path } else { &at }, flags);
             if lent {
-                unlinkat(AT_FDCWD, &path, UnlinkatFlags::NoRemoveDir)
-                    .map_err(Error::kernel("unlinkat"))?;
+                raise::take_name(&mut files.names, &path)?;
             }
             fd
         }
@@ -271,29 +268,20 @@ pub(crate) fn object(path: &Path) -> Subject {
 }
 
 impl Files<'_> {
-    /// Removes the names that a dump gave to files ([`crate::DumpOptions::link_remap`]): when the restore is sure.
-    pub fn remove_names(&self) -> Result<()> {
-        let mut names: Vec<&pb::RegFileEntry> = Vec::new();
-        for remap in self.remaps.values() {
-            if let Remap::Linked(at) = remap
-                && let Some(path) = self.paths.get(at)
-                && !names.iter().any(|known| known.id == path.id)
-            {
-                names.push(path);
-            }
-        }
-        for name in names {
-            let path = from_root(self, &name.name);
-            match unlinkat(AT_FDCWD, &path, UnlinkatFlags::NoRemoveDir) {
-                Ok(()) | Err(nix::errno::Errno::ENOENT) => {}
-                Err(errno) => {
-                    return Err(Error::Kernel {
-                        call: "unlinkat",
-                        errno,
-                    })
-                    .within(|| object(&path));
-                }
-            }
+    /// The names that a dump gave to files ([`crate::DumpOptions::link_remap`]).
+    pub(crate) fn given_names(&self) -> BTreeSet<PathBuf> {
+        let linked = self.remaps.values().filter_map(|remap| match remap {
+            Remap::Linked(at) => self.paths.get(at),
+            _ => None,
+        });
+        linked.map(|path| from_root(self, &path.name)).collect()
+    }
+
+    /// Removes the names that a dump gave to files. A restore that fails after all gives them again.
+    pub fn remove_names(&mut self) -> Result<()> {
+        for path in self.given_names() {
+            let removed = self.names.part(&path).map_err(Error::kernel("unlinkat"));
+            removed.within(|| object(&path))?;
         }
         Ok(())
     }

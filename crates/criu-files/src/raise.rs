@@ -6,15 +6,16 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use criu_image::id::FileId;
 use criu_image::{Bytes, ImageId, StoreExt, desc, pb};
 use criu_kind::{Error, Result, Within};
+use criu_tracee::{Identity, Name, Names, Program};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
-use nix::sys::stat::{Mode, mkdirat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::linkat;
 
 use crate::files::{Files, Remap};
 use crate::make::{dress, make};
@@ -45,8 +46,8 @@ impl Raised {
 
     /// When all are open: removes what was made only for the while, and gives directories, whose times that
     /// changed, their own.
-    pub(crate) fn end(&mut self) -> Result<()> {
-        self.remove();
+    pub(crate) fn end(&mut self, names: &mut Names) -> Result<()> {
+        self.remove(names);
         for ghost in self.undressed.drain(..) {
             if let Some(fd) = self.inodes.get(&ghost.key()) {
                 dress(&ghost, fd).within(|| open::object(ghost.path()))?;
@@ -57,9 +58,9 @@ impl Raised {
         Ok(())
     }
 
-    fn remove(&mut self) {
+    fn remove(&mut self, names: &mut Names) {
         for directory in self.directories.drain(..).rev() {
-            match unlinkat(AT_FDCWD, &directory, UnlinkatFlags::RemoveDir) {
+            match names.remove(&Name::Path(directory.clone())) {
                 Ok(()) | Err(Errno::ENOENT | Errno::ENOTEMPTY) => {}
                 Err(errno) => {
                     tracing::warn!(path = %directory.display(), %errno, "a directory could not be removed");
@@ -68,32 +69,26 @@ impl Raised {
         }
     }
 
-    pub(crate) fn make_parents(&mut self, directory: &Path) -> Result<()> {
+    pub(crate) fn make_parents(&mut self, names: &mut Names, directory: &Path) -> Result<()> {
         let missing: Vec<&Path> = directory
             .ancestors()
             .take_while(|path| !path.exists())
             .collect();
         for path in missing.into_iter().rev() {
-            match mkdirat(AT_FDCWD, path, Mode::S_IRWXU) {
+            let mut program = Program::new();
+            let at = program.cstr(path.as_os_str().as_bytes());
+            program.mkdirat(libc::AT_FDCWD, at, libc::S_IRWXU);
+            match names.make(&Name::Path(path.to_owned()), &program) {
                 Ok(()) => self.directories.push(path.to_owned()),
-                Err(Errno::EEXIST) => {}
-                // Read-only: the file will be made elsewhere.
-                Err(Errno::EROFS | Errno::EACCES) => return Ok(()),
-                Err(errno) => {
-                    return Err(Error::Kernel {
-                        call: "mkdirat",
-                        errno,
-                    });
-                }
+                Err(error) => match error.errno() {
+                    Some(Errno::EEXIST) => {}
+                    // Read-only: the file will be made elsewhere.
+                    Some(Errno::EROFS | Errno::EACCES) => return Ok(()),
+                    _ => return Err(error.into()),
+                },
             }
         }
         Ok(())
-    }
-}
-
-impl Drop for Raised {
-    fn drop(&mut self) {
-        self.remove();
     }
 }
 
@@ -167,7 +162,7 @@ pub(crate) fn all(files: &mut Files<'_>) -> Result<()> {
         )
     });
     for ghost in &ghosts {
-        make(&mut files.raised, ghost).within(|| open::object(ghost.path()))?;
+        make(&mut files.raised, &mut files.names, ghost).within(|| open::object(ghost.path()))?;
     }
     for ghost in ghosts {
         if ghost.is(libc::S_IFDIR) {
@@ -208,13 +203,20 @@ fn load(files: &Files<'_>, id: u32, opening: Opening) -> Result<Ghost> {
 }
 
 /// Gives an unlinked file its old name for the while of an opening; `false` if somebody has that.
-pub(crate) fn lend_name(from: &Path, to: &Path) -> Result<bool> {
-    match nix::unistd::linkat(AT_FDCWD, from, AT_FDCWD, to, AtFlags::empty()) {
-        Ok(()) => Ok(true),
+pub(crate) fn lend_name(names: &mut Names, from: &Path, to: &Path) -> Result<bool> {
+    let link = || linkat(AT_FDCWD, from, AT_FDCWD, to, AtFlags::empty());
+    match Identity::at(from).and_then(|identity| names.lend(identity, to, link)) {
+        Ok(lent) => Ok(lent),
         Err(Errno::EEXIST | Errno::ENOENT | Errno::EROFS | Errno::EACCES) => Ok(false),
         Err(errno) => Err(Error::Kernel {
             call: "linkat",
             errno,
         }),
     }
+}
+
+/// Takes it back.
+pub(crate) fn take_name(names: &mut Names, path: &Path) -> Result<()> {
+    let taken = names.remove(&Name::Path(path.to_owned()));
+    taken.map_err(Error::kernel("unlinkat"))
 }

@@ -260,7 +260,7 @@ m = os.open(dir + '/n2', os.O_RDONLY)
     assert_eq!(names(), ["n2"], "a dump that fails takes them back");
     let (store, tables) = dump(&[script.pid()], options).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(names(), ["link_remap", "n2"]);
-    let restored = restore(&store, &tables).unwrap_or_else(|error| panic!("{error}"));
+    let mut restored = restore(&store, &tables).unwrap_or_else(|error| panic!("{error}"));
     assert_same(&before, &table_of(restored.tasks[0].pid()));
     restored.files.remove_names().expect("removed");
     assert_eq!(names(), ["n2"]);

@@ -11,7 +11,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use criu_image::id::VPid;
 use criu_image::pb;
 use criu_kind::{DumpCx, Error, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result, Slot};
-use criu_tracee::{Local, Program, Site, sheltered};
+use criu_tracee::{Local, Name, Program, Site, sheltered};
 use nix::errno::Errno;
 use nix::sys::statfs::{FsType, fstatfs};
 
@@ -108,6 +108,10 @@ impl FileKind for Mqueue {
         Ok(())
     }
 
+    fn is_named(&self, _: &Self::Entry) -> bool {
+        true
+    }
+
     fn twins(&self, entry: &Self::Entry) -> Option<u64> {
         Some(entry.queue_id)
     }
@@ -123,7 +127,7 @@ impl FileKind for Mqueue {
             .find_map(|entry| Some((entry.queue_id, entry.queue.as_ref()?)));
         let (id, queue) = found
             .ok_or_else(|| Error::corrupt("files.img", "a message queue that is in no entry"))?;
-        let made = make(cx.here(), id, queue)?;
+        let made = make(cx, id, queue)?;
         let mut program = Program::new();
         for message in &queue.messages {
             let text = program.bytes(message.text.as_slice());
@@ -146,6 +150,12 @@ impl FileKind for Mqueue {
         }
         program.close(made);
         let outcome = cx.here().run(&program)?;
+        if queue.unlinked() {
+            let name = Name::Queue(queue.name.clone());
+            cx.names()
+                .forget(&name)
+                .map_err(Error::kernel("pwrite64"))?;
+        }
         let opened = opened.into_iter().map(|fd| Opened::Here(outcome.fd(fd)));
         Ok(opened.collect())
     }
@@ -320,32 +330,37 @@ fn put(queue: &File, messages: &[pb::MqueueMessage]) -> Result<(), Errno> {
 }
 
 /// Makes a queue, or takes over the one that the dump has left, and empties it.
-fn make(site: &mut dyn Site, id: u64, queue: &pb::MqueueEntry) -> Result<i32> {
+fn make(cx: &mut dyn RestoreCx, id: u64, queue: &pb::MqueueEntry) -> Result<i32> {
     let open = libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC;
     let mut program = Program::new();
     let name = program.cstr(&queue.name);
     let words = [0, queue.maxmsg, queue.msgsize, 0, 0, 0, 0, 0];
     let words = words.map(|word| usize::try_from(word).unwrap_or(usize::MAX).to_ne_bytes());
     let attributes = program.bytes(words.concat());
-    let fd = program.mq_open(name, open | libc::O_CREAT | libc::O_EXCL, 0o600, attributes);
-    program.tolerate();
-    let outcome = site.run(&program)?;
-    match outcome.get(fd) {
-        Ok(_) => return Ok(outcome.fd(fd)),
-        Err(Errno::EEXIST) => {}
-        Err(errno @ (Errno::EINVAL | Errno::ENOSPC | Errno::EMFILE)) => {
-            let size = format!("{} messages of {} bytes", queue.maxmsg, queue.msgsize);
-            return Err(Error::unsupported(
-                format!("a message queue for {size} cannot be made ({errno})"),
-                "raise the limits in /proc/sys/fs/mqueue, and RLIMIT_MSGQUEUE",
-            ));
-        }
-        Err(errno) => return Err(Error::kernel("mq_open")(errno)),
-    }
+    program.mq_open(name, open | libc::O_CREAT | libc::O_EXCL, 0o600, attributes);
+    let made = cx.make_name(&Name::Queue(queue.name.clone()), &program);
+    let there = match &made {
+        Ok(()) => false,
+        Err(error) => match error.errno() {
+            Some(Errno::EEXIST) => true,
+            Some(errno @ (Errno::EINVAL | Errno::ENOSPC | Errno::EMFILE)) => {
+                let size = format!("{} messages of {} bytes", queue.maxmsg, queue.msgsize);
+                return Err(Error::unsupported(
+                    format!("a message queue for {size} cannot be made ({errno})"),
+                    "raise the limits in /proc/sys/fs/mqueue, and RLIMIT_MSGQUEUE",
+                ));
+            }
+            _ => return made.map(|()| -1),
+        },
+    };
+    let site = cx.here();
     let mut program = Program::new();
     let name = program.cstr(&queue.name);
     let fd = program.mq_open(name, open, 0, 0);
     let fd = site.run(&program)?.fd(fd);
+    if !there {
+        return Ok(fd);
+    }
     let found = std::fs::metadata(format!("/proc/self/fd/{fd}")).map_err(Error::io("stat"))?;
     if found.ino() != id || queue.unlinked() {
         let mut program = Program::new();
@@ -404,15 +419,16 @@ mod tests {
         let listing = restored_with(&Mqueue, &[&opening(2, 0), &first], paper).expect("made");
         let listing: Vec<&str> = listing.lines().skip(1).collect();
         expect![[r#"
-            $0 = mq_timedsend(100, "text", 5, 3, 0)
+            $0 = mq_open("name", 0x80802, 0, 0)
+            $0 = mq_timedsend(101, "text", 5, 3, 0)
             $1 = mq_open("name", 0x80000, 0, 0)
             $2 = mq_open("name", 0x80002, 0, 0)
-            $3 = fchown(100, 1, 2)
-            $4 = fchmod(100, 416)
+            $3 = fchown(101, 1, 2)
+            $4 = fchmod(101, 416)
             $5 = mq_unlink("name")
-            $6 = close(100)
-            is 102
-            is 103"#]]
+            $6 = close(101)
+            is 103
+            is 104"#]]
         .assert_eq(&listing.join("\n"));
     }
 

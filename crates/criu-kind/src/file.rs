@@ -12,9 +12,9 @@ use std::rc::Rc;
 use criu_image::id::{FileId, ShmId, VPid};
 use criu_image::{Desc, ImageId, ImageWriter, Store, pb};
 use criu_proc::Fdinfo;
-use criu_tracee::{Program, Ret, Site};
+use criu_tracee::{Name, Names, Program, Ret, Site};
 use nix::unistd::Pid;
-use prost::{Message, Name};
+use prost::Message;
 
 use crate::entry::FileEntry;
 use crate::error::{Error, Result};
@@ -142,7 +142,7 @@ pub trait DumpCx {
 
 impl dyn DumpCx + '_ {
     /// Appends an entry to an image.
-    pub fn append<M: Message + Name>(
+    pub fn append<M: Message + prost::Name>(
         &mut self,
         desc: &'static Desc,
         id: impl Into<ImageId>,
@@ -219,6 +219,13 @@ pub trait RestoreCx {
 
     /// How far the clocks of the tree are ahead of ours.
     fn shift(&self) -> Shift;
+
+    /// Runs calls here of which the last makes something with a name, which goes again if the restore fails, however that ends.
+    /// Descriptors that they open do not stay.
+    fn make_name(&mut self, name: &Name, program: &Program) -> Result<()>;
+
+    /// What has a name already, or is to have one for the while.
+    fn names(&mut self) -> &mut Names;
 
     /// The images.
     fn store(&self) -> &dyn Store;
@@ -327,6 +334,12 @@ pub trait FileKind: Sync {
     /// Makes it.
     fn open(&self, cx: &mut dyn RestoreCx, entry: &Self::Entry) -> Result<Opened>;
 
+    /// Whether something in a file system gets a name when it is made, for good or for the while.
+    fn is_named(&self, entry: &Self::Entry) -> bool {
+        let _nothing = entry;
+        false
+    }
+
     /// How many bytes it has when it is mapped, which can only be done as a whole; `None`: it cannot be mapped, or it
     /// is a file like others. Of sockets.
     fn mapped(&self, entry: &Self::Entry) -> Option<u64> {
@@ -415,6 +428,7 @@ pub trait AnyFileKind: Sync {
     fn parts(&self, entry: &pb::FileEntry) -> Vec<FileId>;
     fn after(&self, entry: &pb::FileEntry) -> Vec<FileId>;
     fn numbers(&self, entry: &pb::FileEntry) -> Vec<i32>;
+    fn is_named(&self, entry: &pb::FileEntry) -> bool;
     fn mapped(&self, entry: &pb::FileEntry) -> Option<u64>;
     fn open(&self, cx: &mut dyn RestoreCx, entries: &[&pb::FileEntry]) -> Result<Vec<Opened>>;
     fn open_there(&self, entry: &pb::FileEntry, program: &mut Program) -> Result<Ret>;
@@ -509,6 +523,9 @@ impl<K: FileKind> AnyFileKind for K {
         K::Entry::of(entry)
             .map(|entry| FileKind::numbers(self, entry))
             .unwrap_or_default()
+    }
+    fn is_named(&self, entry: &pb::FileEntry) -> bool {
+        K::Entry::of(entry).is_some_and(|entry| FileKind::is_named(self, entry))
     }
     fn mapped(&self, entry: &pb::FileEntry) -> Option<u64> {
         K::Entry::of(entry).and_then(|entry| FileKind::mapped(self, entry))

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use criu_image::id::{FileId, ShmId, VPid};
 use criu_image::{Desc, ImageId, ImageWriter, Memory, Store, StoreExt, pb};
 use criu_proc::Fdinfo;
-use criu_tracee::{Dry, Program, Site};
+use criu_tracee::{Dry, Name, Names, Program, Site};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
@@ -119,7 +119,15 @@ pub struct Paper {
     /// How far the clocks of the tree are ahead.
     pub shift: Shift,
     last: u32,
+    names: Names,
     cache: Cache,
+}
+
+impl Paper {
+    /// The calls that were made here.
+    pub fn listing(&self) -> &str {
+        self.here.listing()
+    }
 }
 
 impl Default for Paper {
@@ -132,6 +140,7 @@ impl Default for Paper {
             external: Vec::new(),
             shift: Shift::default(),
             last: 1,
+            names: Names::default(),
             cache: Cache::new(),
         }
     }
@@ -280,6 +289,15 @@ impl RestoreCx for Paper {
 
     fn shift(&self) -> Shift {
         self.shift
+    }
+
+    fn make_name(&mut self, _: &Name, program: &Program) -> Result<()> {
+        self.here.run(program)?;
+        Ok(())
+    }
+
+    fn names(&mut self) -> &mut Names {
+        &mut self.names
     }
 
     fn store(&self) -> &dyn Store {

@@ -11,7 +11,7 @@ use criu_kind::{Error, Result, Subject, Within};
 use criu_mm::{DrainOptions, Segments, Space, SpaceImage, Stats, page_size};
 use criu_proc::ProcDir;
 use criu_task::{Node, Tree};
-use criu_tracee::{Heir, Local, Program, Site, Sysno, Tracee};
+use criu_tracee::{Local, Program, Site, Sysno, Tracee};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
@@ -173,8 +173,6 @@ pub(crate) struct Back {
     objects: Objects,
     /// For who attaches segments.
     pub(crate) segments: Segments,
-    /// Removes them if the driver dies before there is somebody else to do it.
-    heir: Option<Heir>,
 }
 
 impl Back {
@@ -184,11 +182,7 @@ impl Back {
         let all: Vec<_> = all.map(|one| (one.id(), one.span(page_size()))).collect();
         let segments = Segments::load(&all, store)?;
         spaces.iter().try_for_each(|space| segments.check(space))?;
-        Ok(Self {
-            objects,
-            segments,
-            heir: None,
-        })
+        Ok(Self { objects, segments })
     }
 
     /// Makes all objects through the first task of the tree, and brings in the content of segments.
@@ -198,9 +192,6 @@ impl Back {
             gid: getegid().as_raw(),
             may_change: true,
         };
-        if !self.objects.absent().is_empty() {
-            self.heir = Some(Heir::appoint(&[], || self.undo(), || ())?);
-        }
         self.objects.make(first, creator)?;
         for segment in self.objects.segments() {
             bring(segment, &self.segments, first)
@@ -235,28 +226,19 @@ impl Back {
 
     /// Removes what was made. It outlives processes.
     pub(crate) fn undo(&self) {
-        for made in self.objects.absent().into_iter().rev() {
-            made.remove();
-        }
-    }
-
-    /// Whether there is something that outlives processes.
-    pub(crate) fn has_made(&self) -> bool {
-        self.heir.is_some()
-    }
-
-    /// From here on somebody else removes them if the restore fails.
-    pub(crate) fn hand_over(&mut self) -> Result<()> {
-        if let Some(mut heir) = self.heir.take() {
-            heir.commit()?;
-            heir.dismiss()?;
-        }
-        Ok(())
+        undo(&self.objects);
     }
 
     /// The restore has succeeded.
     pub(crate) fn keep(&mut self) {
         self.objects.keep();
+    }
+}
+
+/// Removes what was made of these, or may have been.
+pub(crate) fn undo(objects: &Objects) {
+    for made in objects.absent().into_iter().rev() {
+        made.remove();
     }
 }
 

@@ -12,7 +12,7 @@ use criu_mm::SpaceImage;
 use criu_net::Arrival;
 use criu_proc::{ProcDir, Status, TaskState};
 use criu_task::{Plan, birth};
-use criu_tracee::{Local, Near, fp_layout};
+use criu_tracee::{Heir, Local, Near, fp_layout};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -20,6 +20,7 @@ use nix::unistd::Pid;
 use crate::cpuinfo;
 use crate::error::Failure;
 use crate::explain;
+use crate::ipc;
 use crate::load::{self, Model};
 use crate::net;
 use crate::options::RestoreOptions;
@@ -138,6 +139,7 @@ fn build(
     pages_are_right: impl FnOnce() -> Result<(), criu_image::Error>,
 ) -> Result<(), Failure> {
     let tree = &options.tree;
+    let mut early = at("open", heir(options, &mut files, &ipc))?;
     progress.stage("open");
     files.inherit(model.files());
     files.share(model.spaces.iter().flat_map(SpaceImage::shared_files));
@@ -168,13 +170,34 @@ fn build(
     at("verify", pages_are_right().map_err(Error::from))?;
     tree.scripts.run(Action::PostRestore, Some(root))?;
     if let Some(path) = &options.pidfile {
-        write_pidfile(path, root)?;
+        let names = world.files.names_mut();
+        write_pidfile(path, root, names)?;
     }
     tree.scripts.run(Action::PreResume, Some(root))?;
     progress.stage("wake");
-    at("wake", world.wake(options.stopped, arrival))?;
+    at("wake", world.wake(options.stopped, arrival, early.take()))?;
     tree.scripts.run(Action::PostResume, Some(root))?;
     Ok(())
+}
+
+/// Who removes what outlives processes if the driver dies before [`World::wake`], if there is any. It has none of the
+/// files of the tasks: they are not open yet.
+fn heir(
+    options: &RestoreOptions,
+    files: &mut Files<'_>,
+    objects: &Objects,
+) -> Result<Option<Heir>> {
+    let named = files.begin_names()?;
+    if !named && options.pidfile.is_none() && objects.absent().is_empty() {
+        return Ok(None);
+    }
+    files.names_mut().begin()?;
+    let names = files.names();
+    let undo = || {
+        ipc::undo(objects);
+        names.undo();
+    };
+    Ok(Some(Heir::appoint(&[], undo, || ())?))
 }
 
 fn file_options(options: &RestoreOptions) -> criu_files::RestoreOptions {

@@ -1,14 +1,16 @@
 //! From what was asked to who does it.
 
-use std::fs::File;
 use std::io::{IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
+use criu_tracee::{Name, Names, Program};
 use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sys::wait::wait;
 use nix::unistd::Pid;
 
@@ -93,16 +95,20 @@ fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(), Failure>
 }
 
 /// Writes the root task's pid. As late as can be, but before tasks run: an existing file is a refusal.
-pub fn write_pidfile(path: &Path, pid: Pid) -> Result<(), Failure> {
-    let failed =
-        |error: std::io::Error| Failure::from_chain("pidfile", &error).object(path.display());
-    let file = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path);
-    file.and_then(|mut file| write!(file, "{pid}"))
-        .map_err(failed)
+pub fn write_pidfile(path: &Path, pid: Pid, names: &mut Names) -> Result<(), Failure> {
+    let failed = |error: &(dyn std::error::Error + 'static)| {
+        Failure::from_chain("pidfile", error).object(path.display())
+    };
+    let mut program = Program::new();
+    let at = program.cstr(path.as_os_str().as_bytes());
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+    program.openat(AT_FDCWD.as_raw_fd(), at, flags.bits(), 0o600);
+    let made = names.make(&Name::Path(path.to_owned()), &program);
+    made.map_err(|error| match error.errno() {
+        Some(errno) => failed(&std::io::Error::from(errno)),
+        None => failed(&error),
+    })?;
+    std::fs::write(path, pid.to_string()).map_err(|error| failed(&error))
 }
 
 /// Waits until no child is left: the root task, and zombies it leaves to us. Their ends are not ours to judge.

@@ -12,22 +12,36 @@ use crate::world::World;
 
 impl World<'_> {
     /// Lets all go together: if the driver dies meanwhile, either all end or all go on. With several processes, with
-    /// connections or with objects that outlive processes, somebody else sees to that.
-    pub(crate) fn wake(mut self, stopped: bool, arrival: &Arrival) -> Result<()> {
+    /// connections or with what outlives processes, somebody else sees to that: from here on, in place of `early`.
+    pub(crate) fn wake(
+        mut self,
+        stopped: bool,
+        arrival: &Arrival,
+        early: Option<Heir>,
+    ) -> Result<()> {
         let processes: Vec<Pid> = self.held.iter().map(Tracee::pid).collect();
         let mut heir = None;
-        if processes.len() > 1 || arrival.count() > 0 || self.ipc.has_made() {
+        if processes.len() > 1 || arrival.count() > 0 || early.is_some() {
             let or_say = |done: Result<()>| {
                 if let Err(error) = done {
                     tracing::error!(%error, "the driver has died, and its connections are left as they are");
                 }
             };
+            let names = self.files.names();
             let undo = || {
                 or_say(arrival.recall());
                 self.ipc.undo();
+                names.undo();
             };
-            heir = Some(Heir::appoint(&processes, undo, || or_say(arrival.go()))?);
-            self.ipc.hand_over()?;
+            let rest = || {
+                or_say(arrival.go());
+                names.finish();
+            };
+            heir = Some(Heir::appoint(&processes, undo, rest)?);
+        }
+        if let Some(mut early) = early {
+            early.commit()?;
+            early.dismiss()?;
         }
         let order = self.prepare(stopped)?;
         arrival.ready()?;
@@ -38,7 +52,9 @@ impl World<'_> {
             heir.commit()?;
         }
         self.ipc.keep();
+        self.files.names_mut().keep();
         arrival.go()?;
+        self.files.names().finish();
         if let Some(heir) = &mut heir {
             heir.dismiss()?;
         }

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use criu_image::id::{FileId, VPid};
 use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{Error, Opened, RestoreCx, Result, Subject, Within};
-use criu_tracee::{Outcome, Program};
+use criu_tracee::{Arg, Outcome, Program, Ret};
 use nix::unistd::{getegid, geteuid};
 
 use crate::sockets::diag::{ESTABLISHED, LISTEN};
@@ -75,6 +75,7 @@ pub(crate) fn build(cx: &mut dyn RestoreCx, entries: &[&pb::UnixSkEntry]) -> Res
         all.finish(cx, index).within(|| all.subject(index))?;
     }
     all.close_others(cx)?;
+    all.scratch.end(cx.names())?;
     let opened = all.sockets.iter().map(|socket| match socket.here {
         Some(fd) if socket.given => Opened::Given(fd),
         Some(fd) => Opened::Here(fd),
@@ -283,19 +284,34 @@ impl Builder<'_> {
         let entry = socket.entry;
         let mut program = Program::new();
         let fd = program.socket(libc::AF_UNIX, entry.r#type | NEW.unsigned_abs(), 0);
+        let listen = |fd: Arg, program: &mut Program| {
+            if entry.state == LISTEN {
+                as_who(creds, program, |program| {
+                    program.listen(fd, entry.backlog);
+                });
+            }
+        };
+        if name::is_seen(entry) {
+            let (made, here) = fetched(cx, maker, &program, fd)?;
+            socket.made = Some((maker, made));
+            socket.here = Some(here);
+            socket.reach = Some(name::bind_here(cx, here, entry)?);
+            let mut program = Program::new();
+            listen(made.into(), &mut program);
+            if !program.is_empty() {
+                run(cx, maker, &program)?;
+            }
+            return Ok(());
+        }
         if !entry.name.is_empty() {
-            let own = entry.deleted();
-            let reach = name::bind(fd, entry, own, &mut self.scratch, &mut program)?;
+            let names = cx.names();
+            let reach = name::bind(fd, entry, &mut self.scratch, names, &mut program)?;
             socket.reach = Some(reach);
         }
-        if entry.state == LISTEN {
-            as_who(creds, &mut program, |program| {
-                program.listen(fd, entry.backlog);
-            });
-        }
-        let made = run(cx, maker, &program)?.fd(fd);
+        listen(fd.into(), &mut program);
+        let (made, here) = fetched(cx, maker, &program, fd)?;
         socket.made = Some((maker, made));
-        socket.here = Some(cx.fetch(maker, made)?);
+        socket.here = Some(here);
         Ok(())
     }
 
@@ -371,9 +387,13 @@ impl Builder<'_> {
         let (Some((maker, fd)), false) = (socket.made, socket.entry.name.is_empty()) else {
             return Ok(());
         };
+        if let (true, Some(here)) = (name::is_seen(socket.entry), socket.here) {
+            socket.reach = Some(name::bind_here(cx, here, socket.entry)?);
+            return Ok(());
+        }
         let mut program = Program::new();
-        let own = socket.entry.deleted();
-        let reach = name::bind(fd, socket.entry, own, &mut self.scratch, &mut program)?;
+        let names = cx.names();
+        let reach = name::bind(fd, socket.entry, &mut self.scratch, names, &mut program)?;
         socket.reach = Some(reach);
         run(cx, maker, &program)?;
         Ok(())
@@ -393,19 +413,35 @@ impl Builder<'_> {
         let mut program = Program::new();
         let kind = self.sockets[server].entry.r#type | NEW.unsigned_abs();
         let fd = program.socket(libc::AF_UNIX, kind, 0);
-        if let Some(client) = client {
-            let entry = self.sockets[client].entry;
-            if !entry.name.is_empty() {
-                let own = entry.deleted();
-                let reach = name::bind(fd, entry, own, &mut self.scratch, &mut program)?;
-                self.sockets[client].reach = Some(reach);
+        let connect = |fd: Arg, program: &mut Program| {
+            as_who(connector, program, |program| {
+                listener.reach.connect(fd, program);
+            });
+        };
+        let entry = client.map(|client| self.sockets[client].entry);
+        let mut reach = None;
+        let (made, here) = match entry.filter(|entry| !entry.name.is_empty()) {
+            Some(entry) if name::is_seen(entry) => {
+                let (made, here) = fetched(cx, maker, &program, fd)?;
+                reach = Some(name::bind_here(cx, here, entry)?);
+                let mut program = Program::new();
+                connect(made.into(), &mut program);
+                run(cx, maker, &program)?;
+                (made, here)
             }
+            entry => {
+                if let Some(entry) = entry {
+                    let names = cx.names();
+                    let bound = name::bind(fd, entry, &mut self.scratch, names, &mut program)?;
+                    reach = Some(bound);
+                }
+                connect(fd.into(), &mut program);
+                fetched(cx, maker, &program, fd)?
+            }
+        };
+        if let (Some(client), true) = (client, reach.is_some()) {
+            self.sockets[client].reach = reach;
         }
-        as_who(connector, &mut program, |program| {
-            listener.reach.connect(fd, program);
-        });
-        let made = run(cx, maker, &program)?.fd(fd);
-        let here = cx.fetch(maker, made)?;
         match client {
             Some(client) => {
                 self.sockets[client].made = Some((maker, made));
@@ -449,7 +485,8 @@ impl Builder<'_> {
         let mut program = Program::new();
         let kind = entry.r#type | NEW.unsigned_abs();
         let fd = program.socket(libc::AF_UNIX, kind, 0);
-        let reach = name::bind(fd, entry, true, &mut self.scratch, &mut program)?;
+        let names = cx.names();
+        let reach = name::bind(fd, entry, &mut self.scratch, names, &mut program)?;
         as_who(creds, &mut program, |program| {
             program.listen(fd, 1);
         });
@@ -519,6 +556,12 @@ pub(super) fn as_who(
     calls(program);
     program.setresuid(SAME, uid, SAME);
     program.setresgid(SAME, gid, SAME);
+}
+
+/// Runs a program there, and fetches the descriptor that it makes: the number there, and here.
+fn fetched(cx: &mut dyn RestoreCx, at: VPid, program: &Program, fd: Ret) -> Result<(i32, i32)> {
+    let made = run(cx, at, program)?.fd(fd);
+    Ok((made, cx.fetch(at, made)?))
 }
 
 pub(super) fn run(cx: &mut dyn RestoreCx, at: VPid, program: &Program) -> Result<Outcome> {

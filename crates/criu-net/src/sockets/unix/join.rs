@@ -161,7 +161,7 @@ impl Builder<'_> {
         let kind = self.sockets[index].entry.r#type | NEW.unsigned_abs();
         let fd = program.socket(libc::AF_UNIX, kind, 0);
         if !sender.is_empty() {
-            name::bind(fd, &entry, true, &mut self.scratch, &mut program)?;
+            name::bind(fd, &entry, &mut self.scratch, cx.names(), &mut program)?;
         }
         let maker = cx.root();
         let made = run(cx, maker, &program)?.fd(fd);

@@ -9,7 +9,7 @@
 use criu_image::pb;
 use criu_kind::{DumpCx, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};
 
-use crate::sockets::unix::{build, dump};
+use crate::sockets::unix::{build, dump, name};
 
 /// `uflags`: not of the tree; stands for a name to connect to.
 pub(crate) const EXTERN: u32 = 1;
@@ -42,6 +42,11 @@ impl FileKind for Unix {
         entry: &mut Self::Entry,
     ) -> Result<()> {
         dump::relate(cx, file, entry)
+    }
+
+    /// Also what was accepted has the name of where that was: a socket for the while may be needed there.
+    fn is_named(&self, entry: &Self::Entry) -> bool {
+        name::is_path(&entry.name)
     }
 
     /// All of them are twins.
