@@ -14,7 +14,7 @@ pub(crate) const CASES: &[Case] = &[
 
 /// What a handler returns by is what the kernel has written: on 32-bit ARM one with `CONFIG_IWMMXT` leaves room that one
 /// without does not take.
-const FRAME: &str = if cfg!(target_arch = "arm") {
+const FRAME: &str = if matches!(std::env::consts::ARCH.as_bytes(), b"arm") {
     "it is inside of a handler, and kernels differ in CONFIG_IWMMXT"
 } else {
     ""
