@@ -27,12 +27,10 @@ pub use stub::{Entry, HealContext, Job, Stub};
 pub use thread::ThreadState;
 pub use waiting::{Interrupted, WaitTable, Woken};
 
-/// [`Arch::FIXED_NOTE`].
-#[derive(Clone, Copy, Debug)]
-pub struct FixedNote {
-    /// Which (`NT_*`).
-    pub note: u32,
-    /// What is different.
+/// Why a thread cannot go on here: [`Arch::lack`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lack {
+    /// What it has in use, and is not here.
     pub fact: &'static str,
     /// What the user can do.
     pub remedy: &'static str,
@@ -62,8 +60,12 @@ pub trait Arch {
     const EXTRA_NOTES: &'static [u32];
 
     /// A regset that nobody sets: how kernel and processor do something that the thread's memory has traces of.
-    /// It goes on only where this is the same; with what to say where it is not.
-    const FIXED_NOTE: Option<FixedNote>;
+    /// It goes on only where this is the same.
+    const FIXED_NOTE: Option<u32>;
+
+    /// Regsets that not every processor has, or has as large: what a new thread has of them here is looked up before
+    /// anything is restored.
+    const BORN_NOTES: &'static [u32];
 
     /// Regsets that are read when a thread is seized: those that calls of the stub destroy, and those
     /// that [`Arch::heal`] needs. A kernel, or a thread, may lack any.
@@ -124,6 +126,17 @@ pub trait Arch {
 
     /// Whether a regset of [`Arch::EXTRA_NOTES`] holds anything that a new thread lacks.
     fn is_extra(note: u32, bytes: &[u8]) -> bool;
+
+    /// What keeps a thread that had these bytes in a regset of [`Arch::BORN_NOTES`] from going on where a new thread has
+    /// `here` of it, or nothing. What it does not have in use keeps it from nothing.
+    fn lack(note: u32, bytes: &[u8], here: Option<&[u8]>, layout: &Self::FpLayout) -> Option<Lack>;
+
+    /// What a program has been told of its processor, by its auxiliary vector, that it or its libraries use unasked, and
+    /// that is not here.
+    fn lack_of_told(auxv: &[u64], layout: &Self::FpLayout) -> Option<Lack>;
+
+    /// Ways to protect memory that this processor has beside the usual three: bits of mmap(2).
+    fn protections(layout: &Self::FpLayout) -> u32;
 
     /// Of the regsets that were kept ([`Arch::KEPT_NOTES`]), the one that must be set again after the
     /// thread has run calls of the stub.

@@ -13,13 +13,14 @@ use crate::args::Args;
 use crate::machine::{self, Machine};
 use crate::qemu::End;
 use crate::trip::{self, Leg, Outcome, Terms, Trip};
-use crate::{busybox, cross, emulator, kernel, peer, shell};
+use crate::{busybox, cpus, cross, emulator, kernel, peer, shell};
 
 const USAGE: &str = "zdtm --arch NAME[,NAME]...|all [OPTION]...
   --kernel SERIES   6.1 (default), 6.12, or all that the machine has
   --upgrade A:B     dump under kernel A and restore under B, and the other way round
   --cpu MODEL       QEMU's name of the processor
-  --cpu A:B         dump on A; on B, which can do less, cases that need more are refused; and the other way round
+  --cpu A:B         dump on A and restore on B, and the other way round: who needs more is refused, nobody else
+  --cpu all         every change of processor that is known of the machine (xtask/src/cpus.rs)
   --jobs N          guests at a time (default: CPUs)
   --peer DIR        images go both ways between ours and the criu of the Debian system in DIR, and each to itself
   --quick           the cases that CI runs in guests
@@ -163,7 +164,6 @@ impl Way {
                 })
             };
         let mut trips = Vec::new();
-        let cpus = self.cpu.as_deref().and_then(|cpu| cpu.split_once(':'));
         let cpu = self.cpu.as_deref().unwrap_or(machine.cpu);
         if let Some(upgrade) = &self.upgrade {
             let (old, new) = upgrade.split_once(':').context("--upgrade wants A:B")?;
@@ -175,14 +175,40 @@ impl Way {
                 let restore = half(&name, "restore", to, cpu, &["--mode=dumped"])?;
                 trips.push(trip(name, vec![dump, restore]));
             }
-        } else if let Some((more, less)) = cpus {
-            let series = series(machine, self.series.as_deref().unwrap_or("6.1"))?;
-            for (from, to, how) in [(more, less, Some("--lesser-cpu")), (less, more, None)] {
-                let name = format!("{} {from}>{to}", machine.name);
-                let dump = half(&name, "dump", series, from, &["--mode=dump"])?;
-                let words: Vec<&str> = ["--mode=dumped"].into_iter().chain(how).collect();
-                let restore = half(&name, "restore", series, to, &words)?;
-                trips.push(trip(name, vec![dump, restore]));
+        } else if cpu == "all" || cpu.contains(':') {
+            let changes = cpus::named(machine, cpu);
+            if changes.is_empty() && cpu != "all" {
+                let known = cpus::named(machine, "all");
+                let known = known
+                    .iter()
+                    .map(|change| format!("\n  {}:{}", change.from, change.to));
+                let known: String = known.collect();
+                bail!(
+                    "nobody has written down what {cpu} does to {}; known are{known}",
+                    machine.name
+                );
+            }
+            for change in changes {
+                let series = series(machine, self.series.as_deref().unwrap_or(change.kernel))?;
+                let (there, back) = (change.all_need, change.all_need_back);
+                for (from, to, lacks, all_need) in [
+                    (change.from, change.to, change.lacks, there),
+                    (change.to, change.from, &[][..], back),
+                ] {
+                    let name = format!("{}-{series} {from}>{to}", machine.name);
+                    let dump = half(
+                        &name,
+                        "dump",
+                        series,
+                        from,
+                        &["--mode=dump", "--plain-libc"],
+                    )?;
+                    let lacks = format!("--lacks={}", lacks.join(","));
+                    let all_need = format!("--all-need={}", all_need.join(","));
+                    let words = ["--mode=dumped", &lacks, &all_need];
+                    let restore = half(&name, "restore", series, to, &words)?;
+                    trips.push(trip(name, vec![dump, restore]));
+                }
             }
         } else {
             let all = match self.series.as_deref() {

@@ -9,6 +9,7 @@ mod ci;
 mod client;
 mod codegen;
 mod corpus;
+mod cpus;
 mod criu;
 mod cross;
 mod demo;

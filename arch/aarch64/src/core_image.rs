@@ -10,12 +10,12 @@ use criu_image::pb::core_entry::March;
 use crate::fpu::{self, FPSIMD};
 use crate::regs::Arm64Regs;
 use crate::tls::{self, NT_ARM_TLS};
-use crate::{Aarch64, NT_PAC_ENABLED_KEYS, NT_PACA_KEYS, NT_PACG_KEYS};
+use crate::{Aarch64, Abilities, NT_PAC_ENABLED_KEYS, NT_PACA_KEYS, NT_PACG_KEYS};
 
 impl CoreImage for Aarch64 {
     fn to_core(
         state: &ThreadState<Arm64Regs>,
-        (): &(),
+        _: &Abilities,
         core: &mut pb::CoreEntry,
     ) -> Result<(), CoreError> {
         let mut all = state.more.iter();
@@ -44,7 +44,7 @@ impl CoreImage for Aarch64 {
         }
     }
 
-    fn from_core(core: &pb::CoreEntry, (): &()) -> Result<ThreadState<Arm64Regs>, CoreError> {
+    fn from_core(core: &pb::CoreEntry, _: &Abilities) -> Result<ThreadState<Arm64Regs>, CoreError> {
         if core.mtype() != March::Aarch64 {
             return Err(CoreError::Machine(core.mtype));
         }
@@ -225,8 +225,8 @@ mod tests {
     #[test]
     fn a_thread_comes_back() {
         let mut core = pb::CoreEntry::default();
-        Aarch64::to_core(&state(), &(), &mut core).expect("all known");
-        let back = Aarch64::from_core(&core, &()).expect("the same machine");
+        Aarch64::to_core(&state(), &Abilities::default(), &mut core).expect("all known");
+        let back = Aarch64::from_core(&core, &Abilities::default()).expect("the same machine");
         assert_eq!(back, state());
     }
 
@@ -236,7 +236,7 @@ mod tests {
         let mut za = 64_u32.to_le_bytes().to_vec();
         za.resize(64, 0);
         state.more.push((0x40c, za));
-        let error = Aarch64::to_core(&state, &(), &mut pb::CoreEntry::default());
+        let error = Aarch64::to_core(&state, &Abilities::default(), &mut pb::CoreEntry::default());
         let text = error.expect_err("ZA").to_string();
         assert_eq!(text, "the thread uses the ZA array (SME)");
     }
@@ -244,16 +244,19 @@ mod tests {
     #[test]
     fn hostile_lengths_are_refused() {
         let mut core = pb::CoreEntry::default();
-        Aarch64::to_core(&state(), &(), &mut core).expect("all known");
+        Aarch64::to_core(&state(), &Abilities::default(), &mut core).expect("all known");
         let good = core.clone();
         let info = core.ti_aarch64.as_mut().expect("set");
         info.gpregs.regs.pop();
-        let error = Aarch64::from_core(&core, &()).expect_err("too short");
+        let error = Aarch64::from_core(&core, &Abilities::default()).expect_err("too short");
         assert_eq!(error.to_string(), "regs has 30 elements instead of 31");
         core = good;
         core.ti_aarch64.as_mut().expect("set").fpsimd.vregs.push(0);
-        assert!(Aarch64::from_core(&core, &()).is_err());
+        assert!(Aarch64::from_core(&core, &Abilities::default()).is_err());
         core.set_mtype(March::X8664);
-        assert_eq!(Aarch64::from_core(&core, &()), Err(CoreError::Machine(1)));
+        assert_eq!(
+            Aarch64::from_core(&core, &Abilities::default()),
+            Err(CoreError::Machine(1))
+        );
     }
 }

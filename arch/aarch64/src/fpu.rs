@@ -9,11 +9,11 @@ pub(crate) const NT_PRFPREG: u32 = 2;
 pub(crate) const FPSIMD: usize = 528;
 /// `NT_ARM_SVE`: a header, then the registers in full, or those of `NT_PRFPREG` if that is all there is.
 pub(crate) const NT_ARM_SVE: u32 = 0x405;
-const NT_ARM_TAGGED_ADDR_CTRL: u32 = 0x409;
+pub(crate) const NT_ARM_TAGGED_ADDR_CTRL: u32 = 0x409;
 const NT_ARM_SSVE: u32 = 0x40b;
 const NT_ARM_ZA: u32 = 0x40c;
-const NT_ARM_FPMR: u32 = 0x40e;
-const NT_ARM_POE: u32 = 0x40f;
+pub(crate) const NT_ARM_FPMR: u32 = 0x40e;
+pub(crate) const NT_ARM_POE: u32 = 0x40f;
 const NT_ARM_GCS: u32 = 0x410;
 
 /// The image format has no field for any of these.
@@ -34,8 +34,24 @@ const HEADER: usize = 16;
 const FULL: u8 = 1;
 
 /// Whether the SVE registers have more in them than the V registers.
-fn is_full(sve: &[u8]) -> bool {
+pub(crate) fn is_full(sve: &[u8]) -> bool {
     sve.get(12).is_some_and(|flags| flags & FULL != 0)
+}
+
+/// Two bytes of the header.
+fn half(sve: &[u8], at: usize) -> u16 {
+    let bytes = sve.get(at..at + 2).and_then(|bytes| bytes.try_into().ok());
+    bytes.map_or(0, u16::from_le_bytes)
+}
+
+/// Bytes of one scalable vector.
+pub(crate) fn length(sve: &[u8]) -> u16 {
+    half(sve, 8)
+}
+
+/// Bytes of the longest vectors that the thread may have.
+pub(crate) fn longest(sve: &[u8]) -> u16 {
+    half(sve, 10)
 }
 
 /// Bytes that follow the header, by the header: without ZA, or outside of streaming mode, none.
@@ -72,10 +88,18 @@ pub(crate) fn lost_in_calls(kept: &[(u32, Vec<u8>)]) -> Option<&(u32, Vec<u8>)> 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn sve(size: u32, flags: u8) -> Vec<u8> {
+    /// A regset of vectors of so many bytes, of at most so many.
+    pub(crate) fn sve(length: u16, longest: u16, flags: u8) -> Vec<u8> {
+        let mut bytes = of_size(16, flags);
+        bytes[8..10].copy_from_slice(&length.to_le_bytes());
+        bytes[10..12].copy_from_slice(&longest.to_le_bytes());
+        bytes
+    }
+
+    fn of_size(size: u32, flags: u8) -> Vec<u8> {
         let mut bytes = size.to_le_bytes().to_vec();
         bytes.extend([0, 0, 0, 0, 16, 0, 16, 0, flags, 0, 0, 0]);
         bytes.resize(size as usize, 0);
@@ -84,9 +108,9 @@ mod tests {
 
     #[test]
     fn only_full_registers_are_lost_in_calls() {
-        let kept = vec![(NT_PRFPREG, vec![0; FPSIMD]), (NT_ARM_SVE, sve(560, 0))];
+        let kept = vec![(NT_PRFPREG, vec![0; FPSIMD]), (NT_ARM_SVE, of_size(560, 0))];
         assert_eq!(lost_in_calls(&kept), None);
-        let kept = vec![(NT_ARM_SVE, sve(656, FULL))];
+        let kept = vec![(NT_ARM_SVE, of_size(656, FULL))];
         assert_eq!(lost_in_calls(&kept), kept.first());
     }
 
@@ -94,7 +118,7 @@ mod tests {
     fn what_a_new_thread_has_anyway_is_no_extra() {
         assert!(!is_extra(NT_ARM_TAGGED_ADDR_CTRL, &[0; 8]));
         assert!(is_extra(NT_ARM_TAGGED_ADDR_CTRL, &[1, 0, 0, 0, 0, 0, 0, 0]));
-        assert!(!is_extra(NT_ARM_ZA, &sve(16, 0)) && is_extra(NT_ARM_ZA, &sve(272, 0)));
-        assert!(is_extra(NT_ARM_SVE, &sve(560, 0)));
+        assert!(!is_extra(NT_ARM_ZA, &of_size(16, 0)) && is_extra(NT_ARM_ZA, &of_size(272, 0)));
+        assert!(is_extra(NT_ARM_SVE, &of_size(560, 0)));
     }
 }

@@ -5,6 +5,7 @@
 
 #[cfg(feature = "image")]
 mod core_image;
+mod cpu;
 mod fpu;
 mod regs;
 mod restart;
@@ -12,11 +13,12 @@ mod stub;
 mod tls;
 mod vdso;
 
+pub use cpu::Abilities;
 pub use regs::Arm64Regs;
 
 use criu_arch::{
-    Arch, Calls, CompatAbi, Entry, FixedNote, HealContext, RegsTransfer, SigactionLayout,
-    SiginfoLayout, StackLayout, Stub, ThreadAreas, Wide,
+    Arch, Calls, CompatAbi, Entry, HealContext, Lack, RegsTransfer, SigactionLayout, SiginfoLayout,
+    StackLayout, Stub, ThreadAreas, Wide,
 };
 
 /// `NT_ARM_PAC_MASK`: the bits of signatures in pointers to data and to code.
@@ -45,11 +47,8 @@ impl Arch for Aarch64 {
     ];
     const EXTRA_NOTES: &'static [u32] = fpu::EXTRA;
     // Which bits of a pointer are its signature: those that user addresses leave, of which kernels have 48 or 52.
-    const FIXED_NOTE: Option<FixedNote> = Some(FixedNote {
-        note: NT_PAC_MASK,
-        fact: "its pointers are signed in other bits than here (NT_ARM_PAC_MASK)",
-        remedy: "restore it under a kernel, and on a processor, with user addresses of the same size",
-    });
+    const FIXED_NOTE: Option<u32> = Some(NT_PAC_MASK);
+    const BORN_NOTES: &'static [u32] = cpu::BORN;
     const KEPT_NOTES: &'static [u32] = &[fpu::NT_PRFPREG, fpu::NT_ARM_SVE];
     const TLS: ThreadAreas = ThreadAreas::NONE;
     const CALLS: Calls = Calls {
@@ -81,14 +80,16 @@ impl Arch for Aarch64 {
         flags: 8,
         size: 16,
     };
-    type FpLayout = ();
+    type FpLayout = Abilities;
     const SIGSET: usize = 8;
     const STUB: Stub = stub::STUB;
     const HEAL_SIZE: usize = stub::HEAL_SIZE;
     const PASSING: Option<fn(&[u8; 8]) -> bool> = None;
     const COMPAT_VDSO: Option<(usize, u64)> = None;
 
-    fn fp_layout(_: &dyn Fn(u32, u32) -> [u32; 4]) {}
+    fn fp_layout(identify: &dyn Fn(u32, u32) -> [u32; 4]) -> Abilities {
+        Abilities::identify(identify)
+    }
 
     fn may_time_out(nr: u64, args: &[u64; 6]) -> bool {
         restart::TABLE.timeout(nr, args).is_some()
@@ -104,6 +105,18 @@ impl Arch for Aarch64 {
 
     fn is_extra(note: u32, bytes: &[u8]) -> bool {
         fpu::is_extra(note, bytes)
+    }
+
+    fn lack(note: u32, bytes: &[u8], here: Option<&[u8]>, abilities: &Abilities) -> Option<Lack> {
+        cpu::lack(note, bytes, here, *abilities)
+    }
+
+    fn lack_of_told(auxv: &[u64], abilities: &Abilities) -> Option<Lack> {
+        abilities.lack_of_told(auxv)
+    }
+
+    fn protections(abilities: &Abilities) -> u32 {
+        abilities.protections()
     }
 
     fn lost_in_calls(kept: &[(u32, Vec<u8>)]) -> Option<&(u32, Vec<u8>)> {

@@ -16,8 +16,8 @@ mod vdso;
 pub use regs::ArmRegs;
 
 use criu_arch::{
-    Arch, Calls, CompatAbi, Entry, FixedNote, HealContext, RegsTransfer, SigactionLayout,
-    SiginfoLayout, StackLayout, Stub, ThreadAreas,
+    Arch, Calls, CompatAbi, Entry, HealContext, Lack, RegsTransfer, SigactionLayout, SiginfoLayout,
+    StackLayout, Stub, ThreadAreas,
 };
 
 /// The machine.
@@ -32,7 +32,8 @@ impl Arch for Armv7 {
     const FP_NOTE: u32 = fpu::NT_ARM_VFP;
     const MORE_NOTES: &'static [u32] = &[];
     const EXTRA_NOTES: &'static [u32] = &[];
-    const FIXED_NOTE: Option<FixedNote> = None;
+    const FIXED_NOTE: Option<u32> = None;
+    const BORN_NOTES: &'static [u32] = &[];
     const KEPT_NOTES: &'static [u32] = &[fpu::NT_ARM_VFP];
     const TLS: ThreadAreas = tls::AREA;
     const CALLS: Calls = sysno::CALLS;
@@ -80,6 +81,18 @@ impl Arch for Armv7 {
     }
 
     /// Calls keep all of it.
+    fn lack(_: u32, _: &[u8], _: Option<&[u8]>, _: &()) -> Option<Lack> {
+        None
+    }
+
+    fn lack_of_told(_: &[u64], _: &()) -> Option<Lack> {
+        None
+    }
+
+    fn protections(_: &()) -> u32 {
+        0
+    }
+
     fn lost_in_calls(_: &[(u32, Vec<u8>)]) -> Option<&(u32, Vec<u8>)> {
         None
     }

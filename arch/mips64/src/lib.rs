@@ -16,8 +16,8 @@ pub use fpu::FpRegs;
 pub use regs::Mips64Regs;
 
 use criu_arch::{
-    Arch, Calls, CompatAbi, Entry, FixedNote, HealContext, RegsTransfer, SigactionLayout,
-    SiginfoLayout, StackLayout, Stub, ThreadAreas, Wide,
+    Arch, Calls, CompatAbi, Entry, HealContext, Lack, RegsTransfer, SigactionLayout, SiginfoLayout,
+    StackLayout, Stub, ThreadAreas, Wide,
 };
 
 /// The machine.
@@ -33,7 +33,8 @@ impl Arch for Mips64 {
     const FP_NOTE: u32 = fpu::NT_PRFPREG;
     const MORE_NOTES: &'static [u32] = &[fpu::NT_MIPS_MSA];
     const EXTRA_NOTES: &'static [u32] = fpu::EXTRA;
-    const FIXED_NOTE: Option<FixedNote> = None;
+    const FIXED_NOTE: Option<u32> = None;
+    const BORN_NOTES: &'static [u32] = &[];
     /// `rt_sigreturn` clears what its frame does not have.
     const KEPT_NOTES: &'static [u32] = &[fpu::NT_PRFPREG, fpu::NT_MIPS_DSP];
     const TLS: ThreadAreas = tls::AREAS;
@@ -92,6 +93,18 @@ impl Arch for Mips64 {
     }
 
     /// Calls keep all of it.
+    fn lack(_: u32, _: &[u8], _: Option<&[u8]>, _: &()) -> Option<Lack> {
+        None
+    }
+
+    fn lack_of_told(_: &[u64], _: &()) -> Option<Lack> {
+        None
+    }
+
+    fn protections(_: &()) -> u32 {
+        0
+    }
+
     fn lost_in_calls(_: &[(u32, Vec<u8>)]) -> Option<&(u32, Vec<u8>)> {
         None
     }

@@ -21,8 +21,8 @@ pub use regs::X86Regs;
 pub use tls::UserDesc;
 
 use criu_arch::{
-    Arch, Calls, CompatAbi, Entry, FixedNote, HealContext, RegsTransfer, SigactionLayout,
-    SiginfoLayout, StackLayout, Stub, ThreadAreas, Wide,
+    Arch, Calls, CompatAbi, Entry, HealContext, Lack, RegsTransfer, SigactionLayout, SiginfoLayout,
+    StackLayout, Stub, ThreadAreas, Wide,
 };
 
 /// The registers as FXSAVE writes them: all there is without XSAVE.
@@ -43,7 +43,8 @@ impl Arch for X86_64 {
     const FP_NOTE: u32 = 0x202; // NT_X86_XSTATE
     const MORE_NOTES: &'static [u32] = &[NT_X86_SHSTK];
     const EXTRA_NOTES: &'static [u32] = &[];
-    const FIXED_NOTE: Option<FixedNote> = None;
+    const FIXED_NOTE: Option<u32> = None;
+    const BORN_NOTES: &'static [u32] = &[];
     const KEPT_NOTES: &'static [u32] = &[];
     const TLS: ThreadAreas = tls::AREAS;
     const CALLS: Calls = Calls {
@@ -124,6 +125,18 @@ impl Arch for X86_64 {
     }
 
     /// Calls keep all of it.
+    fn lack(_: u32, _: &[u8], _: Option<&[u8]>, _: &XstateLayout) -> Option<Lack> {
+        None
+    }
+
+    fn lack_of_told(_: &[u64], _: &XstateLayout) -> Option<Lack> {
+        None
+    }
+
+    fn protections(_: &XstateLayout) -> u32 {
+        0
+    }
+
     fn lost_in_calls(_: &[(u32, Vec<u8>)]) -> Option<&(u32, Vec<u8>)> {
         None
     }

@@ -18,6 +18,7 @@ use criu_proc::ProcDir;
 use criu_tracee::arch::Regs;
 use criu_tracee::{Job, Outcome, Program, Ret, Tracee, hand_over, run_all};
 
+use crate::barred::{self, Barred};
 use crate::bits::status;
 use crate::page_size;
 use crate::scan::{Run, Scanner, Walk, push_guard};
@@ -145,12 +146,15 @@ pub(crate) struct Capture<'a> {
     pub(crate) shift: u64,
     /// Where the driver copies from, if not from the memory of the process.
     pub(crate) object: Option<&'a File>,
+    /// What the driver copies from mappings that have to be made readable for it.
+    pub(crate) barred: Vec<Barred>,
 }
 
 impl Capture<'_> {
     fn bytes(&self) -> u64 {
         let inside: u64 = self.inside.iter().map(Transfer::len).sum();
-        inside + self.outside.iter().map(|piece| piece.len).sum::<u64>()
+        let barred: u64 = self.barred.iter().map(Barred::bytes).sum();
+        inside + barred + self.outside.iter().map(|piece| piece.len).sum::<u64>()
     }
 }
 
@@ -227,6 +231,7 @@ impl Draft {
         if !options.in_target || limited || bytes < SMALL {
             outside.append(&mut inside);
         }
+        let barred = barred::take(&space.mm.vmas, &mut outside);
         Ok(Some(Capture {
             tracee,
             file: self
@@ -237,6 +242,7 @@ impl Draft {
             outside,
             shift: 0,
             object: None,
+            barred,
         }))
     }
 }
@@ -272,17 +278,20 @@ pub(crate) fn write(tracees: &mut [Tracee], captures: &[Capture<'_>]) -> Result<
     let mut left = write_inside(tracees, captures)?;
     let mut buffer = vec![0; BUFFER];
     for (index, capture) in captures.iter().enumerate() {
-        let tracee = &tracees[capture.tracee];
+        let tracee = &mut tracees[capture.tracee];
         let rest = left.remove(&index).unwrap_or_default();
-        for piece in capture.outside.iter().chain(&rest) {
-            copy(tracee, capture, piece, &mut buffer)
-                .within(|| Subject::Vma {
-                    start: piece.at,
-                    end: piece.at + piece.len,
-                    name: "pages".to_owned(),
+        let mut pieces = capture.outside.iter().chain(&rest);
+        let copied = pieces
+            .try_for_each(|piece| copy(tracee, capture, piece, &mut buffer))
+            .and_then(|()| {
+                capture.barred.iter().try_for_each(|barred| {
+                    barred.readable(tracee, |tracee| {
+                        let mut pieces = barred.pieces.iter();
+                        pieces.try_for_each(|piece| copy(tracee, capture, piece, &mut buffer))
+                    })
                 })
-                .within(|| subject(tracee))?;
-        }
+            });
+        copied.within(|| subject(tracee))?;
         if capture.object.is_none() {
             put_back_borrowed(tracee, capture)?;
         }
@@ -372,6 +381,19 @@ impl Writer {
 }
 
 fn copy(tracee: &Tracee, capture: &Capture<'_>, piece: &Piece, buffer: &mut [u8]) -> Result<()> {
+    copy_piece(tracee, capture, piece, buffer).within(|| Subject::Vma {
+        start: piece.at,
+        end: piece.at + piece.len,
+        name: "pages".to_owned(),
+    })
+}
+
+fn copy_piece(
+    tracee: &Tracee,
+    capture: &Capture<'_>,
+    piece: &Piece,
+    buffer: &mut [u8],
+) -> Result<()> {
     let mut done = 0;
     while done < piece.len {
         let size = usize::try_from(piece.len - done).map_or(buffer.len(), |n| n.min(buffer.len()));

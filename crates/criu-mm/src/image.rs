@@ -6,7 +6,7 @@ use std::ops::Range;
 use criu_image::id::{FileId, ShmId, VPid};
 use criu_image::shmem::Object;
 use criu_image::{Store, StoreExt, desc, pb};
-use criu_kind::{Error, Result};
+use criu_kind::{Error, Result, Subject, Within};
 
 use crate::bits::{map, prot, status};
 use crate::page_size;
@@ -201,6 +201,24 @@ impl SpaceImage {
             .iter()
             .filter(|vma| backing(vma) != Backing::Kernel);
         vmas.map(|vma| vma.start..vma.end)
+    }
+
+    /// Whether a processor protects memory as this wants it, that has these ways beside the usual three.
+    pub fn fits(&self, protections: u32) -> Result<()> {
+        let usual = prot::READ | prot::WRITE | prot::EXEC;
+        let mut all = self.vmas().iter();
+        let Some(vma) = all.find(|vma| vma.prot & !usual & !protections != 0) else {
+            return Ok(());
+        };
+        let refused = Error::unsupported(
+            "code into which branches may land at marked places only (BTI)",
+            "restore it on a processor with BTI",
+        );
+        Err(refused).within(|| Subject::Vma {
+            start: vma.start,
+            end: vma.end,
+            name: "[code]".to_owned(),
+        })
     }
 
     /// The protection of a mapping from its making until it is finished.

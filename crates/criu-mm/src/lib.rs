@@ -10,6 +10,7 @@
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
 mod aio;
+mod barred;
 mod bits;
 mod clear;
 mod drain;

@@ -187,6 +187,7 @@ fn drain_one(
         outside,
         shift,
         object: Some(&object),
+        barred: Vec::new(),
     };
     write(tracees, &[capture])
 }

@@ -61,6 +61,8 @@ pub use plan::{End, Plan, PlanNode, Role, Step};
 pub use rseq::forget as forget_rseq;
 pub use seccomp_table::SeccompTable;
 pub use share::{Conflict, Sharing, sharing};
-pub use state::{NewThread, TaskState, core, fits, natural, thread_areas, zombie};
+pub use state::{
+    Machine, NewThread, TaskState, core, fits, fits_told, natural, thread_areas, zombie,
+};
 pub use table::{ASPECTS, Dressed, answer, describe, dress, push};
 pub use tree::{Node, Tree, freeze};

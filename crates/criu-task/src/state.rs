@@ -3,8 +3,8 @@
 use criu_image::pb;
 use criu_kind::{Draft, Error, Result, Saved, ThreadView};
 use criu_proc::Stat;
-use criu_tracee::arch::{Arch, CoreError, CoreImage, FixedNote, ThreadState};
-use criu_tracee::{FpLayout, Native, NativeRegs, Stop, Stopped, Tracee};
+use criu_tracee::arch::{Arch, CoreError, CoreImage, ThreadState};
+use criu_tracee::{FpLayout, Native, NativeRegs, Stop, Stopped, Tracee, fp_layout, newborn};
 
 use crate::words::{sigset, to_sigset};
 
@@ -100,7 +100,7 @@ fn extra(more: Vec<(u32, Vec<u8>)>) -> Vec<pb::RegsetEntry> {
 }
 
 fn is_fixed(note: u32) -> bool {
-    Native::FIXED_NOTE.is_some_and(|fixed| fixed.note == note)
+    Native::FIXED_NOTE == Some(note)
 }
 
 fn processor_state(view: &ThreadView<'_>, layout: &FpLayout) -> Result<ThreadState<NativeRegs>> {
@@ -109,7 +109,7 @@ fn processor_state(view: &ThreadView<'_>, layout: &FpLayout) -> Result<ThreadSta
     for note in Native::MORE_NOTES.iter().chain(Native::EXTRA_NOTES) {
         more.extend(view.thread.regset(*note)?.map(|bytes| (*note, bytes)));
     }
-    if let Some(FixedNote { note, .. }) = Native::FIXED_NOTE {
+    if let Some(note) = Native::FIXED_NOTE {
         more.extend(view.thread.regset(note)?.map(|bytes| (note, bytes)));
     }
     Ok(ThreadState {
@@ -181,33 +181,86 @@ impl NewThread {
         }
         stopped.set_regset(self.fp_note, &self.state.fp)?;
         for (note, bytes) in &self.state.more {
-            match Native::FIXED_NOTE.filter(|fixed| fixed.note == *note) {
-                Some(fixed) if stopped.regset_if_any(*note)?.as_ref() != Some(bytes) => {
-                    return Err(Error::unsupported(fixed.fact, fixed.remedy));
-                }
-                Some(_) => {}
-                None => stopped.set_regset(*note, bytes)?,
-            }
+            stopped.set_regset(*note, bytes)?;
         }
         Ok(())
     }
 }
 
-/// Whether the registers of a thread fit this processor: what it has in use is there.
-pub fn fits(core: &pb::CoreEntry, layout: &FpLayout) -> Result<()> {
-    Native::from_core(core, layout).map(drop).map_err(misfit)
+/// What this machine has for its threads.
+#[derive(Debug)]
+pub struct Machine {
+    layout: &'static FpLayout,
+    born: Vec<(u32, Vec<u8>)>,
 }
 
-/// The registers and the signal mask of a thread, from its image.
-pub fn natural(saved: &Saved<'_>, layout: &FpLayout) -> Result<NewThread> {
-    let mut state = Native::from_core(saved.core, layout).map_err(misfit)?;
-    for regset in saved.ext.iter().flat_map(|ext| &ext.regsets) {
+impl Machine {
+    /// Asks the processor, and looks at a new thread where that is not enough.
+    pub fn here() -> Result<Self> {
+        Ok(Self {
+            layout: fp_layout(),
+            born: newborn(Native::BORN_NOTES)?,
+        })
+    }
+
+    /// Ways to protect memory, beside the usual three: [`Arch::protections`].
+    pub fn protections(&self) -> u32 {
+        Native::protections(self.layout)
+    }
+
+    fn born(&self, note: u32) -> Option<&[u8]> {
+        let mut all = self.born.iter();
+        all.find_map(|(known, bytes)| (*known == note).then_some(&bytes[..]))
+    }
+
+    /// Whether a thread takes this regset.
+    fn takes(&self, note: u32) -> bool {
+        !is_fixed(note) && (!Native::BORN_NOTES.contains(&note) || self.born(note).is_some())
+    }
+}
+
+/// Whether the registers of a thread fit this machine: what it has in use is there.
+pub fn fits(core: &pb::CoreEntry, ext: Option<&pb::TaskExtEntry>, machine: &Machine) -> Result<()> {
+    let state = state(core, ext, machine)?;
+    let all = state.more.iter();
+    let mut born = all.filter(|(note, _)| Native::BORN_NOTES.contains(note));
+    let lack = born
+        .find_map(|(note, bytes)| Native::lack(*note, bytes, machine.born(*note), machine.layout));
+    match lack {
+        Some(lack) => Err(Error::unsupported(lack.fact, lack.remedy)),
+        None => Ok(()),
+    }
+}
+
+/// Whether this machine has what a program of this memory uses because it was told of it.
+pub fn fits_told(mm: &pb::MmEntry, machine: &Machine) -> Result<()> {
+    match Native::lack_of_told(&mm.mm_saved_auxv, machine.layout) {
+        Some(lack) => Err(Error::unsupported(lack.fact, lack.remedy)),
+        None => Ok(()),
+    }
+}
+
+fn state(
+    core: &pb::CoreEntry,
+    ext: Option<&pb::TaskExtEntry>,
+    machine: &Machine,
+) -> Result<ThreadState<NativeRegs>> {
+    let mut state = Native::from_core(core, machine.layout).map_err(misfit)?;
+    for regset in ext.iter().flat_map(|ext| &ext.regsets) {
         if !is_fixed(regset.note) && !Native::EXTRA_NOTES.contains(&regset.note) {
             let why = format!("a regset {:#x} of another machine", regset.note);
             return Err(Error::corrupt("criu-rs-task", why));
         }
         state.more.push((regset.note, regset.content.clone()));
     }
+    Ok(state)
+}
+
+/// The registers and the signal mask of a thread, from its image. What this machine has not, a thread that [`fits`] has
+/// not in use.
+pub fn natural(saved: &Saved<'_>, machine: &Machine) -> Result<NewThread> {
+    let mut state = state(saved.core, saved.ext, machine)?;
+    state.more.retain(|(note, _)| machine.takes(*note));
     let thread = saved.core.thread_core.as_ref();
     let task = saved.core.tc.as_ref();
     let (low, extended) = match (task, thread) {
@@ -217,7 +270,7 @@ pub fn natural(saved: &Saved<'_>, layout: &FpLayout) -> Result<NewThread> {
     };
     Ok(NewThread {
         state,
-        fp_note: Native::fp_note(layout),
+        fp_note: Native::fp_note(machine.layout),
         mask: to_sigset(low, extended),
     })
 }

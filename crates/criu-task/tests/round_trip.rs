@@ -8,7 +8,7 @@ use criu_image::pb;
 use criu_kind::{Draft, Now, Saved, ThreadView};
 use criu_proc::{ProcDir, Stat, Status};
 use criu_task::{
-    SeccompTable, answer, birth, closing_signal, core, describe, dress, natural, push,
+    Machine, SeccompTable, answer, birth, closing_signal, core, describe, dress, natural, push,
 };
 use criu_tracee::{Hold, Nursery, Program, Site, Tracee, fp_layout, spawn_root};
 use nix::unistd::Pid;
@@ -171,6 +171,7 @@ fn restore(drafts: &[Draft], filters: &[pb::SeccompFilter], ids: &[i32]) -> Trac
         thp_disabled: drafts[0].thp_disabled,
         ..pb::MmEntry::default()
     };
+    let machine = Machine::here().expect("newborn");
     for index in (0..ids.len()).rev() {
         let seen = see(&process, tracee.threads()[index].tid());
         let now = Now {
@@ -194,7 +195,7 @@ fn restore(drafts: &[Draft], filters: &[pb::SeccompFilter], ids: &[i32]) -> Trac
         let ran = tracee.thread(index).run(&program);
         ran.map_err(|error| dressed.blame(error))
             .expect("the batch");
-        let new = natural(&saved, fp_layout()).expect("registers");
+        let new = natural(&saved, &machine).expect("registers");
         new.set(tracee.threads()[index].stopped().expect("held"), &[])
             .expect("ptrace");
         push(&saved, &process).expect("push");

@@ -70,7 +70,7 @@ pub use run::{Job, run_all, run_each};
 pub use shared::{shared_anonymous, write_huge};
 pub use shelter::sheltered;
 pub use site::{Outcome, Site};
-pub use spawn::{Nursery, spawn_root};
+pub use spawn::{Nursery, newborn, spawn_root};
 pub use stop::{Hold, Stop, Stopped};
 pub use syscalls::Sysno;
 pub use thread::Thread;

@@ -41,8 +41,23 @@ pub fn identify(leaf: u32, subleaf: u32) -> [u32; 4] {
     [answer.eax, answer.ebx, answer.ecx, answer.edx]
 }
 
+/// What the processor says of itself, as the kernel passes it on: a word of the auxiliary vector, by its key.
+#[cfg(target_arch = "aarch64")]
+#[allow(unsafe_code, reason = "getauxval(3) is C")]
+pub fn identify(key: u32, _: u32) -> [u32; 4] {
+    // SAFETY: takes a number, and reads what never changes.
+    let word: u64 = unsafe { libc::getauxval(key.into()) };
+    let [a, b, c, d, e, f, g, h] = word.to_le_bytes();
+    [
+        u32::from_le_bytes([a, b, c, d]),
+        u32::from_le_bytes([e, f, g, h]),
+        0,
+        0,
+    ]
+}
+
 /// What the processor says of itself: nothing that has a say in the layout of its registers.
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub fn identify(_: u32, _: u32) -> [u32; 4] {
     [0; 4]
 }

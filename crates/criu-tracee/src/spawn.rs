@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::native::Native;
-use crate::stop::{Hold, Running};
+use crate::stop::{Hold, Running, Stop, Stopped};
 use crate::tracee::{LEADER_ROOM, THREAD_ROOM, Tracee};
 
 /// The stub and the rooms of all threads, mapped in the tracer where every task of the tree has a
@@ -135,9 +135,44 @@ pub fn spawn_root(nursery: &Nursery, pids: &[i32], flags: u64) -> Result<Tracee>
         set_tid_size: pids.len() as u64,
         ..CloneArgs::default()
     };
+    let (pid, held) = spawn_held(&args)?;
+    let vpid = pids.first().map_or(pid, |pid| Pid::from_raw(*pid));
+    held.and_then(|held| Tracee::adopt_held(pid, vpid, nursery, held))
+        .inspect_err(|_| bury(pid))
+}
+
+/// Of these regsets (`NT_*`) what a new thread has on this machine.
+pub fn newborn(notes: &[u32]) -> Result<Vec<(u32, Vec<u8>)>> {
+    if notes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let args = CloneArgs {
+        exit_signal: libc::SIGCHLD.cast_unsigned().into(),
+        ..CloneArgs::default()
+    };
+    let (pid, held) = spawn_held(&args)?;
+    let all = held.and_then(|(stopped, _)| {
+        let mut all = Vec::new();
+        for note in notes {
+            all.extend(stopped.regset_if_any(*note)?.map(|bytes| (*note, bytes)));
+        }
+        Ok(all)
+    });
+    bury(pid);
+    all
+}
+
+/// Ends a child that is no good: it would wait for ever.
+fn bury(pid: Pid) {
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).ok();
+    drop(crate::wait::reap(pid));
+}
+
+/// Clones a child and holds it.
+fn spawn_held(args: &CloneArgs) -> Result<(Pid, Result<(Stopped, Stop)>)> {
     // SAFETY: without CLONE_VM the child works on a copy of our memory. It makes no call but those of
     // `wait_to_be_seized`, which touch no state that another thread may have left in disorder.
-    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const *args, size_of::<CloneArgs>()) };
     if pid == 0 {
         wait_to_be_seized();
     }
@@ -150,13 +185,7 @@ pub fn spawn_root(nursery: &Nursery, pids: &[i32], flags: u64) -> Result<Tracee>
         running.interrupt()?;
         running.wait_held(None)
     });
-    let vpid = pids.first().map_or(pid, |pid| Pid::from_raw(*pid));
-    held.and_then(|held| Tracee::adopt_held(pid, vpid, nursery, held))
-        .inspect_err(|_| {
-            // Not held: it would wait for ever.
-            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).ok();
-            drop(crate::wait::reap(pid));
-        })
+    Ok((pid, held))
 }
 
 /// What the child does until it is seized; it dies with the tracer.

@@ -35,6 +35,15 @@ pub(crate) struct Body {
 }
 
 impl Task {
+    /// The images of its threads' registers, the leader's first, each with what those have no field for.
+    pub(crate) fn registers(
+        &self,
+    ) -> impl Iterator<Item = (&pb::CoreEntry, Option<&pb::TaskExtEntry>)> {
+        let others = self.threads.iter().map(|(tid, core)| (*tid, &**core));
+        let all = [(self.pid(), &*self.core)].into_iter().chain(others);
+        all.map(|(tid, core)| (core, self.ext.get(&tid.unsigned_abs())))
+    }
+
     /// Whether it is stopped and its parent has been told.
     pub(crate) fn stop_reported(&self) -> bool {
         let ext = self.ext.get(&self.pid().unsigned_abs());

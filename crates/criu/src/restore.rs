@@ -11,8 +11,8 @@ use criu_kind::{Error, Result, Within};
 use criu_mm::SpaceImage;
 use criu_net::Arrival;
 use criu_proc::{ProcDir, Status, TaskState};
-use criu_task::{Plan, birth};
-use criu_tracee::{Heir, Local, Near, fp_layout};
+use criu_task::{Machine, Plan, birth};
+use criu_tracee::{Heir, Local, Near};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -49,7 +49,8 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
     files.lend(arrival.clone());
     let mut ipc = at("load", Objects::load(store, model.ipc()))?;
     let plan = at("plan", model.plan(tree.shell_job))?;
-    let mut checked = preflight(&model, &files, &mut ipc, &plan, &arrival);
+    let machine = at("plan", Machine::here())?;
+    let mut checked = preflight(&model, &files, &mut ipc, &plan, &arrival, &machine);
     if tree.plan || tree.scripts.paths.is_empty() {
         checked = checked.and_then(|()| arrival.check_addresses());
     }
@@ -73,7 +74,8 @@ pub(crate) fn restore(options: &RestoreOptions, progress: &Progress) -> Result<(
             None => images.verify_pages(),
         };
         build(
-            options, progress, &mut stats, &model, files, ipc, &plan, &arrival, store, sums,
+            options, progress, &mut stats, &model, files, ipc, &plan, &arrival, &machine, store,
+            sums,
         )
     })?;
     progress.clear();
@@ -135,6 +137,7 @@ fn build(
     ipc: Objects,
     plan: &Plan,
     arrival: &Arrival,
+    machine: &Machine,
     store: &dyn Store,
     pages_are_right: impl FnOnce() -> Result<(), criu_image::Error>,
 ) -> Result<(), Failure> {
@@ -165,7 +168,7 @@ fn build(
     progress.stage("settle");
     at("settle", world.settle())?;
     progress.stage("seal");
-    at("seal", world.seal(fp_layout(), near.as_ref()))?;
+    at("seal", world.seal(machine, near.as_ref()))?;
     drop(near);
     at("verify", pages_are_right().map_err(Error::from))?;
     tree.scripts.run(Action::PostRestore, Some(root))?;
@@ -243,6 +246,7 @@ fn preflight(
     ipc: &mut Objects,
     plan: &Plan,
     arrival: &Arrival,
+    machine: &Machine,
 ) -> Result<()> {
     let mut problems = Vec::new();
     let mut wanted = model.pids();
@@ -265,15 +269,19 @@ fn preflight(
     let pids = model.pids();
     let of_tree = |pid: i32| pids.binary_search(&pid).is_ok();
     problems.extend(ipc.check(&mut Local, &of_tree).err());
-    let layout = fp_layout();
-    for task in model.tasks.iter().filter(|task| task.body.is_some()) {
-        let threads = task.threads.iter().map(|(_, core)| &**core);
+    for task in &model.tasks {
+        let Some(body) = &task.body else { continue };
         // One thread tells enough of its process.
-        let misfit = [&*task.core].into_iter().chain(threads).find_map(|core| {
-            let fits = criu_task::fits(core, layout);
+        let misfit = task.registers().find_map(|(core, ext)| {
+            let fits = criu_task::fits(core, ext, machine);
             fits.within(|| task.subject()).err()
         });
         problems.extend(misfit);
+        let space = &model.spaces[body.space];
+        let told = criu_task::fits_told(&space.mm, machine);
+        problems.extend(told.within(|| task.subject()).err());
+        let fits = space.fits(machine.protections());
+        problems.extend(fits.within(|| task.subject()).err());
     }
     Error::all(problems)
 }

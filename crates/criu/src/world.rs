@@ -7,8 +7,8 @@ use criu_kind::{Now, Result, Within};
 use criu_mm::{FillJob, FillStats, Ground, Materials, Shared, SpaceImage};
 use criu_ns::Going;
 use criu_proc::ProcDir;
-use criu_task::{NewThread, Plan, Role, Step, birth};
-use criu_tracee::{FpLayout, Job, Near, Nursery, Program, Site, Tracee, run_all, spawn_root};
+use criu_task::{Machine, NewThread, Plan, Role, Step, birth};
+use criu_tracee::{Job, Near, Nursery, Program, Site, Tracee, run_all, spawn_root};
 use nix::unistd::Pid;
 
 use crate::blame::blame;
@@ -401,7 +401,7 @@ impl<'m> World<'m> {
     }
 
     /// Every thread gets what makes it what it was; the last of it takes its power away.
-    pub(crate) fn seal(&mut self, layout: &FpLayout, near: Option<&Near>) -> Result<()> {
+    pub(crate) fn seal(&mut self, machine: &Machine, near: Option<&Near>) -> Result<()> {
         let program = birth::forget_children();
         let jobs = self.alive.iter().map(|(_, here)| Job {
             tracee: *here,
@@ -431,7 +431,7 @@ impl<'m> World<'m> {
             self.dress(leaders, &now)?;
         }
         for ((image, here), now) in self.alive.clone().into_iter().zip(&now) {
-            self.push(image, here, now, layout)
+            self.push(image, here, now, machine)
                 .within(|| self.model.tasks[image].subject())?;
         }
         Ok(())
@@ -479,7 +479,7 @@ impl<'m> World<'m> {
         })
     }
 
-    fn push(&mut self, image: usize, here: usize, now: &Now, layout: &FpLayout) -> Result<()> {
+    fn push(&mut self, image: usize, here: usize, now: &Now, machine: &Machine) -> Result<()> {
         let model = self.model;
         let task = &model.tasks[image];
         let mut new: Vec<NewThread> = Vec::new();
@@ -493,7 +493,7 @@ impl<'m> World<'m> {
             let held = &mut self.held[here];
             let thread = &held.threads()[index];
             criu_task::push(&saved, &process)?;
-            let mut state = criu_task::natural(&saved, layout)?;
+            let mut state = criu_task::natural(&saved, machine)?;
             state.set(thread.stopped()?, &born)?;
             state.wait_on(&saved, held);
             new.push(state);

@@ -17,8 +17,8 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("sve", sve),
     Case::new("sve-length", sve_length),
     Case::new("thread-pointer", thread_pointer),
-    Case::new("pointer-authentication", pointer_authentication).needs(&["signed in other bits"]),
-    Case::new("landing-places", landing_places),
+    Case::new("pointer-authentication", pointer_authentication),
+    Case::new("landing-places", landing_places).needs(&["marked places only (BTI)"]),
 ];
 
 /// Runs on a thread of its own, with a moment to get to its waiting place.
@@ -482,9 +482,11 @@ fn landing_places() -> Result<()> {
     const PROT_BTI: i32 = 0x10;
     let protection = libc::PROT_READ | libc::PROT_EXEC | PROT_BTI;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    let Ok(mapping) = Mapping::new(4096, protection, flags, -1, 0) else {
+    const HWCAP2_BTI: u32 = 17;
+    if !has(libc::AT_HWCAP2, HWCAP2_BTI) {
         return skip("no BTI");
-    };
+    }
+    let mapping = Mapping::new(4096, protection, flags, -1, 0)?;
     let guarded = || -> Result<bool> {
         let smaps = proc_text("self", "smaps")?;
         let start = format!("{:x}-", mapping.address());

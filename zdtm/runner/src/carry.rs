@@ -88,10 +88,13 @@ impl Visible {
     }
 
     /// Takes out of both looks what is a kernel's own: lines that only one of them has, how it guards itself against
-    /// speculation, its numbers of namespaces, sizes it gives to directories of /proc, its way with pidfds, and its vdso,
-    /// of which a restored task has two.
+    /// speculation, its numbers of namespaces, sizes it gives to directories of /proc, its way with pidfds, its vdso and
+    /// page of signals, of which a restored task has two, and how much it keeps of an auxiliary vector.
     pub(crate) fn keep_common(&mut self, other: &mut Self) {
-        let vdso = |value: &str| value.contains("[vdso]") || value.contains("[vvar");
+        let vdso = |value: &str| {
+            let names = ["[vdso]", "[vvar", "[sigpage]"];
+            names.iter().any(|name| value.contains(name))
+        };
         let places: Vec<String> = self
             .0
             .iter()
@@ -106,6 +109,13 @@ impl Visible {
         };
         self.0.retain(|key, value| keep(key, value, other));
         other.0.retain(|key, value| keep(key, value, self));
+        for (key, value) in &mut self.0 {
+            if key.ends_with("/auxv")
+                && let Some(there) = other.0.get_mut(key)
+            {
+                keep_shorter(value, there);
+            }
+        }
         for look in [self, other] {
             for (key, value) in &mut look.0 {
                 if key.contains("/fd/") {
@@ -117,6 +127,20 @@ impl Visible {
                 }
             }
         }
+    }
+}
+
+/// Of two auxiliary vectors, of which one is the beginning of the other, that one.
+fn keep_shorter(one: &mut String, other: &mut String) {
+    let filled = |words: &str| {
+        let words = words.trim_end_matches(['0', ' ']);
+        words.split(' ').count()
+    };
+    let common = filled(one).min(filled(other));
+    let first =
+        |words: &str| -> Vec<String> { words.split(' ').take(common).map(str::to_owned).collect() };
+    if first(one) == first(other) {
+        other.clone_from(one);
     }
 }
 
@@ -165,6 +189,8 @@ mod tests {
             ("    2/fd/0001", "ipc:[4026532151] mode=100444"),
             ("    2/fd/0002", "anon_inode:[eventfd] eventfd-count=2"),
             ("    2/maps/1-2", "r-xp 0 [vdso] []"),
+            ("    2/auxv", "10 4000 6 10 0000"),
+            ("    2/maps/4-5", "r-xp 0 [sigpage] []"),
             ("    2/state", "alive"),
         ]);
         let mut new = look(&[
@@ -175,11 +201,21 @@ mod tests {
             ),
             ("    2/maps/1-2", "r-xp 0  []"),
             ("    2/maps/3-4", "r-xp 0 [vdso] []"),
+            ("    2/auxv", "10 4000 6 10 1b 20 0000"),
+            ("    2/maps/4-5", "r-xp 0  []"),
+            ("    2/maps/8-9", "r-xp 0 [sigpage] []"),
             ("    2/state", "alive"),
             ("    2/thread/2/untag_mask", "0xff"),
         ]);
         old.keep_common(&mut new);
         assert_eq!(old, new);
-        assert_eq!(old.0.len(), 2);
+        assert_eq!(old.0.len(), 3);
+    }
+
+    #[test]
+    fn vectors_that_differ_before_their_end_are_different() {
+        let (mut one, mut other) = ("10 1 6 10 00".to_owned(), "10 2 6 10 1b 20 00".to_owned());
+        keep_shorter(&mut one, &mut other);
+        assert_ne!(one, other);
     }
 }

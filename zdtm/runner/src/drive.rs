@@ -18,6 +18,13 @@ use crate::options::Mode;
 use crate::outcome::Outcome;
 use crate::visible::{self, Process, Visible};
 
+/// What has glibc take the instructions that every x86_64 has, and that no 64-bit ARM lacks.
+const PLAIN_LIBC: (&str, &str) = (
+    "GLIBC_TUNABLES",
+    "glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-AVX_Fast_Unaligned_Load,-BMI1,-BMI2,-ERMS,-FMA,-FSRM,\
+     -LZCNT,-MOVBE,-POPCNT,-RTM,-SSSE3,-SSE4_1,-SSE4_2,-XSAVE,-XSAVEC:glibc.cpu.name=generic",
+);
+
 /// How long a tree may take to look the same twice, or to look as before.
 const SETTLE: Duration = Duration::from_millis(1500);
 
@@ -53,9 +60,9 @@ impl Run<'_> {
     fn course(&mut self) -> Result<Outcome> {
         if self.job.column.mode == Mode::Dumped {
             let outcome = self.second_half()?;
-            return Ok(match self.job.lesser_cpu {
-                true => outcome,
-                false => carry::judge(outcome, &self.job.case.stays),
+            return Ok(match self.job.lacks.is_empty() {
+                true => carry::judge(outcome, &self.job.case.stays),
+                false => outcome,
             });
         }
         self.start()?;
@@ -81,19 +88,16 @@ impl Run<'_> {
 
     /// Restores what an earlier run has dumped, elsewhere.
     fn second_half(&mut self) -> Result<Outcome> {
-        let needs = &self.job.case.needs;
-        if self.job.lesser_cpu && needs.is_empty() {
-            return Ok(Outcome::Skip("it is not known to need any CPU".to_owned()));
-        }
+        let lacks = &self.job.lacks;
         let (root, before) = carry::take(self.job)?;
         carry::make_way()?;
         self.root = root;
         let refusal = self.restore(&self.job.dir.join("img0"))?;
-        if self.job.lesser_cpu {
+        if !lacks.is_empty() {
             let Some(Outcome::Fail(why)) = refusal else {
-                fail!("restored, though this CPU lacks {}", needs.join(", "));
+                fail!("restored, though this CPU lacks {}", lacks.join(", "));
             };
-            if let Some(need) = needs.iter().find(|need| !why.contains(*need)) {
+            if let Some(need) = lacks.iter().find(|need| !why.contains(*need)) {
                 fail!("the refusal does not name {need}: {why}");
             }
             let left = visible::processes()?.len();
@@ -134,6 +138,7 @@ impl Run<'_> {
             .env("ZDTM_DIR", &work)
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("RUST_BACKTRACE", "0")
+            .envs(self.job.plain_libc.then_some(PLAIN_LIBC))
             .current_dir(&work)
             .stdin(File::open("/dev/null").map(Stdio::from)?)
             .stdout(log.try_clone()?)

@@ -16,8 +16,10 @@ pub(crate) struct Job {
     pub(crate) place: Place,
     pub(crate) iterations: usize,
     pub(crate) timeout: Duration,
-    /// The CPU lacks what the case needs.
-    pub(crate) lesser_cpu: bool,
+    /// What has to be said when it is refused, as it must be on this CPU; nothing where it must not.
+    pub(crate) lacks: Vec<String>,
+    /// Of its instructions the C library uses those only that every processor has.
+    pub(crate) plain_libc: bool,
     pub(crate) cases: PathBuf,
     /// Absolute; holds `work` (the case's directory), `img` and the logs.
     pub(crate) dir: PathBuf,
@@ -42,7 +44,8 @@ impl Job {
             place: options.place,
             iterations: options.iterations.max(1),
             timeout: options.timeout,
-            lesser_cpu: options.lesser_cpu,
+            lacks: lacks(options, case),
+            plain_libc: options.plain_libc,
             cases: absolute(&options.cases)?,
             dir: absolute(&dir)?,
         })
@@ -70,7 +73,8 @@ impl Job {
             .to_owned(),
             self.iterations.to_string(),
             self.timeout.as_secs().to_string(),
-            self.lesser_cpu.to_string(),
+            self.lacks.join(","),
+            self.plain_libc.to_string(),
             self.case.name.clone(),
             self.case.options.join(" "),
             self.case.dump.join(" "),
@@ -93,7 +97,8 @@ impl Job {
             place,
             iterations,
             timeout,
-            lesser_cpu,
+            lacks,
+            plain_libc,
             name,
             options,
             dump,
@@ -136,9 +141,17 @@ impl Job {
             },
             iterations: iterations.parse()?,
             timeout: Duration::from_secs(timeout.parse()?),
-            lesser_cpu: lesser_cpu.parse()?,
+            lacks: catalog::names(lacks),
+            plain_libc: plain_libc.parse()?,
             cases: cases.into(),
             dir: dir.into(),
         })
     }
+}
+
+/// What of the needs of a case the CPU lacks, and what it lacks of everybody's.
+fn lacks(options: &Options, case: &Entry) -> Vec<String> {
+    let own = case.needs.iter();
+    let own = own.filter(|need| options.lacks.contains(need));
+    own.chain(&options.all_need).cloned().collect()
 }

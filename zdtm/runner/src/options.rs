@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::catalog::names;
+
 /// What happens to a case between "ready" and "check".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -79,8 +81,12 @@ pub struct Options {
     pub filter: Vec<String>,
     /// But none with one of these.
     pub exclude: Vec<String>,
-    /// The CPU lacks what cases need: they must be refused for it.
-    pub lesser_cpu: bool,
+    /// What the CPU lacks: cases that need it must be refused in these words.
+    pub lacks: Vec<String>,
+    /// What it lacks and all cases need.
+    pub all_need: Vec<String>,
+    /// The C library of the cases shall not choose instructions by the CPU.
+    pub plain_libc: bool,
     /// Print the names only.
     pub list: bool,
     /// How many times to run everything.
@@ -111,7 +117,9 @@ usage: zdtm-run [OPTION]...
   --exclude TEXT         but not those
   --mode NAME            restore (default), leave-running, leave-stopped, pre-dump, none; repeatable;
                          dump, and in a later run dumped: the two halves of restore, on machines that may differ
-  --lesser-cpu           with dumped: of this CPU no case has what it needs, and must hear it
+  --lacks TEXT           with dumped: the CPU lacks this, and cases that need it must hear it; repeatable, commas too
+  --all-need TEXT        with dumped: the CPU lacks this, and every case must hear it; likewise
+  --plain-libc           the C library of the cases uses instructions that all CPUs have
   --host                 on the host instead of in a fresh pid and mount namespace
   --iterations N         dump and restore N times before the check
   --repeat N             run everything N times
@@ -138,7 +146,9 @@ impl Options {
             place: Place::Namespace,
             filter: Vec::new(),
             exclude: Vec::new(),
-            lesser_cpu: false,
+            lacks: Vec::new(),
+            all_need: Vec::new(),
+            plain_libc: false,
             list: false,
             repeat: 1,
             iterations: 1,
@@ -198,7 +208,9 @@ impl Options {
                 "--output" => options.output = value()?.into(),
                 "--keep" => options.keep = true,
                 "--junit" => options.junit = Some(value()?.into()),
-                "--lesser-cpu" => options.lesser_cpu = true,
+                "--lacks" => options.lacks.extend(names(&value()?)),
+                "--all-need" => options.all_need.extend(names(&value()?)),
+                "--plain-libc" => options.plain_libc = true,
                 "--list" => options.list = true,
                 "--help" | "-h" => {
                     println!("{USAGE}");
