@@ -10,6 +10,7 @@ mod checked;
 mod connections;
 mod shapes;
 mod stopwatch;
+mod tables;
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -46,7 +46,7 @@ pub use ask::{ready_signal, signal_owner, signal_owner_users, socket_option};
 pub use criu_arch as arch;
 pub use dry::Dry;
 pub use error::{CallError, Error, Result};
-pub use fds::{fetch_fd, peek_whole, pidfd_open};
+pub use fds::{copy_fd, fetch_fd, peek_whole, pidfd_open};
 pub use gone::pidfds_of_the_gone;
 pub use heir::Heir;
 pub use kcmp::{Kcmp, find, kcmp};
