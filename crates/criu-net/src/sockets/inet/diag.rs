@@ -118,7 +118,11 @@ fn ask(family: i32, protocol: i32, states: u32, mut take: impl FnMut(&InetRespon
     let request = InetRequest {
         family: byte(family),
         protocol: byte(protocol),
-        extensions: ExtensionFlags::SHUTDOWN,
+        // The keys of TCP come with its state, which is much.
+        extensions: match protocol {
+            libc::IPPROTO_TCP => ExtensionFlags::SHUTDOWN | ExtensionFlags::INFO,
+            _ => ExtensionFlags::SHUTDOWN,
+        },
         states: StateFlags::from_bits_retain(states),
         socket_id: if family == libc::AF_INET {
             SocketId::new_v4()
