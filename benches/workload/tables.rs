@@ -1,4 +1,7 @@
-//! When tables of nf_tables come and go: the kernel tells whoever listens, so it is seen of any program.
+//! When tables of nf_tables come and go, so it is seen of any program.
+//!
+//! The kernel would tell whoever listens, but of each connection in a table too, and then most of the time goes into
+//! that. So it is asked again and again which tables there are.
 
 use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -7,33 +10,31 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::anyhow;
-use nix::errno::Errno;
+use anyhow::{anyhow, bail};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvmsg,
-    setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvmsg, send,
+    socket,
 };
-use nix::sys::time::TimeVal;
 
-// `include/uapi/linux/netfilter/{nfnetlink,nf_tables}.h`: a message of nf_tables, and the group of them.
+// `include/uapi/linux/netfilter/{nfnetlink,nf_tables}.h`: messages of nf_tables.
 const NEW_TABLE: u16 = 10 << 8;
-const DEL_TABLE: u16 = 10 << 8 | 2;
-const GROUP: u32 = 1 << (7 - 1);
-/// A lock of many connections is as many messages.
-const ROOM: usize = 64 << 20;
-/// How long it takes to see that nobody waits for more.
-const PATIENCE: TimeVal = TimeVal::new(0, 10_000);
+const GET_TABLE: u16 = 10 << 8 | 1;
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+/// `NLM_F_REQUEST` and `NLM_F_DUMP`.
+const ALL: u16 = 0x301;
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// What was seen, from the beginning on.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Seen {
-    /// When the first table was made.
+    /// When the first table was there.
     pub(crate) made: Option<Duration>,
-    /// When the last was removed.
+    /// When the last was gone.
     pub(crate) gone: Option<Duration>,
 }
 
-/// Somebody who listens.
+/// Somebody who looks.
 #[derive(Debug)]
 pub(crate) struct Watch {
     is_over: Arc<AtomicBool>,
@@ -49,12 +50,11 @@ impl Watch {
             SockFlag::SOCK_CLOEXEC,
             SockProtocol::NetlinkNetFilter,
         )?;
-        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUP))?;
-        setsockopt(&socket, sockopt::RcvBufForce, &ROOM)?;
-        setsockopt(&socket, sockopt::ReceiveTimeout, &PATIENCE)?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        any(&socket)?;
         let is_over = Arc::new(AtomicBool::new(false));
         let over = is_over.clone();
-        let thread = std::thread::spawn(move || listen(&socket, start, &over));
+        let thread = std::thread::spawn(move || look(&socket, start, &over));
         Ok(Self { is_over, thread })
     }
 
@@ -65,25 +65,45 @@ impl Watch {
     }
 }
 
-/// Until there is nothing to hear and nothing to come.
-fn listen(socket: &OwnedFd, start: Instant, is_over: &AtomicBool) -> anyhow::Result<Seen> {
+fn look(socket: &OwnedFd, start: Instant, is_over: &AtomicBool) -> anyhow::Result<Seen> {
     let mut seen = Seen::default();
-    let mut bytes = vec![0; 64 << 10];
+    let mut was = false;
     loop {
         let was_over = is_over.load(Ordering::Relaxed);
-        let mut room = [IoSliceMut::new(&mut bytes)];
-        let got = recvmsg::<()>(socket.as_raw_fd(), &mut room, None, MsgFlags::empty());
-        let length = match got.map(|message| message.bytes) {
-            Ok(length) => length,
-            Err(Errno::EAGAIN) if was_over => return Ok(seen),
-            Err(Errno::EAGAIN | Errno::EINTR) => continue,
-            Err(errno) => return Err(errno.into()),
-        };
+        let is = any(socket)?;
         let now = start.elapsed();
+        if is {
+            seen.made.get_or_insert(now);
+            seen.gone = None;
+        } else if was {
+            seen.gone = Some(now);
+        }
+        was = is;
+        if was_over {
+            return Ok(seen);
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Whether there is a table.
+fn any(socket: &OwnedFd) -> anyhow::Result<bool> {
+    let mut question = 20u32.to_ne_bytes().to_vec();
+    question.extend(GET_TABLE.to_ne_bytes());
+    question.extend(ALL.to_ne_bytes());
+    question.resize(20, 0);
+    send(socket.as_raw_fd(), &question, MsgFlags::empty())?;
+    let mut is = false;
+    let mut bytes = vec![0; 32 << 10];
+    loop {
+        let mut room = [IoSliceMut::new(&mut bytes)];
+        let got = recvmsg::<()>(socket.as_raw_fd(), &mut room, None, MsgFlags::empty())?;
+        let length = got.bytes;
         for kind in kinds(&bytes[..length]) {
             match kind {
-                NEW_TABLE => _ = seen.made.get_or_insert(now),
-                DEL_TABLE => seen.gone = Some(now),
+                NEW_TABLE => is = true,
+                DONE => return Ok(is),
+                ERROR => bail!("no nf_tables"),
                 _ => {}
             }
         }
