@@ -8,8 +8,8 @@ use nix::sys::resource::{UsageWho, getrusage};
 
 use crate::tables::Watch;
 
-/// `time FILE COMMAND…`: writes nanoseconds, KiB, 0 if it exited with success, and the nanoseconds until the first
-/// table of nf_tables was there and until the last was gone; 0: never.
+/// `time FILE COMMAND…`: writes nanoseconds, KiB, 0 if it exited with success, and the nanoseconds until there was a
+/// table of nf_tables more than before and until there was one less; 0: never.
 pub(crate) fn run(args: &[String]) -> anyhow::Result<()> {
     let [file, program, args @ ..] = args else {
         anyhow::bail!("usage: workload time FILE COMMAND…");

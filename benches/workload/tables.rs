@@ -3,6 +3,7 @@
 //! The kernel would tell whoever listens, but of each connection in a table too, and then most of the time goes into
 //! that. So it is asked again and again which tables there are.
 
+use std::cmp::Ordering::{Equal, Greater, Less};
 use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -28,9 +29,9 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// What was seen, from the beginning on.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Seen {
-    /// When the first table was there.
+    /// When there was one more than at first.
     pub(crate) made: Option<Duration>,
-    /// When the last was gone.
+    /// When there was one less than at first.
     pub(crate) gone: Option<Duration>,
 }
 
@@ -51,10 +52,10 @@ impl Watch {
             SockProtocol::NetlinkNetFilter,
         )?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-        any(&socket)?;
+        let first = count(&socket)?;
         let is_over = Arc::new(AtomicBool::new(false));
         let over = is_over.clone();
-        let thread = std::thread::spawn(move || look(&socket, start, &over));
+        let thread = std::thread::spawn(move || look(&socket, first, start, &over));
         Ok(Self { is_over, thread })
     }
 
@@ -65,20 +66,22 @@ impl Watch {
     }
 }
 
-fn look(socket: &OwnedFd, start: Instant, is_over: &AtomicBool) -> anyhow::Result<Seen> {
+fn look(
+    socket: &OwnedFd,
+    first: usize,
+    start: Instant,
+    is_over: &AtomicBool,
+) -> anyhow::Result<Seen> {
     let mut seen = Seen::default();
-    let mut was = false;
     loop {
         let was_over = is_over.load(Ordering::Relaxed);
-        let is = any(socket)?;
+        let count = count(socket)?;
         let now = start.elapsed();
-        if is {
-            seen.made.get_or_insert(now);
-            seen.gone = None;
-        } else if was {
-            seen.gone = Some(now);
+        match count.cmp(&first) {
+            Greater => _ = seen.made.get_or_insert(now),
+            Less => _ = seen.gone.get_or_insert(now),
+            Equal => {}
         }
-        was = is;
         if was_over {
             return Ok(seen);
         }
@@ -86,14 +89,14 @@ fn look(socket: &OwnedFd, start: Instant, is_over: &AtomicBool) -> anyhow::Resul
     }
 }
 
-/// Whether there is a table.
-fn any(socket: &OwnedFd) -> anyhow::Result<bool> {
+/// How many tables there are; others may have some.
+fn count(socket: &OwnedFd) -> anyhow::Result<usize> {
     let mut question = 20u32.to_ne_bytes().to_vec();
     question.extend(GET_TABLE.to_ne_bytes());
     question.extend(ALL.to_ne_bytes());
     question.resize(20, 0);
     send(socket.as_raw_fd(), &question, MsgFlags::empty())?;
-    let mut is = false;
+    let mut count = 0;
     let mut bytes = vec![0; 32 << 10];
     loop {
         let mut room = [IoSliceMut::new(&mut bytes)];
@@ -101,8 +104,8 @@ fn any(socket: &OwnedFd) -> anyhow::Result<bool> {
         let length = got.bytes;
         for kind in kinds(&bytes[..length]) {
             match kind {
-                NEW_TABLE => is = true,
-                DONE => return Ok(is),
+                NEW_TABLE => count += 1,
+                DONE => return Ok(count),
                 ERROR => bail!("no nf_tables"),
                 _ => {}
             }
