@@ -11,6 +11,7 @@ mod connections;
 mod named;
 mod shapes;
 mod stopwatch;
+mod tables;
 
 use std::path::Path;
 use std::process::ExitCode;

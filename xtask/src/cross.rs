@@ -40,18 +40,45 @@ pub(crate) fn provide(machine: &Machine) -> Result<()> {
 
 /// Builds everything for a machine; the driver only if it is going to be called.
 pub(crate) fn build(machine: &Machine, criu: bool) -> Result<Built> {
-    shell::need(machine.linking)?;
-    let target_dir = shell::target()?.join("guest");
-    let upper = machine.target.replace('-', "_").to_uppercase();
     let wanted = || {
         PROGRAMS
             .iter()
             .filter(|(package, _)| criu || *package != "criu")
     };
+    let packages: Vec<&str> = wanted().map(|(package, _)| *package).collect();
+    let dir = compile(machine, GUEST, &[&[INIT], &packages[..]].concat())?;
+    let mut programs: Vec<PathBuf> = wanted().map(|(_, name)| dir.join(name)).collect();
+    programs.extend(compat(machine, &dir)?);
+    Ok(Built {
+        init: dir.join(INIT),
+        programs,
+    })
+}
+
+/// Builds what is measured in a guest, and what measures it: the driver for speed, as it is anywhere else.
+pub(crate) fn build_bench(machine: &Machine) -> Result<Built> {
+    let fast = compile(machine, "release", &["criu"])?;
+    let dir = compile(machine, GUEST, &[INIT, "xtask", "benches"])?;
+    Ok(Built {
+        init: dir.join(INIT),
+        programs: vec![fast.join("criu"), dir.join("xtask"), dir.join("workload")],
+    })
+}
+
+const INIT: &str = "zdtm-init";
+
+/// The profile of what shall be built quickly.
+const GUEST: &str = "guest";
+
+/// Builds packages for a machine; says where their programs are.
+fn compile(machine: &Machine, profile: &str, packages: &[&str]) -> Result<PathBuf> {
+    shell::need(machine.linking)?;
+    let target_dir = shell::target()?.join("guest");
+    let upper = machine.target.replace('-', "_").to_uppercase();
     let mut command = Command::new(shell::cargo_program());
-    command.args(["build", "--profile", "guest", "--target", machine.target]);
-    command.args(["-p", "zdtm-init"]);
-    for (package, _) in wanted() {
+    command.args(["build", "--profile", profile, "--target", machine.target]);
+    command.arg("--bins");
+    for package in packages {
         command.args(["-p", package]);
     }
     command
@@ -74,13 +101,7 @@ pub(crate) fn build(machine: &Machine, criu: bool) -> Result<Built> {
     eprintln!("building for {}", machine.name);
     let status = command.status()?;
     ensure!(status.success(), "the build for {} failed", machine.name);
-    let dir = target_dir.join(machine.target).join("guest");
-    let mut programs: Vec<PathBuf> = wanted().map(|(_, name)| dir.join(name)).collect();
-    programs.extend(compat(machine, &dir)?);
-    Ok(Built {
-        init: dir.join("zdtm-init"),
-        programs,
-    })
+    Ok(target_dir.join(machine.target).join(profile))
 }
 
 /// The 32-bit program of a machine that has such; the case skips itself where there is none.

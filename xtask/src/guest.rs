@@ -227,7 +227,7 @@ impl Way {
 }
 
 /// A kernel that the machine has.
-fn series(machine: &'static Machine, wanted: &str) -> Result<&'static str> {
+pub(crate) fn series(machine: &'static Machine, wanted: &str) -> Result<&'static str> {
     let known = machine.kernels.iter().find(|known| **known == wanted);
     match known {
         Some(known) => Ok(known),

@@ -12,7 +12,7 @@ use crate::modules::Modules;
 /// Loaded before there is a disk, in this order where they do not say one themselves.
 pub(crate) const BOOT: &[&str] = &["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"];
 
-/// Writes it. The arguments are for the runner; init passes them on.
+/// Writes it. The arguments are for init: a program of the disk and its words.
 pub(crate) fn write(to: &Path, init: &Path, modules: &Modules, arguments: &[String]) -> Result<()> {
     let mut archive = Archive::default();
     let early = modules.closure(BOOT);

@@ -2,6 +2,7 @@
 mod apt;
 mod args;
 mod bench;
+mod bench_guest;
 mod busybox;
 mod cache;
 mod catalogue;

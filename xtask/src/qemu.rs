@@ -24,9 +24,6 @@ const VERDICT: &str = "verdict ";
 /// No guest takes this long to its first word.
 const BOOT: Duration = Duration::from_secs(180);
 
-/// Nothing happens in silence for so long: a case is killed before.
-const SILENCE: Duration = Duration::from_secs(300);
-
 /// How often it is asked whether somebody has stopped the emulator: that is not the guest's silence.
 const LISTEN: Duration = Duration::from_secs(1);
 
@@ -42,6 +39,8 @@ pub(crate) struct Guest {
     pub(crate) disk: PathBuf,
     /// Everything that the serial line says.
     pub(crate) log: PathBuf,
+    /// Nothing happens in silence for so long.
+    pub(crate) silence: Duration,
 }
 
 /// How it ended.
@@ -98,7 +97,11 @@ fn boot(guest: &Guest, log: &mut File, line: &mut dyn FnMut(&str)) -> Result<(En
     let (mut booted, mut panic, mut last) = (None, None, String::new());
     let mut silence = Duration::ZERO;
     let end = loop {
-        let patience = if booted.is_none() { BOOT } else { SILENCE };
+        let patience = if booted.is_none() {
+            BOOT
+        } else {
+            guest.silence
+        };
         let text = match told.recv_timeout(LISTEN) {
             Ok(text) => text,
             Err(RecvTimeoutError::Timeout) if silence >= patience => break End::Hang,

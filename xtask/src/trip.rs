@@ -19,6 +19,9 @@ use crate::qemu::{self, End, Guest};
 /// A case in a guest takes longer than on the host.
 const TIMEOUT: &str = "--timeout=180";
 
+/// A case is killed before it is silent for so long.
+const SILENCE: Duration = Duration::from_secs(300);
+
 /// One guest of a trip.
 #[derive(Clone, Debug)]
 pub(crate) struct Leg {
@@ -96,8 +99,12 @@ pub(crate) fn make(trip: &Trip, terms: &Terms<'_>) -> Result<Vec<Outcome>> {
             initramfs: dir.join("initramfs"),
             disk: disk.clone(),
             log: dir.join(format!("serial-{}.log", outcomes.len())),
+            silence: SILENCE,
         };
         let mut words: Vec<String> = [
+            "zdtm-run",
+            "--criu=/zdtm/criu",
+            "--output=/zdtm/out",
             TIMEOUT,
             "--known=/zdtm/known",
             "--junit=/zdtm/out/junit.xml",

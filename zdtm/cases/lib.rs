@@ -110,6 +110,7 @@ mod net {
     pub(crate) mod tcp_options;
     pub(crate) mod tcp_policy;
     pub(crate) mod tcp_queues;
+    pub(crate) mod tcp_signed;
     pub(crate) mod tcp_states;
     pub(crate) mod udp;
     pub(crate) mod unix_creds;
@@ -241,6 +242,7 @@ pub static AREAS: &[Area] = &[
             net::tcp_options::CASES,
             net::tcp_policy::CASES,
             net::tcp_queues::CASES,
+            net::tcp_signed::CASES,
             net::tcp_states::CASES,
             net::udp::CASES,
             net::unix_creds::CASES,

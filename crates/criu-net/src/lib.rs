@@ -57,6 +57,7 @@ mod sockets {
         pub(crate) mod rebuild;
         pub(crate) mod repair;
         pub(crate) mod save;
+        pub(crate) mod signature;
         pub(crate) mod state;
     }
     pub(crate) mod unix {

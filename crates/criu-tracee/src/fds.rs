@@ -42,6 +42,13 @@ pub fn fetch_fd(pidfd: impl AsFd, fd: i32) -> Result<Option<OwnedFd>> {
     }
 }
 
+/// A copy of a descriptor of ours: the same open file description.
+pub fn copy_fd(fd: i32) -> Result<OwnedFd> {
+    let mut program = Program::new();
+    let copy = program.fcntl(fd, libc::F_DUPFD_CLOEXEC, 0);
+    own(Local.run(&program)?.value(copy))
+}
+
 /// Looks at what waits in a stream socket without taking it, as far as whole buffers of the kernel's fit into `room`;
 /// how many bytes that were. A look by length cannot tell where a buffer ends: the kernel goes on to
 /// the next one to see whether descriptors come with it.

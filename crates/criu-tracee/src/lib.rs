@@ -51,7 +51,7 @@ pub use built::leave_all;
 pub use criu_arch as arch;
 pub use dry::Dry;
 pub use error::{CallError, Error, Result};
-pub use fds::{fetch_fd, peek_whole, pidfd_open};
+pub use fds::{copy_fd, fetch_fd, peek_whole, pidfd_open};
 pub use gone::pidfds_of_the_gone;
 pub use heir::Heir;
 pub use kcmp::{Kcmp, find, kcmp};

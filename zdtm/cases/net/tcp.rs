@@ -1,11 +1,10 @@
 //! TCP connections with somebody outside of the tree, or with ourselves.
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::fd::IntoRawFd;
 use std::time::Duration;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, socket};
 use zdtm::{Case, Result, check, check_eq};
 
 use super::outsider::Outsider;
@@ -27,9 +26,6 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("tcp-remap", moved)
         .options(KEEP)
         .restore_options(&["--tcp-remap=127.0.0.1=127.0.0.2"]),
-    Case::new("tcp-signed", signed)
-        .options(KEEP)
-        .refused("the keys are told nobody"),
     Case::new("tcp-unlocked", client).options(&["--tcp-established", "--network-lock=skip"]),
 ];
 
@@ -225,49 +221,4 @@ fn close() -> Result<()> {
     let again = TcpStream::connect(listener.local_addr()?)?;
     let (other, _) = listener.accept()?;
     both(&again, &other, b"listen")
-}
-
-/// Signs what goes to our own machine (TCP-MD5).
-fn sign(socket: &impl AsRawFd) -> io::Result<()> {
-    const TCP_MD5SIG: libc::c_int = 14;
-    // `struct tcp_md5sig`: address, flags, prefix, length of the key, interface, key.
-    let mut wanted = [0u8; 216];
-    wanted[..2].copy_from_slice(&2u16.to_ne_bytes()); // AF_INET
-    wanted[4..8].copy_from_slice(&[127, 0, 0, 1]);
-    wanted[130..132].copy_from_slice(&4u16.to_ne_bytes());
-    wanted[136..140].copy_from_slice(b"zdtm");
-    let (at, size) = (wanted.as_ptr().cast(), 216);
-    // SAFETY: the structure is as long as is said.
-    let done =
-        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, TCP_MD5SIG, at, size) };
-    zdtm::ret(done).map(drop)
-}
-
-/// Both ends sign their segments.
-fn signed() -> Result<()> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    match sign(&listener) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
-            return zdtm::skip("no signatures (CONFIG_TCP_MD5SIG)");
-        }
-        other => other?,
-    }
-    let client = socket(
-        AddressFamily::Inet,
-        SockType::Stream,
-        SockFlag::empty(),
-        None,
-    )?;
-    sign(&client)?;
-    let SocketAddr::V4(address) = listener.local_addr()? else {
-        zdtm::bail!("not an address of IPv4");
-    };
-    connect(client.as_raw_fd(), &SockaddrIn::from(address))?;
-    let (mut server, _) = listener.accept()?;
-    zdtm::checkpoint()?;
-    TcpStream::from(client).write_all(b"after")?;
-    let mut heard = [0; 5];
-    server.read_exact(&mut heard)?;
-    check_eq!(&heard, b"after");
-    Ok(())
 }

@@ -5,11 +5,11 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt,
 };
 use zdtm::{Case, Result, check, check_eq};
 
-use super::tcp_options::{found, set, set_all};
+use super::tcp_options::{found, get, set, set_all};
 
 pub(crate) const CASES: &[Case] = &[
     Case::new("udp-bound", bound),
@@ -23,6 +23,8 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("udp-shared-port", shared),
     Case::new("udp-groups", groups),
     Case::new("udp-corked", corked).refused("a datagram that is being gathered"),
+    Case::new("udp-more", more).refused("a datagram that is being gathered"),
+    Case::new("udp-cork", cork),
     Case::new("udplite", lite),
 ];
 
@@ -273,6 +275,42 @@ fn corked() -> Result<()> {
     set(&one, 17, 1, 1)?;
     one.send(b"half ")?;
     zdtm::checkpoint()?;
+    one.send(b"and half")?;
+    set(&one, 17, 1, 0)?;
+    check_eq!(hear(&other)?.0, b"half and half");
+    Ok(())
+}
+
+/// As above, but it is said with what is sent.
+fn more() -> Result<()> {
+    let (one, other) = (
+        UdpSocket::bind("127.0.0.1:0")?,
+        UdpSocket::bind("127.0.0.1:0")?,
+    );
+    one.connect(other.local_addr()?)?;
+    // nix has no name for it.
+    let more = MsgFlags::from_bits_retain(libc::MSG_MORE);
+    let sent = nix::sys::socket::send(one.as_raw_fd(), b"half ", more)?;
+    check_eq!(sent, 5);
+    zdtm::checkpoint()?;
+    one.send(b"and half")?;
+    check_eq!(hear(&other)?.0, b"half and half");
+    Ok(())
+}
+
+/// What comes will be gathered; nothing has come.
+fn cork() -> Result<()> {
+    let (one, other) = (
+        UdpSocket::bind("127.0.0.1:0")?,
+        UdpSocket::bind("127.0.0.1:0")?,
+    );
+    one.connect(other.local_addr()?)?;
+    other.send_to(b"waits", one.local_addr()?)?;
+    set(&one, 17, 1, 1)?;
+    zdtm::checkpoint()?;
+    check_eq!(get(&one, 17, 1), Ok(1));
+    check_eq!(hear(&one)?.0, b"waits");
+    one.send(b"half ")?;
     one.send(b"and half")?;
     set(&one, 17, 1, 0)?;
     check_eq!(hear(&other)?.0, b"half and half");

@@ -1,4 +1,4 @@
-//! The runner of the suite as a child, its output on the console.
+//! The runner of the suite, or what else there is to run, as a child; its output on the console.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -7,12 +7,12 @@ use anyhow::{Context, Result};
 
 const DIR: &str = "/zdtm";
 
-/// Runs it; says its exit code. Each failure is on the disk before the next case begins to endanger it.
-pub(crate) fn run<'a>(arguments: impl Iterator<Item = &'a str>) -> Result<i32> {
-    let mut child = Command::new(format!("{DIR}/zdtm-run"))
-        .arg(format!("--criu={DIR}/criu"))
-        .arg(format!("--output={DIR}/out"))
-        .args(arguments)
+/// Runs the first word, a program of the disk, with the others; says its exit code. Each failure is on the disk before
+/// the next case begins to endanger it.
+pub(crate) fn run<'a>(mut words: impl Iterator<Item = &'a str>) -> Result<i32> {
+    let program = words.next().context("nothing to run")?;
+    let mut child = Command::new(format!("{DIR}/{program}"))
+        .args(words)
         .current_dir(DIR)
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
@@ -20,7 +20,7 @@ pub(crate) fn run<'a>(arguments: impl Iterator<Item = &'a str>) -> Result<i32> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
-        .context("the runner")?;
+        .with_context(|| program.to_owned())?;
     let output = child.stdout.take().context("it was piped")?;
     for line in BufReader::new(output).split(b'\n') {
         let line = line?;

@@ -2672,6 +2672,9 @@ pub struct SocketExtEntry {
     pub gid: ::core::option::Option<u32>,
     #[prost(message, repeated, tag = "5")]
     pub groups: ::prost::alloc::vec::Vec<MulticastEntry>,
+    /// With what segments of TCP are signed.
+    #[prost(message, repeated, tag = "6")]
+    pub keys: ::prost::alloc::vec::Vec<TcpKeyEntry>,
 }
 impl ::prost::Name for SocketExtEntry {
     const NAME: &'static str = "socket_ext_entry";
@@ -2681,6 +2684,27 @@ impl ::prost::Name for SocketExtEntry {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/socket_ext_entry".into()
+    }
+}
+/// A key of TCP-MD5.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TcpKeyEntry {
+    /// Who signs with it, in the order of the network, and how many bits of that count.
+    #[prost(bytes = "vec", required, tag = "1")]
+    pub address: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, required, tag = "2")]
+    pub prefix: u32,
+    #[prost(bytes = "vec", required, tag = "3")]
+    pub key: ::prost::alloc::vec::Vec<u8>,
+}
+impl ::prost::Name for TcpKeyEntry {
+    const NAME: &'static str = "tcp_key_entry";
+    const PACKAGE: &'static str = "";
+    fn full_name() -> ::prost::alloc::string::String {
+        "tcp_key_entry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/tcp_key_entry".into()
     }
 }
 /// A datagram that waits in an internet socket.

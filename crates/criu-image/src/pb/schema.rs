@@ -1126,6 +1126,7 @@ Field { number: 2, name: "options", label: Repeated, ty: Message("socket_option_
 Field { number: 3, name: "uid", label: Optional, ty: Uint32, display: Plain },
 Field { number: 4, name: "gid", label: Optional, ty: Uint32, display: Plain },
 Field { number: 5, name: "groups", label: Repeated, ty: Message("multicast_entry"), display: Plain },
+Field { number: 6, name: "keys", label: Repeated, ty: Message("tcp_key_entry"), display: Plain },
 ] },
 Message { name: "socket_option_entry", file: "criu-rs-files", fields: &[
 Field { number: 1, name: "level", label: Required, ty: Uint32, display: Plain },
@@ -1206,6 +1207,11 @@ Field { number: 1, name: "real", label: Required, ty: Message("itimer_entry"), d
 Field { number: 2, name: "virt", label: Required, ty: Message("itimer_entry"), display: Plain },
 Field { number: 3, name: "prof", label: Required, ty: Message("itimer_entry"), display: Plain },
 Field { number: 4, name: "posix", label: Repeated, ty: Message("posix_timer_entry"), display: Plain },
+] },
+Message { name: "tcp_key_entry", file: "criu-rs-files", fields: &[
+Field { number: 1, name: "address", label: Required, ty: Bytes, display: Plain },
+Field { number: 2, name: "prefix", label: Required, ty: Uint32, display: Plain },
+Field { number: 3, name: "key", label: Required, ty: Bytes, display: Plain },
 ] },
 Message { name: "tcp_opts_entry", file: "tcp-stream", fields: &[
 Field { number: 1, name: "cork", label: Optional, ty: Bool, display: Plain },

@@ -291,7 +291,7 @@ pub(crate) fn is_connection(entry: &pb::InetSkEntry) -> bool {
 }
 
 /// Both ends of an entry.
-fn ends(entry: &pb::InetSkEntry) -> Result<(SocketAddr, SocketAddr)> {
+pub(crate) fn ends(entry: &pb::InetSkEntry) -> Result<(SocketAddr, SocketAddr)> {
     Ok((
         of_words(entry.family, &entry.src_addr, entry.src_port)?,
         of_words(entry.family, &entry.dst_addr, entry.dst_port)?,

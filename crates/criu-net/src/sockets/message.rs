@@ -1,12 +1,11 @@
 //! `struct msghdr` for a program, and options of sockets by number: words of the machine's width.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use criu_image::pb;
 use criu_kind::{Error, Result};
-use criu_tracee::{Arg, Program, Ret, fetch_fd, pidfd_open, socket_option};
+use criu_tracee::{Arg, Program, Ret, socket_option};
 use nix::errno::Errno;
-use nix::unistd::Pid;
 
 const WORD: usize = size_of::<usize>();
 
@@ -169,15 +168,6 @@ pub(crate) fn set_at(
 ) -> Ret {
     let value = program.bytes(value.to_ne_bytes());
     program.setsockopt(fd, level, name, value, 4)
-}
-
-/// The same socket under another number.
-pub(crate) fn copy(fd: i32) -> Result<OwnedFd> {
-    let copy: Option<OwnedFd> = fetch_fd(&pidfd_open(Pid::this())?, fd)?;
-    copy.ok_or(Error::Kernel {
-        call: "pidfd_getfd",
-        errno: Errno::EBADF,
-    })
 }
 
 #[cfg(test)]

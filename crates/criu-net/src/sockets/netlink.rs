@@ -39,7 +39,7 @@ impl FileKind for Netlink {
     }
 
     fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
-        let netns = sort::namespace(file)?;
+        let netns = sort::namespace(cx, file)?;
         let sort = sort::Sort::of(&file.fd)?;
         let fd = file.fd.as_raw_fd();
         let name: NetlinkAddr = getsockname(fd).map_err(Error::kernel("getsockname"))?;
@@ -67,7 +67,7 @@ impl FileKind for Netlink {
                 "messages that wait in a netlink socket are lost"
             );
         }
-        more::keep(cx, file, sort, file.number())?;
+        more::keep(cx, file, sort, file.number(), Vec::new())?;
         Ok(pb::NetlinkSkEntry {
             id: file.number(),
             ino: u32::try_from(file.inode.ino).unwrap_or(0),

@@ -5,19 +5,20 @@ use std::rc::Rc;
 
 use criu_image::{StoreExt, desc, pb};
 use criu_kind::{Error, Opened, RestoreCx, Result};
-use criu_tracee::Program;
+use criu_tracee::{Program, copy_fd};
 use nix::errno::Errno;
 
-use crate::connections::arrival::{Arrival, is_connection};
+use crate::connections::arrival::{Arrival, ends, is_connection};
 use crate::connections::policy::Fate;
 use crate::sockets::inet::address::encode;
 use crate::sockets::inet::sort::Sort;
 use crate::sockets::inet::{datagrams, ip, more, multicast};
-use crate::sockets::message::{copy, set, set_at};
+use crate::sockets::message::{set, set_at};
 use crate::sockets::options;
 use crate::sockets::tcp::options as tcp_options;
 use crate::sockets::tcp::rebuild::Rebuild;
 use crate::sockets::tcp::repair::{ON, REPAIR};
+use crate::sockets::tcp::signature::Keys;
 use crate::sockets::tcp::state::LISTEN;
 
 const NEW: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
@@ -46,7 +47,7 @@ pub(crate) fn build(cx: &mut dyn RestoreCx, entry: &pb::InetSkEntry) -> Result<O
         // The program has a socket that never was connected, and this one ends as the connection.
         let doomed = make(cx, &sort)?;
         place(cx, doomed, entry, &sort, &more, (local, remote))?;
-        arrival.doom(copy(doomed)?);
+        arrival.doom(copy_fd(doomed)?);
         let mut program = Program::new();
         program.close(doomed);
         cx.here().run(&program)?;
@@ -104,9 +105,12 @@ fn place(
     }
     cx.here().run(&program)?;
     more::write(cx, fd, more, true)?;
+    let keys = Keys::new(&more.keys, sort.is_v6()).of(&ends(entry)?.1, &remote);
+    // Before it listens: who does not sign is not heard.
+    keys.give(cx, fd)?;
     bind(cx, fd, sort, entry, &local)?;
     if is_connection(entry) {
-        connection(cx, fd, entry, local, remote)
+        connection(cx, fd, entry, (local, remote), &keys)
     } else {
         connect(cx, fd, entry, &remote)
     }
@@ -219,8 +223,8 @@ fn connection(
     cx: &mut dyn RestoreCx,
     fd: i32,
     entry: &pb::InetSkEntry,
-    local: SocketAddr,
-    remote: SocketAddr,
+    (local, remote): (SocketAddr, SocketAddr),
+    keys: &Keys,
 ) -> Result<()> {
     let stream = cx
         .store()
@@ -232,6 +236,7 @@ fn connection(
         remote,
         entry: &stream.message,
         queues: &stream.extra,
+        keys,
     };
     rebuild.run(cx)?;
     // Before 4.0 they were there.
@@ -251,7 +256,7 @@ pub(crate) fn last(cx: &mut dyn RestoreCx, entry: &pb::InetSkEntry, fd: i32) -> 
     let mut program = Program::new();
     let arrival = arrival(cx)?;
     if is_connection(entry) && arrival.fate(entry)? == Fate::Keep {
-        arrival.add(copy(fd)?, entry);
+        arrival.add(copy_fd(fd)?, entry);
         return Ok(program);
     }
     if !entry.opts.reuseaddr() {

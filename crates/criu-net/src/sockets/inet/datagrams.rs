@@ -18,8 +18,6 @@ use crate::sockets::inet::sort::Sort;
 use crate::sockets::message::{number_at, set_at};
 use crate::sockets::queue::Borrowed;
 
-/// `UDP_CORK` of `include/uapi/linux/udp.h`.
-const CORK: (i32, i32) = (17, 1);
 /// The largest that there can be.
 const MOST: usize = 65_536;
 const LOOKS: u32 = 200;
@@ -34,15 +32,34 @@ fn destination(sort: &Sort) -> (i32, i32) {
     }
 }
 
+/// What a task has not said all of, nobody else can read: `UDP_CORK`, `MSG_MORE`. The kernel only tells that there is
+/// something, as it does for a moment of what was sent.
+pub(crate) fn refuse_gathered(fd: &OwnedFd) -> Result<()> {
+    #[allow(
+        clippy::unnecessary_cast,
+        reason = "requests have the width of a long, which differs"
+    )]
+    let request = libc::TIOCOUTQ as u64;
+    for _ in 0..LOOKS {
+        let mut program = Program::new();
+        let count = program.room(4);
+        let asked = program.ioctl(fd.as_raw_fd(), request, count);
+        program.tolerate();
+        let outcome = criu_tracee::Site::run(&mut criu_tracee::Local, &program)?;
+        if outcome.get(asked).is_err() || outcome.bytes(count) == [0; 4] {
+            return Ok(());
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Err(Error::unsupported(
+        "a datagram is being gathered in it (UDP_CORK, MSG_MORE), or a device does not send one",
+        "let the task send it before the dump",
+    ))
+}
+
 /// Writes what waits.
 pub(crate) fn keep(cx: &mut dyn DumpCx, file: &OpenFile, entry: &pb::InetSkEntry) -> Result<()> {
     let sort = Sort::of_entry(entry);
-    if number_at(&file.fd, CORK.0, CORK.1)?.is_some_and(|on| on != 0) {
-        return Err(Error::unsupported(
-            "a datagram is being gathered in it (UDP_CORK)",
-            "let the task send it before the dump",
-        ));
-    }
     for packet in peek(&file.fd, &sort)? {
         let ext = pb::FilesExtEntry {
             datagram: Some(pb::DatagramEntry {

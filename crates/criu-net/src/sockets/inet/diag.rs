@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
+use criu_image::pb;
 use criu_kind::{Error, Result};
+use netlink_packet_core::Nla as _;
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{
@@ -12,6 +14,7 @@ use netlink_packet_sock_diag::inet::{
 use nix::errno::Errno;
 
 use crate::sockets::diag::dump;
+use crate::sockets::tcp::signature;
 
 /// `INET_DIAG_MD5SIG` of `include/uapi/linux/inet_diag.h`.
 const MD5: u16 = 18;
@@ -27,8 +30,8 @@ pub(crate) struct InetInfo {
     pub(crate) sent: u32,
     /// `RCV_SHUTDOWN` 1, `SEND_SHUTDOWN` 2.
     pub(crate) shutdown: u8,
-    /// Its segments are signed.
-    pub(crate) signed: bool,
+    /// With what its segments are signed. The kernel tells who has `CAP_NET_ADMIN`.
+    pub(crate) keys: Vec<pb::TcpKeyEntry>,
     pub(crate) local: SocketAddr,
     pub(crate) remote: SocketAddr,
 }
@@ -80,13 +83,20 @@ impl InetSockets {
             Nla::Shutdown(how) => Some(*how),
             _ => None,
         });
-        let signed = |fact: &Nla| matches!(fact, Nla::Other(other) if netlink_packet_core::Nla::kind(other) == MD5);
+        let keys = socket.nlas.iter().find_map(|fact| match fact {
+            Nla::Other(other) if other.kind() == MD5 => {
+                let mut bytes = vec![0; other.value_len()];
+                other.emit_value(&mut bytes);
+                Some(signature::keys(&bytes))
+            }
+            _ => None,
+        });
         let info = InetInfo {
             state: header.state.into(),
             waiting: header.recv_queue,
             sent: header.send_queue,
             shutdown: shutdown.unwrap_or(0),
-            signed: socket.nlas.iter().any(signed),
+            keys: keys.unwrap_or_default(),
             local: SocketAddr::new(id.source_address, id.source_port),
             remote: SocketAddr::new(id.destination_address, id.destination_port),
         };
@@ -108,7 +118,11 @@ fn ask(family: i32, protocol: i32, states: u32, mut take: impl FnMut(&InetRespon
     let request = InetRequest {
         family: byte(family),
         protocol: byte(protocol),
-        extensions: ExtensionFlags::SHUTDOWN,
+        // The keys of TCP come with its state, which is much.
+        extensions: match protocol {
+            libc::IPPROTO_TCP => ExtensionFlags::SHUTDOWN | ExtensionFlags::INFO,
+            _ => ExtensionFlags::SHUTDOWN,
+        },
         states: StateFlags::from_bits_retain(states),
         socket_id: if family == libc::AF_INET {
             SocketId::new_v4()

@@ -24,7 +24,7 @@ const TCP_ULP: i32 = 31;
 pub(crate) fn describe(cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::InetSkEntry> {
     let sort = Sort::of(&file.fd)?;
     sort.check()?;
-    let netns = sort::namespace(file)?;
+    let netns = sort::namespace(cx, file)?;
     let inode = u32::try_from(file.inode.ino).unwrap_or(0);
     let all = cx.cached(InetSockets::ask)?;
     let known = all.get(inode);
@@ -58,12 +58,16 @@ pub(crate) fn describe(cx: &mut dyn DumpCx, file: &OpenFile) -> Result<pb::InetS
     if needs_device(&local) {
         entry.ifname.clone_from(&entry.opts.so_bound_dev);
     }
+    if sort.is_udp() || sort.is_raw() {
+        datagrams::refuse_gathered(&file.fd)?;
+    }
     if sort.is_tcp() {
         entry.state = state::info(&file.fd)?.state;
         entry.tcp_opts = Some(tcp_options::read(&file.fd)?);
         tcp(cx, file, known, &mut entry, &local, &remote)?;
     }
-    more::keep(cx, file, sort, entry.id)?;
+    let keys = known.map(|info| info.keys.clone()).unwrap_or_default();
+    more::keep(cx, file, sort, entry.id, keys)?;
     Ok(entry)
 }
 
@@ -134,12 +138,6 @@ fn tcp(
                 state::name(entry.state)
             ),
             REMEDY,
-        ));
-    }
-    if known.is_some_and(|info| info.signed) {
-        return Err(Error::unsupported(
-            "a TCP connection whose segments are signed (TCP-MD5)",
-            "close it before the dump",
         ));
     }
     let ulp = option_at(&file.fd, (libc::SOL_TCP, TCP_ULP), 16)?.unwrap_or_default();

@@ -3,7 +3,7 @@
 //! What TCP has agreed upon with the other end, and what is under way, is read and set in repair mode
 //! (`sockets/tcp`). Datagrams that wait come back as packets from who had sent them.
 //! Not preserved: connections that nobody has accepted, pending errors, what waits in raw and ping sockets.
-//! Refused: MPTCP, SCTP, DCCP, urgent data, signatures (TCP-MD5), kTLS.
+//! Refused: MPTCP, SCTP, DCCP, urgent data, datagrams that are being gathered, kTLS.
 
 use criu_image::pb;
 use criu_kind::{DumpCx, FileKind, Kernel, OpenFile, Opened, RestoreCx, Result};

@@ -2,12 +2,12 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{DumpCx, Error, OpenFile, RestoreCx, Result};
-use criu_tracee::{Local, Program, Site, fetch_fd, pidfd_open};
+use criu_tracee::{Local, Program, Site, fetch_fd, pidfd_open, socket_option};
 use nix::errno::Errno;
 use nix::unistd::{Pid, close, getegid, geteuid};
 
@@ -113,6 +113,7 @@ const ROWS: &[Row] = &[
     (TCP, 44, 4),     // TCP_RTO_MAX_MS
     (TCP, 45, 4),     // TCP_RTO_MIN_US
     (TCP, 46, 4),     // TCP_DELACK_MAX_US
+    (UDP, 1, 4),      // UDP_CORK
     (UDP, 100, 4),    // UDP_ENCAP
     (UDP, 101, 4),    // UDP_NO_CHECK6_TX
     (UDP, 102, 4),    // UDP_NO_CHECK6_RX
@@ -137,37 +138,32 @@ const ROWS: &[Row] = &[
 #[derive(Debug, Default)]
 struct Pristine(RefCell<HashMap<Sort, Rc<Values>>>);
 
-type Values = HashMap<(i32, i32), Vec<u8>>;
+/// The options that sockets of a sort have, in order, and what a new one has there, if that is known.
+type Values = Vec<(Row, Option<Vec<u8>>)>;
 
-/// The values of these options, of those the socket has; all in one go, as there may be very many sockets.
-fn values(fd: &OwnedFd, wanted: impl Iterator<Item = Row>) -> Result<Values> {
-    let mut program = Program::new();
-    let calls: Vec<_> = wanted
-        .map(|(level, name, room)| {
-            let value = program.room(room);
-            let count = u32::try_from(room).unwrap_or(0);
-            let length = program.in_out(count.to_ne_bytes());
-            let got = program.getsockopt(fd.as_raw_fd(), level, name, value, length);
-            program.tolerate();
-            ((level, name), got, value, length)
-        })
-        .collect();
-    let outcome = Local.run(&program)?;
-    let mut values = Values::new();
-    for (key, got, value, length) in calls {
-        if outcome.get(got).is_ok() {
-            let mut count = [0; 4];
-            count.copy_from_slice(outcome.bytes(length));
-            let mut value = outcome.bytes(value).to_vec();
-            value.truncate(u32::from_ne_bytes(count) as usize);
-            values.insert(key, value);
-        }
-    }
-    Ok(values)
+/// No option has more.
+const MOST: usize = 32;
+
+/// The value of an option, if the socket has it. There may be very many sockets, and they have many.
+fn value<'a>(
+    fd: &OwnedFd,
+    (level, name, room): Row,
+    bytes: &'a mut [u8; MOST],
+) -> Option<&'a [u8]> {
+    bytes.fill(0);
+    let count = u32::try_from(room).ok()?;
+    let count = socket_option(fd, (level, name), &mut bytes[..room], count).ok()?;
+    bytes.get(..count as usize)
 }
 
 fn all_rows() -> impl Iterator<Item = Row> {
     EARLY.iter().chain(ROWS).copied()
+}
+
+/// What a socket has.
+fn values(fd: &OwnedFd) -> Values {
+    let found = |row| value(fd, row, &mut [0; MOST]).map(|value| (row, Some(value.to_vec())));
+    all_rows().filter_map(found).collect()
 }
 
 impl Pristine {
@@ -185,13 +181,10 @@ impl Pristine {
                 let fd = i32::try_from(fd).unwrap_or(-1);
                 let owned = fetch_fd(&pidfd_open(Pid::this())?, fd)?;
                 close(fd).map_err(Error::kernel("close"))?;
-                owned
-                    .map(|fd| values(&fd, all_rows()))
-                    .transpose()?
-                    .unwrap_or_default()
+                owned.map(|fd| values(&fd)).unwrap_or_default()
             }
             // Whoever made it was allowed to: then nothing is known to be as in a new one.
-            Err(_) => Values::new(),
+            Err(_) => all_rows().map(|row| (row, None)).collect(),
         };
         let found = Rc::new(found);
         self.0.borrow_mut().insert(sort, found.clone());
@@ -199,36 +192,30 @@ impl Pristine {
     }
 }
 
-/// Reads the options that differ, and whose socket it is; `None`: it is like a new one of ours.
-fn read(
-    cx: &mut dyn DumpCx,
-    file: &OpenFile,
-    sort: Sort,
-    id: u32,
-) -> Result<Option<pb::SocketExtEntry>> {
+/// Reads the options that differ, and whose socket it is if not ours.
+fn read(cx: &mut dyn DumpCx, file: &OpenFile, sort: Sort, id: u32) -> Result<pb::SocketExtEntry> {
     let pristine = cx.cached(|| Ok(Pristine::default()))?.of(sort)?;
-    let is_known =
-        |(level, name, _): &Row| pristine.is_empty() || pristine.contains_key(&(*level, *name));
-    let found = values(&file.fd, all_rows().filter(is_known))?;
     let mut entry = pb::SocketExtEntry {
         socket_id: id,
         ..pb::SocketExtEntry::default()
     };
     // What connections agree upon, and change as they go, is shown by options that others set.
     let is_connected = sort.is_tcp() && address::remote(&file.fd, sort.family)?.is_some();
-    for (level, name, _) in EARLY.iter().chain(ROWS) {
-        let value = found.get(&(*level, *name));
+    let mut bytes = [0; MOST];
+    for (row, fresh) in pristine.iter() {
+        let (level, name, _) = *row;
         // What is kept elsewhere; accepting a connection writes these of TCP, and nobody can set them.
-        let elsewhere = matches!((*level, *name), (IP, 1 | 2)) && !sort.is_v6()
-            || matches!((*level, *name), (IP, 32..=34) | (IPV6, 17..=19)) && sort.is_tcp()
-            || matches!((*level, *name), (TCP, 2 | 10)) && is_connected;
-        if let Some(value) = value.filter(|value| pristine.get(&(*level, *name)) != Some(*value))
-            && !elsewhere
+        let elsewhere = matches!((level, name), (IP, 1 | 2)) && !sort.is_v6()
+            || matches!((level, name), (IP, 32..=34) | (IPV6, 17..=19)) && sort.is_tcp()
+            || matches!((level, name), (TCP, 2 | 10)) && is_connected;
+        if !elsewhere
+            && let Some(value) = value(&file.fd, *row, &mut bytes)
+            && fresh.as_deref() != Some(value)
         {
             entry.options.push(pb::SocketOptionEntry {
                 level: level.cast_unsigned(),
                 name: name.cast_unsigned(),
-                value: value.clone(),
+                value: value.to_vec(),
             });
         }
     }
@@ -243,13 +230,24 @@ fn read(
     {
         entry.groups = multicast::read(cx, &file.fd, &sort)?;
     }
-    let is_new = entry.options.is_empty() && entry.groups.is_empty() && entry.uid.is_none();
-    Ok((!is_new).then_some(entry))
+    Ok(entry)
 }
 
-/// Writes what [`read`] finds.
-pub(crate) fn keep(cx: &mut dyn DumpCx, file: &OpenFile, sort: Sort, id: u32) -> Result<()> {
-    if let Some(ext) = read(cx, file, sort, id)? {
+/// Writes what [`read`] finds, and the keys, unless it is like a new one of ours.
+pub(crate) fn keep(
+    cx: &mut dyn DumpCx,
+    file: &OpenFile,
+    sort: Sort,
+    id: u32,
+    keys: Vec<pb::TcpKeyEntry>,
+) -> Result<()> {
+    let mut ext = read(cx, file, sort, id)?;
+    ext.keys = keys;
+    let is_new = pb::SocketExtEntry {
+        socket_id: id,
+        ..pb::SocketExtEntry::default()
+    };
+    if ext != is_new {
         let ext = pb::FilesExtEntry {
             socket: Some(ext),
             ..pb::FilesExtEntry::default()
@@ -329,15 +327,12 @@ mod tests {
         let fd: OwnedFd = socket.as_fd().try_clone_to_owned().expect("a copy");
         let sort = Sort::of(&fd).expect("a socket");
         let pristine = Pristine::default().of(sort).expect("a new one");
-        assert_eq!(values(&fd, all_rows()).expect("options"), *pristine);
+        assert_eq!(values(&fd), *pristine);
         socket.set_multicast_ttl_v4(7).expect("an option");
-        let changed = values(&fd, all_rows()).expect("options");
-        let differ: Vec<_> = changed
-            .iter()
-            .filter(|(key, value)| pristine.get(key) != Some(*value))
-            .collect();
+        let changed = values(&fd);
+        let pairs = changed.iter().zip(pristine.iter());
+        let differ: Vec<_> = pairs.filter(|(one, other)| one != other).collect();
         assert_eq!(differ.len(), 1);
-        assert_eq!(*differ[0].0, (IP, 33));
-        assert!(fd.as_raw_fd() >= 0);
+        assert_eq!(differ[0].0.0, (IP, 33, 4));
     }
 }

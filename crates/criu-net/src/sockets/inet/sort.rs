@@ -1,16 +1,17 @@
 //! Which sort of internet socket it is, and which sorts can be kept.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
 
 use criu_image::pb;
-use criu_kind::{Error, OpenFile, Result};
+use criu_kind::{DumpCx, Error, OpenFile, Result};
 use criu_proc::ProcDir;
 use criu_tracee::{Local, Program, Site};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use crate::sockets::inet::address::is_v6;
-use crate::sockets::message::number;
+use crate::sockets::message::{number, option_at};
 
 /// `SIOCGSKNS` of `include/uapi/linux/sockios.h`.
 const SIOCGSKNS: u32 = 0x894c;
@@ -89,9 +90,37 @@ impl Sort {
     }
 }
 
+/// `SO_NETNS_COOKIE` of `include/uapi/asm-generic/socket.h`, Linux 5.14; the same on every machine.
+const SO_NETNS_COOKIE: i32 = 71;
+
+/// The network namespace that we are in.
+#[derive(Debug)]
+struct Ours {
+    inode: u64,
+    /// A number that no other has, if the kernel gives them one.
+    cookie: Option<Vec<u8>>,
+}
+
+impl Ours {
+    fn ask() -> Result<Self> {
+        let inode = ProcDir::open(Pid::this())?.ns("net")?.inode;
+        let ours = UnixDatagram::unbound().map_err(Error::io("socket"))?;
+        let cookie = cookie(&ours)?;
+        Ok(Self { inode, cookie })
+    }
+}
+
+fn cookie(socket: impl AsFd) -> Result<Option<Vec<u8>>> {
+    option_at(socket, (libc::SOL_SOCKET, SO_NETNS_COOKIE), 8)
+}
+
 /// The inode number of the network namespace we are in; a socket of another one is refused.
-pub(crate) fn namespace(file: &OpenFile) -> Result<u64> {
-    let ours = ProcDir::open(Pid::this())?.ns("net")?.inode;
+pub(crate) fn namespace(cx: &mut dyn DumpCx, file: &OpenFile) -> Result<u64> {
+    let ours = cx.cached(Ours::ask)?;
+    if ours.cookie.is_some() && cookie(&file.fd)? == ours.cookie {
+        return Ok(ours.inode);
+    }
+    let ours = ours.inode;
     let mut program = Program::new();
     let got = program.ioctl(file.fd.as_raw_fd(), SIOCGSKNS, 0);
     program.tolerate();

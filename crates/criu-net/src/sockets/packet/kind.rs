@@ -56,14 +56,14 @@ impl FileKind for Packet {
     }
 
     fn dump(&self, cx: &mut dyn DumpCx, file: &OpenFile) -> Result<Self::Entry> {
-        let netns = sort::namespace(file)?;
+        let netns = sort::namespace(cx, file)?;
         let sort = sort::Sort::of(&file.fd)?;
         let all = cx.cached(PacketSockets::ask)?;
         let inode = u32::try_from(file.inode.ino).unwrap_or(0);
         let info = all.get(inode).ok_or_else(|| {
             Error::unsupported("a packet socket that the kernel does not list", "try again")
         })?;
-        more::keep(cx, file, sort, file.number())?;
+        more::keep(cx, file, sort, file.number(), Vec::new())?;
         let [index, version, reserve, copy_thresh, timestamp, flags] = info.words;
         let entry = pb::PacketSockEntry {
             id: file.number(),

@@ -11,11 +11,10 @@ use std::time::{Duration, Instant};
 
 use criu_image::{Store, StoreExt, desc, pb};
 use criu_kind::{DumpCx, Error, RestoreCx, Result};
-use criu_tracee::{Program, Window};
+use criu_tracee::{Program, Window, copy_fd};
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 
-use crate::sockets::message::copy;
 use crate::sockets::packet::kind::{V1, V3};
 use crate::sockets::packet::send;
 
@@ -260,7 +259,7 @@ pub(crate) fn restore(cx: &mut dyn RestoreCx, fd: i32, entry: &pb::PacketSockEnt
     };
     let broken = |why: &str| Error::corrupt("criu-rs-files.img", format!("a ring: {why}"));
     let (receiving, sending) = (Parts::receiving(entry), Parts::sending(entry));
-    let memory = memory(&copy(fd)?, entry)?;
+    let memory = memory(&copy_fd(fd)?, entry)?;
     let retire = entry.rx_ring.map_or(0, |ring| ring.retire_tmo);
     // Without a protocol nothing comes, and the ring is at its beginning.
     for (parts, head, sends) in [

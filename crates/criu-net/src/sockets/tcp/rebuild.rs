@@ -19,7 +19,8 @@ use crate::sockets::tcp::repair::{
     NO_QUEUE, OFF_QUIETLY, ON, QUEUE, RECEIVED, REPAIR, SENT, SEQUENCE,
 };
 use crate::sockets::tcp::save::{HAS_SACK, HAS_TIMESTAMPS, HAS_WSCALE, WINDOW};
-use crate::sockets::tcp::state::{self, CLOSING, FIN_WAIT2, SYN_SENT};
+use crate::sockets::tcp::signature::Keys;
+use crate::sockets::tcp::state::{self, CLOSING, ESTABLISHED, FIN_WAIT2, SYN_SENT};
 
 /// Room for any queue: the kernel doubles it.
 const ROOM: u32 = 1 << 29;
@@ -40,6 +41,8 @@ pub(crate) struct Rebuild<'a> {
     pub(crate) remote: SocketAddr,
     pub(crate) entry: &'a pb::TcpStreamEntry,
     pub(crate) queues: &'a [u8],
+    /// With what segments are signed; the socket has them.
+    pub(crate) keys: &'a Keys,
 }
 
 impl Rebuild<'_> {
@@ -60,8 +63,10 @@ impl Rebuild<'_> {
         self.fill(cx, RECEIVED, received)?;
         self.fill(cx, SENT, sent)?;
         self.write(cx, unsent)?;
-        self.window(cx, true)?;
-        self.finish(cx, unsent.is_empty())?;
+        if self.state != ESTABLISHED {
+            self.window(cx, true)?;
+            self.finish(cx, unsent.is_empty())?;
+        }
         self.window(cx, false)
     }
 
@@ -173,12 +178,14 @@ impl Rebuild<'_> {
                 timestamp,
             );
         }
-        for name in [
+        let names = [
             libc::SO_RCVBUF,
             libc::SO_RCVBUFFORCE,
             libc::SO_SNDBUF,
             libc::SO_SNDBUFFORCE,
-        ] {
+        ];
+        // Most have nothing under way.
+        for name in names.into_iter().filter(|_| !self.queues.is_empty()) {
             set(&mut program, self.fd, name, ROOM);
             program.tolerate();
         }
@@ -279,6 +286,11 @@ impl Rebuild<'_> {
             state::has_got_fin(self.state),
         );
         let ours_first = !theirs || self.state == CLOSING;
+        let is_known = [FIN_WAIT2, state::CLOSE].contains(&self.state);
+        if theirs || is_known {
+            // What is brought in is not signed.
+            self.keys.take(cx, self.fd)?;
+        }
         if ours && ours_first {
             self.shut(cx, all_was_sent)?;
         }
@@ -295,10 +307,14 @@ impl Rebuild<'_> {
             self.wait_for(cx, now)?;
             self.shut(cx, all_was_sent)?;
         }
-        if [FIN_WAIT2, state::CLOSE].contains(&self.state) {
+        if is_known {
             self.bring(cx, ACK, self.entry.inq_seq, self.next_out().wrapping_add(1))?;
         }
-        self.wait_for(cx, self.state)
+        self.wait_for(cx, self.state)?;
+        if theirs || is_known {
+            self.keys.give(cx, self.fd)?;
+        }
+        Ok(())
     }
 
     /// Our FIN: as sent, or behind what was not sent yet.
