@@ -25,7 +25,8 @@ use crate::target::{Target, census};
 const USAGE: &str = "bench [OPTION]...
   --criu PATH      measure this criu; default: the one of this workspace
   --peer PATH      compare with this one: a program, or the root of a Debian system that has a criu
-  --only NAME      only cases whose name contains this
+  --only NAME      only cases whose name contains this; that of connections runs only so, as many samples take
+                   more ports than a host has, and CRIU 4.1.1 needs a kernel before 6.16 for them
   --runs N         samples per case and command; default: 10, of large ones 5
   --series         1, 2, 4, 8, 16 times the amount: time for each element must not grow
   --workload PATH  the program that is dumped; default: the one of this workspace
@@ -319,7 +320,8 @@ fn all_cases(options: &Options) -> Result<usize> {
     );
     let mut failed = 0;
     for case in cases() {
-        if !case.name.contains(&options.only) {
+        let too_many_ports = case.shape[0] == "connections" && options.only.is_empty();
+        if !case.name.contains(&options.only) || too_many_ports {
             continue;
         }
         let [ours, peer] = measure(options, &case)?;

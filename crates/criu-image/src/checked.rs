@@ -2,13 +2,16 @@
 //!
 //! One pass instead of two: what is parsed is what was compared. Pages are not read through this;
 //! [`Checked::verify_pages`] compares them.
-use std::fs::File;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use prost::bytes::Bytes;
 
-use crate::directory::{Directory, list};
-use crate::error::Result;
+use crate::desc::{self, Desc};
+use crate::directory::Directory;
+use crate::error::{Error, Result};
 use crate::manifest::{Depth, Difference, Manifest, changed};
 use crate::store::{Store, plain};
 
@@ -17,6 +20,10 @@ use crate::store::{Store, plain};
 pub struct Checked {
     directory: Directory,
     manifest: Option<Manifest>,
+    /// All that is there, whatever it is: most images that are asked for are not.
+    there: BTreeSet<String>,
+    /// What several ask for.
+    kept: Mutex<BTreeMap<String, Bytes>>,
 }
 
 impl Checked {
@@ -29,17 +36,17 @@ impl Checked {
         {
             manifest = None;
         }
-        if let Some(manifest) = &manifest {
-            let there = list(directory.path())?;
-            for (name, _) in manifest.files() {
-                let name = plain(name)?;
-                let place = there.binary_search_by(|known| known.as_str().cmp(name));
-                place.map_err(|_| changed(name, Difference::Gone))?;
+        let there = everything(directory.path())?;
+        for (name, _) in manifest.iter().flat_map(Manifest::files) {
+            if !there.contains(plain(name)?) {
+                return Err(changed(name, Difference::Gone));
             }
         }
         Ok(Self {
             directory,
             manifest,
+            there,
+            kept: Mutex::default(),
         })
     }
 
@@ -67,18 +74,32 @@ impl Store for Checked {
     }
 
     fn read(&self, name: &str) -> Result<Option<Bytes>> {
-        let bytes = self.directory.read(name)?;
+        let often = OFTEN.iter().any(|desc| desc.is(name));
+        let kept = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if often && let Some(bytes) = kept().get(name) {
+            return Ok(Some(bytes.clone()));
+        }
+        let bytes = match self.there.contains(name) {
+            true => self.directory.read(name)?,
+            false => None,
+        };
         let record = self.manifest.as_ref().and_then(|known| known.record(name));
         match (&bytes, record) {
             (Some(bytes), Some(record)) => record.check(name, bytes)?,
             (None, Some(_)) => return Err(changed(name, Difference::Gone)),
             (_, None) => {}
         }
+        if often && let Some(bytes) = &bytes {
+            kept().insert(name.to_owned(), bytes.clone());
+        }
         Ok(bytes)
     }
 
     fn open(&self, name: &str) -> Result<Option<File>> {
-        self.directory.open(name)
+        match self.there.contains(name) {
+            true => self.directory.open(name),
+            false => Ok(None),
+        }
     }
 
     fn create(&self, name: &str) -> Result<File> {
@@ -92,6 +113,18 @@ impl Store for Checked {
     fn parent(&self) -> Result<Option<Box<dyn Store>>> {
         self.directory.parent()
     }
+}
+
+/// The images of the whole tree that each subsystem reads for itself.
+const OFTEN: [&Desc; 4] = [desc::INVENTORY, desc::PSTREE, desc::FILES, desc::FILES_EXT];
+
+fn everything(directory: &Path) -> Result<BTreeSet<String>> {
+    let failed = |error| Error::io(directory.display().to_string(), "list", error);
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(directory).map_err(failed)? {
+        names.extend(entry.map_err(failed)?.file_name().into_string());
+    }
+    Ok(names)
 }
 
 #[cfg(test)]

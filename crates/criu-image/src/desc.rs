@@ -291,6 +291,11 @@ impl Desc {
         }
     }
 
+    /// Whether this is the name of its only image.
+    pub(crate) fn is(&self, name: &str) -> bool {
+        name.strip_prefix(self.stem) == Some(self.suffix)
+    }
+
     /// The kind of a file, by its name, and which of its kind it is.
     pub fn of_file(name: &str) -> Option<(&'static Self, ImageId)> {
         ALL.iter().find_map(|desc| Some((*desc, desc.id_of(name)?)))

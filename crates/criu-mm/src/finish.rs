@@ -83,7 +83,8 @@ pub(crate) struct Plan {
 pub(crate) fn plan(image: &SpaceImage, ground: &Ground) -> Result<Plan> {
     let mut plan = Plan::default();
     let fate = fate(image, ground.vdso.as_ref(), ground.park)?;
-    for vma in image.vmas() {
+    // From the top: a mapping is cut into many the faster when its lower part stays itself.
+    for vma in image.vmas().iter().rev() {
         let (start, size) = (vma.start, vma.end - vma.start);
         match backing(vma) {
             Backing::Anonymous
