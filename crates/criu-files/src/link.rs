@@ -5,37 +5,61 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 
 use criu_kind::{Error, OpenFile, Result};
+use criu_tracee::{Heir, Identity};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
-use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
-use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStringExt;
+use nix::unistd::linkat;
 
 use crate::collector::Collector;
 use crate::path::Named;
 
-/// The names given to files in a dump. Dropped, it removes them: the dump failed, or the tasks go on.
+/// The names given to files in a dump. Dropped, it removes them: the dump failed, or the tasks go on. So does a process
+/// that outlives the driver if that is killed.
 #[derive(Debug, Default)]
 #[must_use]
-pub struct Names(Vec<PathBuf>);
+pub struct Names {
+    given: criu_tracee::Names,
+    /// From the first name on.
+    heir: Option<Heir>,
+}
 
 impl Names {
     /// The dump is complete and the tasks end: the restore needs the names, and removes them.
-    pub fn keep(mut self) {
-        self.0.clear();
-    }
-}
-
-impl Drop for Names {
-    fn drop(&mut self) {
-        for name in &self.0 {
-            if let Err(errno) = unlinkat(AT_FDCWD, name, UnlinkatFlags::NoRemoveDir) {
-                tracing::error!(path = %name.display(), %errno, "a name given to a file could not be removed");
-            }
+    pub fn keep(mut self) -> Result<()> {
+        if let Some(heir) = &mut self.heir {
+            heir.commit()?;
+            heir.dismiss()?;
         }
+        self.given.keep();
+        Ok(())
+    }
+
+    /// Gives a file one more name; `false` if that is taken.
+    fn give(&mut self, file: &OpenFile, path: &Path) -> Result<bool> {
+        if self.heir.is_none() {
+            self.given.begin()?;
+            self.heir = Some(Heir::appoint(&[], || self.given.undo(), || ())?);
+        }
+        let copy = file
+            .fd
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(Error::io("dup"))?;
+        let identity = Identity::of(&copy.into())?;
+        let copy = format!("/proc/self/fd/{}", file.fd.as_raw_fd());
+        let follow = AtFlags::AT_SYMLINK_FOLLOW;
+        let link = || linkat(AT_FDCWD, copy.as_str(), AT_FDCWD, path, follow);
+        self.given.lend(identity, path, link).map_err(|errno| {
+            Error::unsupported(
+                format!("it cannot get a temporary name beside its old one: {errno}"),
+                "make the directory writable, or let the task close the file before the dump",
+            )
+        })
     }
 }
 
@@ -78,7 +102,6 @@ pub(crate) fn give_name(
             "try again",
         ));
     }
-    let copy = format!("/proc/self/fd/{}", file.fd.as_raw_fd());
     let slash = named.path.iter().rposition(|byte| *byte == b'/');
     let directory = &named.path[..=slash.unwrap_or(0)];
     for number in collector.last + 1.. {
@@ -86,26 +109,10 @@ pub(crate) fn give_name(
         let path = [directory, name.as_bytes()].concat();
         let reach = [named.base.as_bytes(), &path].concat();
         let reach = PathBuf::from(OsString::from_vec(reach));
-        match linkat(
-            AT_FDCWD,
-            copy.as_str(),
-            AT_FDCWD,
-            &reach,
-            AtFlags::AT_SYMLINK_FOLLOW,
-        ) {
-            Ok(()) => {
-                collector.links.names.0.push(reach);
-                let id = collector.link_entry(path, collector.mount_of(file));
-                collector.links.files.insert(key, id);
-                return Ok(id);
-            }
-            Err(Errno::EEXIST) => {}
-            Err(errno) => {
-                return Err(Error::unsupported(
-                    format!("it cannot get a temporary name beside its old one: {errno}"),
-                    "make the directory writable, or let the task close the file before the dump",
-                ));
-            }
+        if collector.links.names.give(file, &reach)? {
+            let id = collector.link_entry(path, collector.mount_of(file));
+            collector.links.files.insert(key, id);
+            return Ok(id);
         }
     }
     Err(Error::Kernel {

@@ -286,7 +286,7 @@ os.close(a); os.unlink(dir + '/a')
     }
     let exe = collector.exe(pid).expect("python3");
     assert_eq!(collector.exe(pid).expect("python3"), exe);
-    collector.finish().expect("written").keep();
+    collector.finish().expect("written").keep().expect("kept");
     store.finish().expect("visible");
     assert_eq!(ids.len(), 2);
     assert_ne!(ids[0], ids[1]);

@@ -138,9 +138,10 @@ fn attempt(
     } else {
         options.end
     };
-    // Files of tasks that go on need no other names.
-    if end != EndState::Running {
-        names.keep();
+    // Files of tasks that go on need no other names, and they should not see them.
+    match end {
+        EndState::Running => drop(names),
+        EndState::Stopped | EndState::Killed => at("commit", names.keep())?,
     }
     progress.stage("release");
     if end == EndState::Killed {

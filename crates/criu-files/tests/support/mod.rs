@@ -102,7 +102,7 @@ pub(crate) fn dump(
         store.write_entry(desc::FS, tracee.pid().as_raw().cast_unsigned(), &fs)?;
         collector.exe(tracee.pid())?;
     }
-    collector.finish()?.keep();
+    collector.finish()?.keep()?;
     store.finish()?;
     Ok((store, tables))
 }
