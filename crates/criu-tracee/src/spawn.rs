@@ -162,7 +162,7 @@ pub fn newborn(notes: &[u32]) -> Result<Vec<(u32, Vec<u8>)>> {
     all
 }
 
-/// Ends a child that is no good: it would wait for ever.
+/// Ends a child that is no good: it would wait for ever. It cannot fail for a child of ours that nobody has reaped.
 fn bury(pid: Pid) {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).ok();
     drop(crate::wait::reap(pid));

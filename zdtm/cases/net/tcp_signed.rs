@@ -1,6 +1,6 @@
 //! Segments that are signed (TCP-MD5): whoever has lost the key is not heard any more.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use zdtm::{Case, Result, check, check_eq};
 use super::outsider::Outsider;
 use super::tcp::{KEEP, echo, talk};
 use super::tcp_queues::{go, wait_for_go};
-use super::tcp_states::state;
+use super::tcp_states::{answer_at_the_end, ask_and_shut, fill, reaches, state};
 
 pub(crate) const CASES: &[Case] = &[
     Case::new("tcp-signed", signed).options(KEEP),
@@ -211,17 +211,6 @@ fn with(work: impl FnOnce(TcpStream)) -> Result<(Outsider, TcpStream)> {
     Ok((outsider, stream))
 }
 
-fn reaches(stream: &TcpStream, wanted: u8) -> Result<()> {
-    for _ in 0..1000 {
-        if state(stream)? == wanted {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    check_eq!(state(stream)?, wanted);
-    Ok(())
-}
-
 /// The other end says no more, and we do.
 fn close_wait() -> Result<()> {
     need!();
@@ -252,22 +241,8 @@ fn close_wait() -> Result<()> {
 /// The other end knows that we say no more, and goes on.
 fn fin_wait2() -> Result<()> {
     need!();
-    let (_outsider, mut stream) = with(|mut stream| {
-        let mut all = Vec::new();
-        stream.read_to_end(&mut all).ok();
-        wait_for_go();
-        stream.write_all(&all).ok();
-    })?;
-    stream.write_all(b"question")?;
-    stream.shutdown(Shutdown::Write)?;
-    reaches(&stream, 5)?;
-    zdtm::checkpoint()?;
-    check_eq!(state(&stream)?, 5);
-    std::fs::write(go(), "")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    check_eq!(answer, "question");
-    Ok(())
+    let (_outsider, stream) = with(answer_at_the_end)?;
+    ask_and_shut(stream)
 }
 
 /// More than the other end takes: what was not sent is in segments that leave no room for a signature yet.
@@ -280,16 +255,7 @@ fn unsent() -> Result<()> {
         let count = u64::try_from(all.len()).unwrap_or(0);
         stream.write_all(&count.to_ne_bytes()).ok();
     })?;
-    stream.set_nonblocking(true)?;
-    let mut count = 0u64;
-    loop {
-        match stream.write(&[7; 10_000]) {
-            Ok(length) => count += u64::try_from(length)?,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-            Err(error) => return Err(error.into()),
-        }
-    }
-    stream.set_nonblocking(false)?;
+    let count = u64::try_from(fill(&stream)?)?;
     zdtm::checkpoint()?;
     std::fs::write(go(), "")?;
     stream.shutdown(Shutdown::Write)?;

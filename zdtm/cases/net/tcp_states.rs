@@ -47,7 +47,8 @@ pub(crate) fn state(stream: &impl AsRawFd) -> Result<u8> {
     Ok(info(stream)?[0])
 }
 
-fn reaches(stream: &TcpStream, wanted: u8) -> Result<()> {
+/// Waits for a state of the connection.
+pub(crate) fn reaches(stream: &TcpStream, wanted: u8) -> Result<()> {
     for _ in 0..1000 {
         if state(stream)? == wanted {
             return Ok(());
@@ -59,7 +60,7 @@ fn reaches(stream: &TcpStream, wanted: u8) -> Result<()> {
 }
 
 /// Writes until nothing fits.
-fn fill(mut stream: &TcpStream) -> Result<usize> {
+pub(crate) fn fill(mut stream: &TcpStream) -> Result<usize> {
     stream.set_nonblocking(true)?;
     let mut count = 0;
     loop {
@@ -116,12 +117,20 @@ fn fin_wait1() -> Result<()> {
 
 /// The other end knows that we say no more, and goes on.
 fn fin_wait2() -> Result<()> {
-    let (_outsider, mut stream) = with(|mut stream| {
-        let mut all = Vec::new();
-        stream.read_to_end(&mut all).ok();
-        wait_for_go();
-        stream.write_all(&all).ok();
-    })?;
+    let (_outsider, stream) = with(answer_at_the_end)?;
+    ask_and_shut(stream)
+}
+
+/// Sends back all that it has heard before the end, when it is told to. An error shows at the other end.
+pub(crate) fn answer_at_the_end(mut stream: TcpStream) {
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).ok();
+    wait_for_go();
+    stream.write_all(&all).ok();
+}
+
+/// Says its last before it is dumped, and hears the answer after it is restored.
+pub(crate) fn ask_and_shut(mut stream: TcpStream) -> Result<()> {
     stream.write_all(b"question")?;
     stream.shutdown(Shutdown::Write)?;
     reaches(&stream, 5)?;
