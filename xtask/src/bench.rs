@@ -25,7 +25,7 @@ use crate::target::{Target, census};
 const USAGE: &str = "bench [OPTION]...
   --criu PATH      measure this criu; default: the one of this workspace
   --peer PATH      compare with this one: a program, or the root of a Debian system that has a criu
-  --only NAME      only cases whose name contains this; that of connections runs only so, as many samples take
+  --only NAME      only cases whose name contains this; those of connections run only so, as many samples take
                    more ports than a host has, and CRIU 4.1.1 needs a kernel before 6.16 for them
   --runs N         samples per case and command; default: 10, of large ones 5
   --series         1, 2, 4, 8, 16 times the amount: time for each element must not grow
@@ -47,20 +47,24 @@ struct Case {
 impl Case {
     fn new(name: &str, shape: &str, runs: usize) -> Self {
         let shape: Vec<String> = shape.split(' ').map(str::to_owned).collect();
-        let shape_name = shape.first().cloned().unwrap_or_default();
-        let (peer_options, options): (&[_], &[_]) = match shape_name.as_str() {
-            // CRIU 4.1.1 locks a connection by two programs (iptables), a second for two or three; or by libnftables,
-            // which ends it as soon as it has 1024 descriptors. So only ours locks.
-            "connections" => (&["--network-lock", "skip"], &["--tcp-established"]),
-            _ => (&[], &[]),
+        let established: &[_] = match shape[0].as_str() {
+            "connections" => &["--tcp-established"],
+            _ => &[],
         };
         Self {
             name: name.to_owned(),
             shape,
-            peer_options,
-            options,
+            peer_options: &[],
+            options: established,
             runs,
         }
+    }
+
+    /// The peer holds no packets back, ours does. CRIU 4.1.1 locks a connection by two programs (iptables), a second for
+    /// twenty to forty; or by libnftables, which ends it as soon as it has 1024 descriptors.
+    fn peer_unlocked(mut self) -> Self {
+        self.peer_options = &["--network-lock", "skip"];
+        self
     }
 }
 
@@ -71,7 +75,10 @@ fn cases() -> Vec<Case> {
         Case::new("4000 mappings", "mappings 4000", 10),
         Case::new("200 processes of 10 MiB", "processes 200 10", 5),
         Case::new("10000 descriptors", "descriptors 100 100", 10),
-        Case::new("10000 connections", "connections 10000", 5),
+        Case::new("100 connections, locked", "connections 100", 2),
+        Case::new("200 connections, locked", "connections 200", 2),
+        Case::new("400 connections, locked", "connections 400", 2),
+        Case::new("10000 connections", "connections 10000", 5).peer_unlocked(),
         Case::new("2 GiB random", "memory 2048 0", 5),
         Case::new("2 GiB half zero", "memory 2048 1", 5),
     ]

@@ -28,6 +28,9 @@ use crate::look::{self, Copied, Descriptor, Looked, look};
 use crate::options::DumpOptions;
 use crate::{link, map_files, owner};
 
+/// A file that has more to say when all are known, its kind, and its place among the entries.
+type Related = (OpenFile, &'static dyn AnyFileKind, usize);
+
 /// A descriptor table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FdTable {
@@ -52,7 +55,7 @@ pub struct Collector<'s> {
     pub(crate) entries: Vec<pb::FileEntry>,
     types: HashMap<FileId, i32>,
     /// Files that have more to say when all are known, with their kind and their place in `entries`.
-    related: Vec<(OpenFile, &'static dyn AnyFileKind, usize)>,
+    related: Vec<Related>,
     /// Mappings, executables and directories, by what tells them apart.
     singles: HashMap<(u64, u64, Vec<u8>, u32), FileId>,
     pub(crate) seen: HashSet<(&'static str, u64)>,
@@ -385,26 +388,33 @@ impl<'s> Collector<'s> {
             .within(|| Subject::Object(format!("{name} ({text})")))
     }
 
+    /// Resolves what one file says of others, if it can be kept.
+    fn relate(&mut self, (file, kind, index): Related) -> Option<Error> {
+        let mut entry = self.entries[index].clone();
+        match kind.relations(self, &file, &mut entry) {
+            Ok(()) => self.entries[index] = entry,
+            Err(error) => {
+                let subject = Subject::Fd {
+                    fd: file.slot.map_or(-1, |slot| slot.fd),
+                    link: file.link_text(),
+                };
+                return Some(Error::Within {
+                    subject,
+                    source: Box::new(error),
+                });
+            }
+        }
+        None
+    }
+
     /// Resolves what refers from file to file, writes all that is left, and closes the images. Names given to
     /// files go again with what is returned, unless [`Names::keep`] is called.
     pub fn finish(mut self) -> Result<Names> {
         let mut refused = Vec::new();
-        for (file, kind, index) in std::mem::take(&mut self.related) {
-            let mut entry = self.entries[index].clone();
-            let slot = file.slot;
-            match kind.relations(&mut self, &file, &mut entry) {
-                Ok(()) => self.entries[index] = entry,
-                Err(error) => {
-                    let subject = Subject::Fd {
-                        fd: slot.map_or(-1, |slot| slot.fd),
-                        link: file.link_text(),
-                    };
-                    refused.push(Error::Within {
-                        subject,
-                        source: Box::new(error),
-                    });
-                }
-            }
+        // Relations may bring in files that were on their way.
+        while !self.related.is_empty() {
+            let related = std::mem::take(&mut self.related);
+            refused.extend(related.into_iter().filter_map(|one| self.relate(one)));
         }
         Error::all(refused)?;
         self.store

@@ -29,11 +29,8 @@ impl DumpCx for Collector<'_> {
         Ok(write(image)?)
     }
 
-    fn close_image(&mut self, desc: &'static Desc, id: ImageId) -> Result<()> {
-        if let Some(image) = self.images.remove(&desc.file_name(id)) {
-            image.finish()?;
-        }
-        Ok(())
+    fn put_image(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        Ok(self.store.put(name, bytes)?)
     }
 
     fn first(&mut self, kind: &'static str, key: u64) -> bool {

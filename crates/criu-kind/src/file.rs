@@ -85,8 +85,8 @@ pub trait DumpCx {
         write: &mut dyn FnMut(&mut ImageWriter) -> criu_image::Result<()>,
     ) -> Result<()>;
 
-    /// Says that an image is complete: there may be more of a kind than descriptors.
-    fn close_image(&mut self, desc: &'static Desc, id: ImageId) -> Result<()>;
+    /// Makes an image of these bytes, in one go: there may be more of a kind than descriptors.
+    fn put_image(&mut self, name: &str, bytes: &[u8]) -> Result<()>;
 
     /// Whether nobody has asked for this object of this kind before: shared objects are written once.
     fn first(&mut self, kind: &'static str, key: u64) -> bool;
@@ -152,6 +152,20 @@ impl dyn DumpCx + '_ {
         self.with_image(desc, id.into(), &mut |image| {
             image.write_with_extra(entry, extra)
         })
+    }
+
+    /// Makes an image of one entry.
+    pub fn put<M: Message + prost::Name>(
+        &mut self,
+        desc: &'static Desc,
+        id: impl Into<ImageId>,
+        entry: &M,
+        extra: &[u8],
+    ) -> Result<()> {
+        let name = desc.file_name(id);
+        let mut image = ImageWriter::new(desc, &*name, Vec::new())?;
+        image.write_with_extra(entry, extra)?;
+        self.put_image(&name, &image.finish()?)
     }
 
     /// What `make` gives, made on the first call for its type: an answer of the kernel about all sockets, usually.

@@ -159,8 +159,8 @@ impl DumpCx for Paper {
         Ok(())
     }
 
-    fn close_image(&mut self, _: &'static Desc, _: ImageId) -> Result<()> {
-        Ok(())
+    fn put_image(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        Ok(self.written.put(name, bytes)?)
     }
 
     fn first(&mut self, _: &'static str, _: u64) -> bool {

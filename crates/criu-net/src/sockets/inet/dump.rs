@@ -202,8 +202,7 @@ pub(crate) fn finish(
     }
     let saved = save::save(&file.fd)?;
     entry.state = saved.state;
-    cx.append(desc::TCP_STREAM, entry.ino, &saved.entry, &saved.queues)?;
-    cx.close_image(desc::TCP_STREAM, entry.ino.into())?;
+    cx.put(desc::TCP_STREAM, entry.ino, &saved.entry, &saved.queues)?;
     departure.keep(copy()?);
     Ok(())
 }
