@@ -16,6 +16,17 @@ def server(**files):
     return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, **files)
 
 
+def has_ring(pid):
+    for link in glob.glob("/proc/%d/fd/*" % pid):
+        try:
+            if os.readlink(link) == "anon_inode:[io_uring]":
+                return True
+        except FileNotFoundError:
+            # It has closed it meanwhile.
+            pass
+    return False
+
+
 def length(number):
     return 500 + number % 1500
 
@@ -39,10 +50,13 @@ def run():
         mariadb.stdin.flush()
         os.pwrite(progress, b"%-20d" % number, 0)
         if number == 200:
-            links = (os.readlink(link) for link in glob.glob("/proc/%d/fd/*" % mariadb.pid))
-            if "anon_inode:[io_uring]" not in links:
-                with open("wrong", "a") as file:
-                    file.write("the server has no ring\n")
+            deadline = time.monotonic() + 60
+            while not has_ring(mariadb.pid):
+                if time.monotonic() > deadline:
+                    with open("wrong", "a") as file:
+                        file.write("the server has no ring\n")
+                    break
+                time.sleep(0.1)
             open("ready", "w").close()
         time.sleep(0.03)
     mariadb.stdin.close()
