@@ -307,7 +307,28 @@ impl<'s> Files<'s> {
                 return broken(format!("file {file} is there twice"));
             }
         }
+        self.take_leave();
         Ok(())
+    }
+
+    /// Who was outside of the tree at dump and has ended since is as dead as who had ended before: ps(1) has files of
+    /// everybody open, for a moment.
+    fn take_leave(&mut self) {
+        for (file, entry) in &self.paths {
+            let Some(pid) = path::process_of(&entry.name) else {
+                continue;
+            };
+            if entry.ext()
+                || self.pids.contains(&pid)
+                || self.remaps.contains_key(file)
+                || path::is_alive(pid)
+            {
+                continue;
+            }
+            self.pids.insert(pid);
+            self.helpers.insert(pid);
+            self.remaps.insert(*file, Remap::Process);
+        }
     }
 
     /// Processes that have gone, but whose `/proc` directory a task has open: they must exist, under these

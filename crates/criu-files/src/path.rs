@@ -14,6 +14,8 @@ use nix::errno::Errno;
 use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs};
 
 const NFS_SUPER_MAGIC: FsType = nix::sys::statfs::NFS_SUPER_MAGIC;
+/// `PID_MAX_LIMIT` of `include/linux/threads.h`.
+const PID_MAX: u32 = 4 << 20;
 const DELETED: &[u8] = b" (deleted)";
 
 /// Where the name of a file leads.
@@ -123,14 +125,20 @@ fn is_silly_name(file: &OpenFile, path: &[u8]) -> bool {
 fn dead_process(file: &OpenFile, path: &[u8]) -> Option<u32> {
     let pid = process_of(path)?;
     let is_proc = fstatfs(&file.fd).is_ok_and(|fs| fs.filesystem_type() == PROC_SUPER_MAGIC);
-    (is_proc && !Path::new(&format!("/proc/{pid}")).exists()).then_some(pid)
+    (is_proc && !is_alive(pid)).then_some(pid)
+}
+
+/// Whether a process has its directory still.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
 }
 
 /// The pid in `/proc/PID/…`.
 pub(crate) fn process_of(path: &[u8]) -> Option<u32> {
     let rest = path.strip_prefix(b"/proc/")?;
     let pid = rest.split(|byte| *byte == b'/').next()?;
-    std::str::from_utf8(pid).ok()?.parse().ok()
+    let pid = std::str::from_utf8(pid).ok()?.parse().ok();
+    pid.filter(|pid| (1..=PID_MAX).contains(pid))
 }
 
 #[cfg(test)]
@@ -143,5 +151,7 @@ mod tests {
         assert_eq!(process_of(b"/proc/12"), Some(12));
         assert_eq!(process_of(b"/proc/sys/kernel"), None);
         assert_eq!(process_of(b"/procs/12"), None);
+        assert_eq!(process_of(b"/proc/0/maps"), None);
+        assert_eq!(process_of(b"/proc/4194305/maps"), None);
     }
 }

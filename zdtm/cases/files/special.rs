@@ -5,9 +5,12 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use zdtm::{Case, Child, Result, check, check_eq, ret};
+
+use crate::net::outsider::Outsider;
 
 pub(crate) const CASES: &[Case] = &[
     Case::new("directory", directory),
@@ -21,6 +24,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::new("proc-sys", proc_sys),
     Case::new("proc-other", proc_other),
     Case::new("proc-dead", proc_dead),
+    Case::new("proc-outsider", proc_outsider),
     Case::new("sysfs", sysfs),
     Case::new("device-unlinked", device_unlinked),
 ];
@@ -296,6 +300,30 @@ fn proc_dead() -> Result<()> {
         Err(Some(libc::ESRCH))
     );
     check!(names(&directory).is_err() || names(&directory)?.is_empty());
+    Ok(())
+}
+
+/// The same of somebody outside of the tree, who ends when we are killed.
+fn proc_outsider() -> Result<()> {
+    let us = format!("/proc/{}/stat", std::process::id());
+    let outsider = Outsider::start(|ready| {
+        ready();
+        while fs::read_to_string(&us).is_ok_and(|stat| !stat.contains(") Z ")) {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    })?;
+    let path = format!("/proc/{}/status", outsider.pid());
+    let mut file = File::open(&path)?;
+    zdtm::checkpoint()?;
+    // It may have missed our death, or there was none.
+    drop(outsider);
+    while fs::exists(&path)? {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    check_eq!(
+        file.read(&mut [0; 8]).map_err(|error| error.raw_os_error()),
+        Err(Some(libc::ESRCH))
+    );
     Ok(())
 }
 

@@ -37,6 +37,12 @@ impl Outsider {
     }
 }
 
+impl Outsider {
+    pub(crate) fn pid(&self) -> Pid {
+        self.0
+    }
+}
+
 impl Drop for Outsider {
     fn drop(&mut self) {
         kill(self.0, Signal::SIGKILL).ok();
