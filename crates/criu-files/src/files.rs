@@ -149,6 +149,7 @@ impl<'s> Files<'s> {
         files.take_tables()?;
         files.take_remaps()?;
         files.apply_policies();
+        files.take_leave();
         Ok(files)
     }
 
@@ -307,27 +308,22 @@ impl<'s> Files<'s> {
                 return broken(format!("file {file} is there twice"));
             }
         }
-        self.take_leave();
         Ok(())
     }
 
     /// Who was outside of the tree at dump and has ended since is as dead as who had ended before: ps(1) has files of
     /// everybody open, for a moment.
     fn take_leave(&mut self) {
-        for (file, entry) in &self.paths {
+        for entry in self.paths.values() {
             let Some(pid) = path::process_of(&entry.name) else {
                 continue;
             };
-            if entry.ext()
-                || self.pids.contains(&pid)
-                || self.remaps.contains_key(file)
-                || path::is_alive(pid)
-            {
+            let given = entry.ext() || RestoreCx::inherited(self, &entry.name).is_some();
+            if given || self.pids.contains(&pid) || path::is_alive(pid) {
                 continue;
             }
             self.pids.insert(pid);
             self.helpers.insert(pid);
-            self.remaps.insert(*file, Remap::Process);
         }
     }
 
