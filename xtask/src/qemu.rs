@@ -179,6 +179,10 @@ fn verdict(words: &str) -> End {
     }
 }
 
+/// A processor that gets nowhere for 80 s ends the guest, and the stacks of all are told: at this level of the log nothing
+/// else tells them. The usual 20 s are too few where one processor of the host stands for two of the guest.
+const LOCKED_UP: &str = "softlockup_panic=1 watchdog_thresh=40 panic_print=0x40";
+
 fn command(guest: &Guest) -> Result<Command> {
     let machine = guest.machine;
     let mut command = emulator::command(machine, guest.picky)?;
@@ -194,7 +198,7 @@ fn command(guest: &Guest) -> Result<Command> {
         .args([
             "-append",
             &format!(
-                "console={} panic=-1 quiet loglevel=4 secretmem.enable=1",
+                "console={} panic=-1 quiet loglevel=4 secretmem.enable=1 {LOCKED_UP}",
                 machine.console
             ),
         ])
