@@ -9,7 +9,7 @@ use std::path::Path;
 use criu_image::id::{ShmId, VPid};
 use criu_image::pb;
 use criu_kind::{Error, MappedFiles, Result, Subject, Within};
-use criu_proc::{Dev, MapName, ProcDir, Resource, Rlim, Smap, Smaps, VmFlags, WordSize, auxv};
+use criu_proc::{Dev, MapName, ProcDir, Resource, Rlim, Smap, VmFlags, WordSize, auxv};
 use criu_tracee::arch::Arch;
 use criu_tracee::stat::{fstat, fstatat};
 use criu_tracee::{Blob, Native, Outcome, Program, Ret, Tracee};
@@ -97,8 +97,7 @@ pub fn survey(
     let mut locked_on_fault = Vec::new();
     let mut problems = Vec::new();
     let mut lookup = Lookup::default();
-    for smap in Smaps::new(&proc.read("smaps")?) {
-        let smap = smap.map_err(criu_proc::Error::from)?;
+    proc.smaps(|smap| -> Result<()> {
         let class = lookup
             .link_mode(proc, &smap)
             .and_then(|link| classify(&smap, link, &around))
@@ -128,7 +127,8 @@ pub fn survey(
             Ok(None) => {}
             Err(error) => problems.push(error),
         }
-    }
+        Ok(())
+    })?;
     Error::all(problems)?;
     join_vvar(&mut vmas);
     let stat = proc.stat()?;

@@ -188,7 +188,7 @@ impl ProcDir {
     }
 
     /// ENOENT means either that this kernel has no such file or that there is no task any more.
-    fn error(&self, call: &'static str, name: &str, errno: Errno) -> Error {
+    pub(crate) fn error(&self, call: &'static str, name: &str, errno: Errno) -> Error {
         match errno {
             Errno::ESRCH => Error::Gone(self.pid),
             Errno::ENOENT if self.is_gone() => Error::Gone(self.pid),

@@ -32,6 +32,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
+mod ahead;
 mod auxv;
 mod cgroup;
 mod dev;

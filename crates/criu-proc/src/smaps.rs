@@ -50,6 +50,18 @@ impl<'a> Smaps<'a> {
         }
     }
 
+    /// Of a later part of the file, behind so many lines.
+    pub(crate) fn behind(line: u32, smaps: &'a [u8]) -> Self {
+        Self {
+            lines: text::lines_behind("smaps", line, smaps),
+        }
+    }
+
+    /// How many lines of the file there were so far.
+    pub(crate) fn line(&self) -> u32 {
+        self.lines.number()
+    }
+
     fn smap(&mut self, header: Line<'a>) -> Result<Smap<'a>, ParseError> {
         let mut smap = Smap {
             vma: maps::vma(header)?,

@@ -16,11 +16,12 @@ pub(crate) struct Line<'a> {
 
 /// The lines of a file, without their newlines; text after the last newline counts as a line.
 pub(crate) fn lines<'a>(file: &'static str, text: &'a [u8]) -> Lines<'a> {
-    Lines {
-        file,
-        number: 0,
-        text,
-    }
+    lines_behind(file, 0, text)
+}
+
+/// The same for the rest of a file, of which so many lines are known.
+pub(crate) fn lines_behind<'a>(file: &'static str, number: u32, text: &'a [u8]) -> Lines<'a> {
+    Lines { file, number, text }
 }
 
 /// See [`lines`].
@@ -29,6 +30,12 @@ pub(crate) struct Lines<'a> {
     file: &'static str,
     number: u32,
     text: &'a [u8],
+}
+
+impl Lines<'_> {
+    pub(crate) fn number(&self) -> u32 {
+        self.number
+    }
 }
 
 impl<'a> Iterator for Lines<'a> {

@@ -23,6 +23,7 @@ mod entries;
 mod io_flusher;
 mod ioprio;
 mod itimer;
+mod kin;
 mod loginuid;
 mod mce_kill;
 mod mdwe;
@@ -55,6 +56,7 @@ mod tree;
 mod wait;
 mod words;
 
+pub use kin::family;
 pub use loginuid::read as loginuid;
 pub use pending::closing_signal;
 pub use plan::{End, Plan, PlanNode, Role, Step};

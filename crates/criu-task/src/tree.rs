@@ -3,14 +3,15 @@
 //! Parents are stopped before their children are listed, so what is listed can only shrink; the scan is
 //! repeated until it finds nobody new, because orphans move to a subreaper.
 
-use std::collections::{HashMap, HashSet};
-use std::ffi::OsString;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use criu_kind::{Error, Result, Subject, Within};
 use criu_proc::{ProcDir, Stat, Status, TaskState};
 use criu_tracee::{Thread, Tracee};
 use nix::unistd::Pid;
+
+use crate::kin::Kin;
 
 /// One process of a stopped tree. Ids are those of its own pid namespace.
 #[derive(Debug)]
@@ -114,7 +115,7 @@ pub fn freeze(root: Pid, patience: Option<Duration>) -> Result<(Tree, Vec<Tracee
                 order.retain(|other| other != pid);
             }
         }
-        let mut bearers = None;
+        let mut kin = Kin::default();
         for parent in order.clone() {
             // The dead have left theirs to others.
             let Some(held) = known.get(&parent).copied().flatten() else {
@@ -122,13 +123,7 @@ pub fn freeze(root: Pid, patience: Option<Duration>) -> Result<(Tree, Vec<Tracee
             };
             let threads = tracees[held].threads().iter().map(Thread::tid);
             let threads: Vec<Pid> = threads.collect();
-            if threads.len() > MANY_THREADS
-                && let Some(bearers) = bearers.get_or_insert_with(|| bearers_of(threads.len()))
-                && !bearers.contains(&parent)
-            {
-                continue;
-            }
-            match ProcDir::open(parent).and_then(|proc| proc.children_of(&threads)) {
+            match ProcDir::open(parent).and_then(|proc| kin.children(&proc, &threads)) {
                 Ok(children) => {
                     for child in children {
                         if !order.contains(&child) {
@@ -146,29 +141,6 @@ pub fn freeze(root: Pid, patience: Option<Duration>) -> Result<(Tree, Vec<Tracee
     }
     let nodes = describe(root, &order, &known)?;
     Ok((Tree { nodes }, tracees))
-}
-
-/// Threads from which on it is worth to ask who has children at all: each keeps a list of its own.
-const MANY_THREADS: usize = 64;
-
-/// Who of all processes has children, if they are fewer than `limit` and all can be seen.
-fn bearers_of(limit: usize) -> Option<HashSet<Pid>> {
-    let names = std::fs::read_dir("/proc").ok()?.flatten();
-    let pid = |name: OsString| Some(Pid::from_raw(name.to_str()?.parse().ok()?));
-    let pids: Vec<Pid> = names.filter_map(|entry| pid(entry.file_name())).collect();
-    // The mount option `hidepid` hides the first of all from whoever may not see all.
-    if pids.len() >= limit || !pids.contains(&Pid::from_raw(1)) {
-        return None;
-    }
-    let mut bearers = HashSet::new();
-    for pid in pids {
-        match ProcDir::open(pid).and_then(|proc| proc.stat()) {
-            Ok(stat) => drop(bearers.insert(stat.ppid)),
-            Err(criu_proc::Error::Gone(_)) => {}
-            Err(_) => return None,
-        }
-    }
-    Some(bearers)
 }
 
 fn subject(pid: Pid, stat: &Stat) -> Subject {
@@ -217,23 +189,6 @@ fn describe(root: Pid, order: &[Pid], known: &HashMap<Pid, Option<usize>>) -> Re
 mod tests {
     use super::*;
     use std::process::{Command, Stdio};
-
-    #[test]
-    fn who_has_children_is_known() {
-        let mut child = Command::new("sleep")
-            .arg("60")
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("sleep runs");
-        // `None` where /proc does not show everybody.
-        if let Some(bearers) = bearers_of(usize::MAX) {
-            assert!(bearers.contains(&Pid::this()));
-            assert!(!bearers.contains(&Pid::from_raw(child.id().cast_signed())));
-        }
-        assert_eq!(bearers_of(1), None);
-        child.kill().expect("our child");
-        child.wait().expect("our child");
-    }
 
     #[test]
     fn a_tree_is_stopped_whole_and_goes_on() {

@@ -72,6 +72,27 @@ pub(crate) fn read_text(path: &str) -> Option<String> {
     String::from_utf8(read_at_once(path).ok()?).ok()
 }
 
+/// From so many on two threads of ours look at as many threads at the same time.
+const MANY: usize = 64;
+
+/// What is found for each, in order.
+pub(crate) fn side_by_side<T: Sync, R: Send>(all: &[T], each: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let look = |some: &[T]| -> Vec<R> { some.iter().map(&each).collect() };
+    if all.len() < MANY {
+        return look(all);
+    }
+    let (here, there) = all.split_at(all.len() / 2);
+    std::thread::scope(|scope| {
+        let there = scope.spawn(|| look(there));
+        let mut found = look(here);
+        match there.join() {
+            Ok(others) => found.extend(others),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+        found
+    })
+}
+
 /// What `status` says of a thread; nothing if that is gone.
 pub(crate) fn thread_status(pid: Pid, tid: Pid) -> Vec<u8> {
     read_at_once(&format!("/proc/{pid}/task/{tid}/status")).unwrap_or_default()

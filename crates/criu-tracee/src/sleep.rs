@@ -19,7 +19,7 @@ use criu_arch::Arch;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-use crate::look::read_text;
+use crate::look::{self, read_text};
 use crate::native::Native;
 
 /// A call: its number, its arguments, and the instruction pointer behind it.
@@ -51,11 +51,9 @@ pub(crate) struct Naps {
 
 impl Naps {
     /// Looks at threads that still run freely, each given with its process.
-    pub(crate) fn of(tids: impl IntoIterator<Item = (Pid, Pid)>) -> Self {
-        let all: BTreeMap<Pid, Nap> = tids
-            .into_iter()
-            .filter_map(|(pid, tid)| Some((tid, nap(pid, tid)?)))
-            .collect();
+    pub(crate) fn of(tids: &[(Pid, Pid)]) -> Self {
+        let naps = look::side_by_side(tids, |(pid, tid)| Some((*tid, nap(*pid, *tid)?)));
+        let all: BTreeMap<Pid, Nap> = naps.into_iter().flatten().collect();
         let mut cpus: Vec<usize> = all.values().map(|nap| nap.cpu).collect();
         cpus.sort_unstable();
         cpus.dedup();

@@ -101,10 +101,9 @@ impl Thread {
         }
     }
 
-    /// Reads what the kernel says of a thread, now that all of its process have stopped, and suspends its
+    /// Keeps what the kernel says of a thread, now that all of its process have stopped, and suspends its
     /// filters if it has some and they may be.
-    pub(crate) fn look_at_status(&mut self, pid: Pid) -> Result<()> {
-        let status = look::thread_status(pid, self.tid);
+    pub(crate) fn look_at_status(&mut self, status: Vec<u8>) -> Result<()> {
         let text = String::from_utf8_lossy(&status);
         self.vtid = look::own_id(self.tid, &text);
         if !matches!(look::field(&text, "Seccomp"), "0" | "") {

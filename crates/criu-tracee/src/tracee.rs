@@ -62,7 +62,8 @@ impl Tracee {
         let list = || -> Vec<Vec<Pid>> { pids.iter().map(|pid| look::thread_ids(*pid)).collect() };
         let mut seen = list();
         let running = pids.iter().zip(&seen);
-        let naps = Naps::of(running.flat_map(|(pid, tids)| tids.iter().map(|tid| (*pid, *tid))));
+        let running = running.flat_map(|(pid, tids)| tids.iter().map(|tid| (*pid, *tid)));
+        let naps = Naps::of(&running.collect::<Vec<_>>());
         loop {
             let mut fresh = Vec::new();
             for (slot, (_, threads)) in found.iter().enumerate() {
@@ -113,8 +114,10 @@ impl Tracee {
                 continue;
             }
             let memory = Memory::open(pid)?;
-            for thread in &mut threads {
-                gone_is_fine(thread.look_at_status(pid))?;
+            let tids: Vec<Pid> = threads.iter().map(|thread| thread.tid).collect();
+            let statuses = look::side_by_side(&tids, |tid| look::thread_status(pid, *tid));
+            for (thread, status) in threads.iter_mut().zip(statuses) {
+                gone_is_fine(thread.look_at_status(status))?;
                 gone_is_fine(thread.look_at_rseq(&memory))?;
             }
             let signal = look::closing_signal(&threads[0].status_text(), threads[0].stop, None);

@@ -7,7 +7,6 @@ use criu_kind::{Error, Result};
 use criu_net::{
     Arrival, ArrivalOptions, Departure, DepartureOptions, Fate, Policies, Policy, Side,
 };
-use criu_proc::ProcDir;
 use nix::unistd::Pid;
 
 use crate::options::{NetworkLock, Tcp, TcpFate, TcpPolicy, TcpSide};
@@ -43,19 +42,7 @@ pub(crate) fn preflight(root: Pid, tcp: &Tcp) -> Result<()> {
     if tcp.established || tcp.close {
         return Ok(());
     }
-    criu_net::refuse_connections(&family(root), &policies(tcp))
-}
-
-/// A process and all that come from it, as they are at the moment.
-fn family(root: Pid) -> Vec<Pid> {
-    let mut all = vec![root];
-    let mut next = 0;
-    while let Some(pid) = all.get(next).copied() {
-        let children = ProcDir::open(pid).and_then(|process| process.children());
-        all.extend(children.unwrap_or_default());
-        next += 1;
-    }
-    all
+    criu_net::refuse_connections(&criu_task::family(root), &policies(tcp))
 }
 
 /// The connections of a dump, none of them known yet.
